@@ -1,0 +1,70 @@
+# From a fresh clone: make demo, make test. Needs Python, make and git, no more.
+
+PYTHON ?= python3
+TORCH ?= default
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.pytorch.org/whl/$(TORCH))
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test test-slow lint types demo clean
+
+help:
+	@echo "make demo       segment the example scene; say which files to open"
+	@echo "make test       lint, types and the quick tests"
+	@echo "make test-slow  the slow tests"
+	@echo "make lint       ruff and codespell"
+	@echo "make types      mypy"
+	@echo "make venv       .venv with everything, from the pinned versions"
+	@echo "make clean      remove .venv, builds and caches (never out/)"
+	@echo
+	@echo "PYTHON=$(PYTHON)  the Python (3.11 or newer) that .venv is made with"
+	@echo "TORCH=$(TORCH)  torch's build: default (as PyPI has it), cpu, cu126, ..."
+	@echo "                to change it later: make clean first"
+
+# Two stamps: what the demo runs with, and what the tests need besides.
+.venv/base.stamp: requirements/base.txt requirements/torch.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "tileseg needs Python 3.11 or newer, and PYTHON=$(PYTHON) is not: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "venv: .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv
+	@echo "venv: requirements/base.txt"
+	@$(PIP) install -r requirements/base.txt
+	@echo "venv: requirements/torch.txt (TORCH=$(TORCH); a CUDA build is several GB)"
+	@$(PIP) install $(TORCH_INDEX) -r requirements/torch.txt
+	@echo "venv: tileseg itself, editable"
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev.stamp: .venv/base.stamp requirements/dev.txt
+	@echo "venv: requirements/dev.txt"
+	@$(PIP) install -r requirements/dev.txt
+	@touch $@
+
+venv: .venv/dev.stamp
+
+test: lint types
+	$(BIN)/pytest -m "not slow"
+
+test-slow: .venv/dev.stamp
+	$(BIN)/pytest -m slow || [ $$? -eq 5 ] # 5: no test is marked slow
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/codespell
+
+types: .venv/dev.stamp
+	$(BIN)/mypy tileseg jobs
+
+demo: .venv/base.stamp
+	$(BIN)/python jobs/segment.py --input examples/itaipu.tif --overwrite
+	@echo
+	@echo "out/itaipu/mask.tif       the classes, a COG with colours and names: open it in QGIS"
+	@echo "out/itaipu/quicklook.png  the scene and its mask side by side"
+	@echo "out/itaipu/run.json       what was done, with which model, how fast"
+
+clean:
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,21 @@
+"""Fixtures shared by the tests."""
+
+import pytest
+from hypothesis import settings
+from making import make_model, make_scene, random_pixels
+
+# A law holds however slow the machine is; a hang is what pytest-timeout is for.
+settings.register_profile("tileseg", deadline=None)
+settings.load_profile("tileseg")
+
+
+@pytest.fixture
+def scene_path(tmp_path):
+    """A scene of 5 x 4 small shards (24 * 4 = 96 pixels): 410 rows, 300 columns."""
+    return make_scene(tmp_path / "scene.tif", random_pixels(410, 300))
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory):
+    """A small random U-Net with three classes; stride 24."""
+    return make_model(tmp_path_factory.mktemp("model"))

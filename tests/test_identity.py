@@ -1,0 +1,141 @@
+"""What a scene's bytes are, and when that is still known."""
+
+import hashlib
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from tileseg.errors import InputError
+from tileseg.identity import identify
+
+DATA = b"II*\0" + bytes(range(200))
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "scene.tif"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture
+def work(tmp_path):
+    path = tmp_path / "work"
+    path.mkdir()
+    return path
+
+
+def rewrite_quietly(path, data):
+    """Put other bytes of the same size into a file and set its old times again."""
+    before = path.stat()
+    time.sleep(0.05)  # the clock of change times ticks every few milliseconds
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (before.st_size, before.st_mtime_ns, before.st_ino) == (
+        after.st_size,
+        after.st_mtime_ns,
+        after.st_ino,
+    )
+
+
+def test_an_identity_is_size_and_sha256(file, work):
+    identity = identify(str(file), work)
+
+    assert identity.path == str(file)
+    assert identity.size == len(DATA)
+    assert hashlib.sha256(DATA).hexdigest() == identity.sha256
+
+
+def test_an_unchanged_file_is_not_hashed_again(file, work):
+    """The digest comes from the last run's record: here one that no hash gives."""
+    replace(identify(str(file), work), sha256="f" * 64).remember(work)
+
+    assert identify(str(file), work).sha256 == "f" * 64
+
+
+def test_a_remembered_identity_comes_back_the_same(file, work):
+    identity = identify(str(file), work)
+    identity.remember(work)
+
+    assert identity == identify(str(file), work)
+
+
+def test_a_rewrite_of_the_same_size_and_time_is_seen(file, work):
+    identity = identify(str(file), work)
+    identity.remember(work)
+    rewrite_quietly(file, DATA[::-1])
+
+    assert hashlib.sha256(DATA[::-1]).hexdigest() == identify(str(file), work).sha256
+    with pytest.raises(InputError, match="changed") as caught:
+        identity.check_unchanged()
+    assert caught.value.exit_code == 4
+
+
+def test_another_file_in_its_place_is_seen(file, work):
+    identity = identify(str(file), work)
+    identity.remember(work)
+    other = file.with_name("other.tif")
+    other.write_bytes(DATA[::-1])
+    stat = file.stat()
+    os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other.replace(file)
+
+    assert identity.sha256 != identify(str(file), work).sha256
+    with pytest.raises(InputError, match="changed"):
+        identity.check_unchanged()
+
+
+def test_a_record_of_another_file_is_not_used(file, work):
+    other = file.with_name("other.tif")
+    other.write_bytes(DATA)
+    replace(identify(str(other), work), sha256="f" * 64).remember(work)
+
+    assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
+
+
+def test_an_unchanged_file_passes(file, work):
+    assert identify(str(file), work).check_unchanged() is None
+
+
+def test_a_file_that_went_away_has_changed(file, work):
+    identity = identify(str(file), work)
+    file.unlink()
+
+    with pytest.raises(InputError, match=r"scene\.tif"):
+        identity.check_unchanged()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"path": ',
+        b"\xff\xfe",
+        b'{"stamp": null}',
+        b'{"path": "x", "size": 1, "stamp": [1, 2, 3], "sha256": "f", "more": 1}',
+    ],
+)
+def test_a_broken_record_is_no_record(record, file, work):
+    (work / "inputs.json").write_bytes(record)
+
+    assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
+
+
+def test_a_missing_file_is_named(work, tmp_path):
+    with pytest.raises(InputError, match=r"gone\.tif") as caught:
+        identify(str(tmp_path / "gone.tif"), work)
+
+    assert caught.value.exit_code == 4
+
+
+def test_a_folder_is_refused(work, tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        identify(str(tmp_path), work)

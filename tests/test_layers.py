@@ -1,0 +1,154 @@
+"""The order of the modules, the owners of the toolkits, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tileseg"
+
+# From values to the command line: a module imports only what stands before it.
+ORDER = (
+    "errors",
+    "overlap",
+    "window",
+    "geobox",
+    "grid",
+    "unet",
+    "card",
+    "model",
+    "blend",
+    "picture",
+    "predict",
+    "scene",
+    "reader",
+    "encode",
+    "area",
+    "ledger",
+    "identity",
+    "task",
+    "precision",
+    "worker",
+    "engine",
+    "stitch",
+    "publish",
+    "report",
+    "evaluate",
+    "train",
+    "record",
+    "job",
+    "cli",
+)
+
+# Names that `tileseg/__init__.py` sets itself; any other name there is a late import.
+OWN_NAMES = {"__version__"}
+
+OWNERS = {
+    "click": {"cli"},
+    "matplotlib": {"report"},
+    "pyproj": {"area"},
+    "rasterio": {"scene", "encode", "evaluate", "train"},
+    "safetensors": {"model"},
+    "torch": {"unet", "model", "blend", "picture", "predict", "train"},
+    "tqdm": {"cli"},
+}
+
+HEAVY = {"matplotlib", "rasterio", "torch"}
+
+# `__init__` stands outside the order: it names things of every layer, lazily.
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the dotted name of every import, also of those inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = ["tileseg"] if node.level else []
+            parts += [node.module] if node.module else []
+            yield from (".".join([*parts, alias.name]) for alias in node.names)
+
+
+def inner(names: Iterator[str]) -> set[str]:
+    """Return the modules of tileseg among the imports, or the odd names it gives."""
+    found = {name.split(".")[1] for name in names if name.startswith("tileseg.")}
+    return found - OWN_NAMES
+
+
+def outer(names: Iterator[str]) -> set[str]:
+    """Return the top-level packages that are imported."""
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.fixture(params=MODULES)
+def module(request):
+    return request.param
+
+
+@pytest.fixture
+def source(module):
+    return (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+
+
+def test_the_package_is_flat_and_every_module_has_its_place():
+    packages = {path.parent.name for path in PACKAGE.glob("*/*.py")}
+
+    assert set() == packages
+    assert set() == set(MODULES) - set(ORDER)
+
+
+def test_a_module_imports_only_those_before_it(module, source):
+    before = ORDER[: ORDER.index(module)]
+
+    assert set() == inner(imported(source)) - set(before)
+
+
+def test_a_toolkit_is_imported_by_its_owners_only(module, source):
+    foreign = {kit for kit, owners in OWNERS.items() if module not in owners}
+
+    assert set() == outer(imported(source)) & foreign
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import tileseg.job",
+        "from tileseg import job",
+        "from tileseg.job import Job",
+        "from tileseg.job import Job as J, segment",
+        "from . import job",
+        "from .job import Job",
+        "def late():\n    from tileseg.job import Job",
+        "if TYPE_CHECKING:\n    from tileseg.job import Job",
+    ],
+)
+def test_every_way_to_import_a_module_is_seen(source):
+    assert {"job"} == inner(imported(source))
+
+
+def test_a_lazy_name_of_the_package_counts_as_an_import():
+    """`from tileseg import segment` reaches any layer, so no module may say it."""
+    names = imported("from tileseg import __version__, segment")
+
+    assert {"segment"} == inner(names)
+
+
+@pytest.mark.parametrize("name", ["", ".grid", ".window", ".cli"])
+def test_an_import_loads_no_heavy_package(name):
+    program = f"import sys, tileseg{name}; print(*sys.modules)"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+
+    assert f"tileseg{name}" in loaded
+    assert set() == HEAVY & set(loaded)

@@ -1,0 +1,366 @@
+"""What is done is known after any crash, and only what is whole is used again."""
+
+import hashlib
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from making import digests, make_scene, random_pixels, snapshot
+
+from tileseg.errors import BusyError, ExitCode, OutputError
+from tileseg.grid import Shard
+from tileseg.job import run
+from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest, lock, write_whole
+from tileseg.task import Job
+
+ROOT = Path(__file__).parents[1]
+PLAN = Plan({"input": "a scene", "blend": "crop"}, {"batch_size": 16})
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "work", PLAN)
+
+
+def finish(ledger, row=0, col=0, data=b"labels"):
+    """Write a shard file and record its receipt."""
+    name = f"shards/{Shard(row, col).name}.tif"
+    write_whole(ledger.folder / name, data)
+    artifact = Artifact(name, len(data), hashlib.sha256(data).hexdigest())
+    receipt = Receipt(
+        shard=Shard(row, col),
+        artifacts={"mask": artifact},
+        pixels={0: 12, 1: 34, 255: 56},
+        hectares={0: 0.12, 1: 1 / 3},
+        work={"tiles": 20, "read": 0.1},
+    )
+    ledger.record(receipt)
+    return receipt
+
+
+# Plans
+
+
+def test_a_plan_id_names_every_fact_and_no_order():
+    turned = Plan(dict(reversed(PLAN.request.items())), PLAN.resolved)
+    others = [
+        replace(PLAN, request={**PLAN.request, "blend": "cosine"}),
+        replace(PLAN, resolved={"batch_size": 8}),
+    ]
+
+    assert PLAN.plan_id == turned.plan_id
+    assert len({PLAN.plan_id, *(plan.plan_id for plan in others)}) == 3
+    assert others[0].request_id != PLAN.request_id == others[1].request_id
+
+
+def test_a_digest_does_not_depend_on_the_process():
+    """The id of `{}` in hexadecimal, from sha256sum."""
+    assert digest({}) == "44136fa355b3678a1146ad16f7e8649e"
+
+
+# Receipts
+
+
+@pytest.mark.parametrize("hectares", [None, {0: 0.1, 254: 1e-12}, {}])
+def test_a_receipt_survives_json(hectares):
+    receipt = Receipt(
+        shard=Shard(3, 14),
+        artifacts={"mask": Artifact("shards/3_14.tif", 15, "9" * 64)},
+        pixels={0: 1, 254: 2**40, 255: 3},
+        hectares=hectares,
+        work={"tiles": 256, "forward": 0.1},
+    )
+
+    text = json.dumps(receipt.to_json())
+
+    assert receipt == Receipt.from_json(json.loads(text))
+
+
+def test_recorded_receipts_come_back(ledger):
+    assert ledger.open() == {}
+    receipts = [finish(ledger, row, row + 1) for row in range(5)]
+
+    again = Ledger(ledger.folder.parent, PLAN).open()
+
+    assert {item.shard: item for item in receipts} == again
+
+
+def test_the_last_receipt_of_a_shard_counts(ledger):
+    ledger.open()
+    finish(ledger, data=b"first")
+    last = finish(ledger, data=b"second")
+
+    assert {last.shard: last} == ledger.open()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 40, 200])
+def test_a_torn_line_is_no_receipt(ledger, cut):
+    """The next one begins a line of its own."""
+    ledger.open()
+    kept = [finish(ledger, 0, col) for col in range(2)]
+    finish(ledger, 0, 2)
+    journal = ledger.folder / "receipts.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-cut])
+    whole = 1 + (cut == 1)  # only the line's end is missing
+
+    before = ledger.open()
+    kept.append(finish(ledger, 0, 3))
+
+    assert len(before) == 1 + whole
+    assert {item.shard for item in kept} <= set(ledger.open())
+
+
+JUNK = [b"\n", b"null\n", b"[]\n", b"{}\n", b"3\n", b"\xff\xfe\n", bytes(99), b"{" * 9]
+
+
+@pytest.mark.parametrize("junk", JUNK)
+def test_junk_among_the_receipts_does_no_harm(ledger, junk):
+    ledger.open()
+    first = finish(ledger, 0, 0)
+    with (ledger.folder / "receipts.jsonl").open("ab") as journal:
+        journal.write(junk)
+    ledger.open()
+    second = finish(ledger, 0, 1)
+
+    assert {first.shard: first, second.shard: second} == ledger.open()
+
+
+@pytest.mark.parametrize("harm", [b"", b"other ", b"labels and more"])
+def test_a_file_that_its_receipt_does_not_describe_is_not_used(ledger, harm):
+    ledger.open()
+    finish(ledger)
+
+    (ledger.folder / "shards/0_0.tif").write_bytes(harm)
+
+    assert ledger.open() == {}
+
+
+def test_opening_touches_no_file_of_others(ledger):
+    """The work directory is the user's: it may be /tmp itself."""
+    work = ledger.folder.parent
+    for name in ("theirs.tmp", "theirs/deep/down.tmp", "theirs/shards/0_0.tif.1.tmp"):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        (work / name).write_text("theirs")
+    before = snapshot(work)
+
+    ledger.open()
+
+    assert before.items() <= snapshot(work).items()
+
+
+DIE = """
+import os, signal, sys
+from pathlib import Path
+from tileseg.ledger import write_whole
+os.fsync = lambda _handle: os.kill(os.getpid(), signal.SIGKILL)
+write_whole(Path(sys.argv[1]), b"data")
+"""
+
+
+@pytest.mark.parametrize("name", ["shards/0_0.tif", "plan.json", "../inputs.json"])
+def test_opening_sweeps_what_a_killed_run_left(ledger, name):
+    """The process dies when its bytes are written and not yet in place."""
+    ledger.open()
+    before = snapshot(ledger.folder.parent)
+    subprocess.run(
+        [sys.executable, "-c", DIE, str(ledger.folder / name)], cwd=ROOT, check=False
+    )
+    between = snapshot(ledger.folder.parent)
+
+    ledger.open()
+
+    assert len(between) == len(before) + 1
+    assert set(before) == set(snapshot(ledger.folder.parent))
+
+
+def test_removing_a_plan_leaves_other_plans(ledger):
+    other = Ledger(ledger.folder.parent, replace(PLAN, resolved={"batch_size": 8}))
+    for item in (ledger, other):
+        item.open()
+        finish(item)
+
+    ledger.remove()
+
+    assert not ledger.folder.exists()
+    assert len(other.open()) == 1
+
+
+# Whole files
+
+
+def test_a_file_is_written_whole(tmp_path):
+    path = tmp_path / "deep" / "file"
+
+    write_whole(path, b"one")
+    write_whole(path, b"two")
+
+    assert path.read_bytes() == b"two"
+    assert [item.name for item in path.parent.iterdir()] == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    path.mkdir()
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_whole(path, b"two")
+
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("place", ["file/inside", "file/deep/inside", "/proc/tileseg"])
+def test_an_impossible_place_is_an_output_error(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_whole(tmp_path / place, b"data")
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    """Whatever ends it: here data that cannot be written."""
+    with pytest.raises(TypeError):
+        write_whole(tmp_path / "file", object())
+
+    assert list(tmp_path.iterdir()) == []
+
+
+# A full disk
+
+
+def segment(*options, limit=None):
+    """Run the command line in a process; file sizes limited to `limit` bytes."""
+
+    def allow():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [sys.executable, "jobs/segment.py", *map(str, options)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=allow if limit else None,
+    )
+
+
+@pytest.mark.parametrize("limit", [3_000, 4_500, 12_000, 40_000])
+def test_a_full_disk_is_an_output_error_that_keeps_the_shards(
+    tmp_path, model_path, limit
+):
+    """No file may exceed the limit: receipts, shards, the mask or the picture do."""
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(230, 170))
+    (tmp_path / "job.toml").write_text("shard = 96\nrun_shards = [1, 1]\n")
+    options = ["--input", scene, "--model", model_path, "--output", tmp_path / "out"]
+    facts = {"input": str(scene), "model": str(model_path), "shard": 96}
+
+    full = segment(*options, "--config", tmp_path / "job.toml", limit=limit)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tmp")}
+    names = {item.name for item in tmp_path.iterdir()}
+    journals = list(tmp_path.glob("out.work/*/receipts.jsonl"))  # one or none
+    receipts = [line for item in journals for line in item.read_text().split("\n")[:-1]]
+    resumed = run(Job(**facts, output=str(tmp_path / "out")))
+    run(Job(**facts, output=str(tmp_path / "undisturbed")))
+
+    assert full.returncode == ExitCode.OUTPUT, full.stderr
+    assert "Traceback" not in full.stderr
+    assert left == set()
+    assert names == {"out.work", "scene.tif", "job.toml"}
+    assert resumed.error is None
+    assert len(receipts) == resumed.values["counts"]["shards_reused"]
+    assert digests(tmp_path / "undisturbed") == digests(tmp_path / "out")
+
+
+# The lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tileseg.ledger import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """A process that holds the work directory."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "work")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_second_is_told_at_once_who_is_at_it(tmp_path, owner):
+    start = time.monotonic()
+
+    with pytest.raises(BusyError, match=str(owner.pid)), lock(tmp_path / "work"):
+        pytest.fail("two hold the lock")
+
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_owner_frees_the_lock_at_once(tmp_path, owner, number):
+    owner.send_signal(number)
+    owner.wait()
+
+    with lock(tmp_path / "work"):
+        pass
+
+
+def test_a_stopped_owner_keeps_the_lock(tmp_path, owner):
+    """It may wake up: slow is not dead."""
+    owner.send_signal(signal.SIGSTOP)
+
+    with pytest.raises(BusyError), lock(tmp_path / "work"):
+        pytest.fail("two hold the lock")
+
+    owner.send_signal(signal.SIGCONT)
+
+
+def test_the_lock_is_free_after_an_error(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="bug"), lock(tmp_path / "work"):
+            raise ValueError("bug")
+
+
+@pytest.mark.parametrize("place", ["file/work", "/proc/tileseg"])
+def test_a_work_directory_that_cannot_be_made_is_an_output_error(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(OutputError, match="work directory"), lock(tmp_path / place):
+        pytest.fail("there is nothing to hold")
+
+
+def test_two_jobs_at_once_publish_once(tmp_path, model_path, owner):
+    """The job that comes second exits 8 at once and leaves the output alone."""
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(230, 170))
+    job = Job(
+        input=str(scene),
+        model=str(model_path),
+        output=str(tmp_path / "out"),
+        work=str(tmp_path / "work"),
+    )
+
+    busy = run(job)
+    owner.kill()
+    owner.wait()
+    free = run(job)
+
+    assert busy.values["exit_code"] == ExitCode.BUSY
+    assert str(owner.pid) in busy.values["error"]
+    assert free.values["exit_code"] == ExitCode.OK

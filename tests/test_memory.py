@@ -1,0 +1,119 @@
+"""Memory does not grow with the scene."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from making import NORTH_UP, make_model, make_scene, random_pixels
+from rasterio.windows import Window
+
+ROOT = Path(__file__).parents[1]
+BLOCK = 512
+
+PROGRAM = """
+import json, re, sys
+from pathlib import Path
+
+import tileseg
+from tileseg.card import read_card
+from tileseg.model import load, resolve_device
+
+scene, model, output = sys.argv[1:]
+network = load(Path(model), read_card(Path(model)), resolve_device("cpu"))
+status = Path("/proc/self/status").read_text()
+loaded = int(re.search(r"VmRSS:\\s+(\\d+) kB", status)[1]) / 1024
+values = tileseg.segment(scene, model=model, output=output)
+print(json.dumps({"loaded": loaded, **values}))
+"""
+
+
+def make_large_scene(path, side):
+    """Write side x side pixels of fields, block by block; every eighth is nodata."""
+    random = np.random.default_rng(side)
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "height": side,
+        "width": side,
+        "dtype": "uint16",
+        "nodata": 0,
+        "crs": "EPSG:32631",
+        "transform": NORTH_UP,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "lzw",
+        "sparse_ok": True,
+        "num_threads": 2,
+    }
+    with rasterio.open(path, "w", **profile) as dataset:
+        for row in range(0, side, BLOCK):
+            for col in range(0, side, BLOCK):
+                if (row + 3 * col) // BLOCK % 8 == 0:
+                    continue
+                fields = random.integers(1, 9_000, (3, 16, 16), dtype=np.uint16)
+                pixels = fields.repeat(32, axis=1).repeat(32, axis=2)
+                pixels[:, 100:120] += random.integers(0, 99, (3, 20, BLOCK), np.uint16)
+                dataset.write(pixels, window=Window(col, row, BLOCK, BLOCK))
+        dataset.descriptions = ("blue", "green", "red")
+        dataset.scales = (1e-4,) * 3
+    return path
+
+
+def measure(folder, model, side):
+    """Segment a scene in a fresh process; return its record."""
+    scene = make_large_scene(folder / f"{side}.tif", side)
+    output = subprocess.run(
+        [sys.executable, "-c", PROGRAM, scene, model, folder / f"out{side}"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    scene.unlink()
+    return json.loads(output)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_four_times_the_pixels_take_no_more_memory(tmp_path):
+    """What a job takes above the loaded network differs by less than 15 %."""
+    model = make_model(tmp_path / "model", tile=128, halo=16, width=1, depth=1)
+
+    records = {side: measure(tmp_path, model, side) for side in (8_192, 16_384)}
+
+    above = {}
+    for side, values in records.items():
+        above[side] = values["memory"]["peak_rss_mb"] - values["loaded"]
+        print(f"{side}: {above[side]:.0f} MB above {values['loaded']:.0f} MB,")  # noqa: T201
+        print(f"  {values['seconds']}, {values['estimate']}, {values['rates']}")  # noqa: T201
+        assert 0 < above[side] <= values["estimate"]["memory_mb"]
+        assert values["counts"]["tiles_skipped"] > 0
+    assert above[16_384] <= 1.15 * above[8_192]
+
+
+@pytest.mark.slow
+def test_the_peak_is_that_of_the_job_not_of_who_started_it(tmp_path):
+    """A notebook with gigabytes starts a job: they are not the job's."""
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(130, 171))
+    model = make_model(tmp_path / "model")
+    heavy = (
+        "import subprocess, sys\n"
+        "held = bytearray(b'x' * 3_000_000_000)\n"
+        "subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n"
+    )
+    words = ["jobs/segment.py", "--input", scene, "--model", model, "--output"]
+
+    output = subprocess.run(
+        [sys.executable, "-c", heavy, *words, tmp_path / "out", "-q"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+
+    assert json.loads(output)["memory"]["peak_rss_mb"] < 2_000

@@ -1,0 +1,68 @@
+"""The comparison of fast arithmetic with fp32."""
+
+import pytest
+import torch
+from making import lively, make_model, make_scene, random_pixels
+
+import tileseg
+from tileseg.model import Device
+from tileseg.precision import compare
+from tileseg.task import Job, prepare
+from tileseg.unet import UNet
+
+
+def prepared(scene, model):
+    return prepare(Job(input=str(scene), model=str(model), output="x", shard=96))
+
+
+def test_fp32_agrees_with_itself_wholly(scene_path, model_path):
+    check = compare(prepared(scene_path, model_path), Device("cpu", "any", "fp32"))
+
+    assert check.agreement == 1.0
+    assert 9 <= check.tiles <= 36
+
+
+def test_a_scene_of_nodata_has_nothing_to_compare(tmp_path, model_path):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(200, 150) * 0)
+    check = compare(prepared(scene, model_path), Device("cpu", "any", "bf16"))
+
+    assert (check.tiles, check.agreement) == (0, None)
+
+
+def test_the_share_of_equal_labels_is_recorded(scene_path, model_path, tmp_path):
+    """bf16 keeps 8 bits: nearly all labels of a random network stay, not all."""
+    record = tileseg.segment(
+        str(scene_path),
+        model=str(model_path),
+        output=str(tmp_path / "out"),
+        precision="bf16",
+    )
+
+    assert record["engine"]["precision"] == "bf16"
+    assert 0.9 < record["precision_check"]["agreement"] < 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "resolved"), [("auto", "fp32"), ("bf16", "bf16")], ids=str
+)
+def test_auto_falls_back_where_labels_differ(
+    scene_path, tmp_path, monkeypatch, asked, resolved
+):
+    """Logits that bf16 cannot tell apart: `auto` gives way, an order is obeyed."""
+    module = UNet(3, 3, width=4, depth=2)
+    lively(module)
+    with torch.no_grad():
+        module.final_conv.bias += 3000  # beside it, bf16 loses what differs
+    model = make_model(tmp_path / "model", module=module)
+    monkeypatch.setattr(
+        "tileseg.model.resolve_device",
+        lambda _device, precision: Device(
+            "cpu", "any", "bf16" if precision == "auto" else precision
+        ),
+    )
+    record = tileseg.segment(
+        str(scene_path), model=str(model), output=str(tmp_path / "o"), precision=asked
+    )
+
+    assert record["precision_check"]["agreement"] < 0.999
+    assert record["engine"]["precision"] == resolved

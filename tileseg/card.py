@@ -1,0 +1,279 @@
+"""The model card: what a network eats and what its numbers mean.
+
+`card.json` is a STAC Item with the Machine Learning Model (MLM) extension; what MLM
+has no word for is under `tileseg:`. Reads and writes text only; knows no network.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from tileseg.errors import ModelError
+from tileseg.grid import shard_size
+
+__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "read_card"]
+
+NODATA = 255
+"""The mask's value where there is no answer; never a class."""
+
+CONFIDENCE_STEPS = 254
+"""The confidence raster's value for a probability of 1."""
+
+_MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
+_CLASSES = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+_FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+_TWO = 2  # a class and its background
+_DEEPEST = 9  # poolings
+_SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LandClass:
+    """One class of the mask."""
+
+    value: int
+    """Mask value, 0 to 254."""
+    name: str
+    """What a legend says."""
+    color: str
+    """RRGGBB in hexadecimal."""
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green, blue, each 0 to 255."""
+        red, green, blue = bytes.fromhex(self.color)
+        return red, green, blue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Everything about a network that can change a pixel, and where it came from."""
+
+    name: str
+    """Short and stable; part of every product."""
+    version: str
+    """Of the model, not of tileseg."""
+    bands: tuple[str, ...]
+    """Band names in the order of the network's inputs."""
+    unit: str
+    """`reflectance` (0 to 1; scenes state scale and offset) or `dn` (as stored)."""
+    mean: tuple[float, ...]
+    """Per band, in `unit`; the network sees (value - mean) / std."""
+    std: tuple[float, ...]
+    """Per band, in `unit`, > 0."""
+    tile: int
+    """Side of a tile in pixels."""
+    halo: int
+    """Margin of a tile that is thrown away (crop) or blended (cosine), in pixels."""
+    classes: tuple[LandClass, ...]
+    """Values 0, 1, 2 ... in order; of a one-logit network background and the class."""
+    outputs: int
+    """Logits per pixel: one a class, or 1 for a class against background."""
+    width: int
+    """Channels of the U-Net's first stage."""
+    depth: int
+    """Poolings of the U-Net."""
+    sha256: str
+    """Of the weights file, 64 hexadecimal digits."""
+    weights: str = "weights.safetensors"
+    """File name beside the card."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Free: description, training data, licence, scores. Changes no pixel."""
+
+    def __post_init__(self) -> None:
+        """Refuse a card that no run could use."""
+        for message in self._faults():
+            raise ValueError(message)
+
+    def _faults(self) -> list[str]:
+        """Say what is wrong, each in words that go on after "it"."""
+        if not (self.width > 0 and 0 < self.depth <= _DEEPEST and self.tile > 0):
+            shape = f"width {self.width}, depth {self.depth}, tile {self.tile}"
+            return [f"has no U-Net of {shape}"]
+        values, step = [item.value for item in self.classes], 1 << self.depth
+        checks = {
+            "names no bands": len(self.bands) > 0,
+            f"needs one mean and one stddev for each of {len(self.bands)} bands": (
+                len(self.mean) == len(self.std) == len(self.bands)
+            ),
+            "has a mean or stddev that is not finite": all(
+                map(isfinite, (*self.mean, *self.std))
+            ),
+            "has a stddev that is not > 0": all(std > 0 for std in self.std),
+            f"has unknown unit {self.unit!r}": self.unit in ("reflectance", "dn"),
+            f"needs classes 0, 1, 2 ... (2 to 255 of them), got {values}": (
+                values == list(range(len(values))) and _TWO <= len(values) <= NODATA
+            ),
+            "has two classes of one name": (
+                len({item.name for item in self.classes}) == len(values)
+            ),
+            f"has {len(values)} classes for {self.outputs} logits": (
+                self.outputs == len(values) or (self.outputs, len(values)) == (1, _TWO)
+            ),
+            "has a class colour that is not RRGGBB": all(
+                re.fullmatch("[0-9A-Fa-f]{6}", item.color) for item in self.classes
+            ),
+            f"needs halo <= tile/4, got tile {self.tile}, halo {self.halo}": (
+                0 <= 4 * self.halo <= self.tile
+            ),
+            f"needs tile and stride in multiples of {step}, "
+            f"got tile {self.tile}, stride {self.stride}": (
+                self.tile % step == self.stride % step == 0
+            ),
+            f"has no sha256 of its weights, got {self.sha256!r}": (
+                re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
+            ),
+            f"wants its weights beside it, as *.safetensors, got {self.weights!r}": (
+                re.fullmatch(r"[\w.-]+\.safetensors", self.weights) is not None
+            ),
+        }
+        faults = [fault for fault, is_good in checks.items() if not is_good]
+        return faults or _shard_fault(self.tile, self.halo)
+
+    @property
+    def stride(self) -> int:
+        """Side of a core in pixels."""
+        return self.tile - 2 * self.halo
+
+    def facts(self) -> dict[str, Any]:
+        """Return what can change a pixel or a product, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "about"}
+
+    def to_stac(self) -> dict[str, Any]:
+        """Return the card as a STAC Item; `read_card` gives the same card back."""
+        return {
+            "type": "Feature",
+            "stac_version": "1.1.0",
+            "stac_extensions": [_MLM, _CLASSES, _FILE],
+            "id": f"{self.name}-{self.version}",
+            "geometry": None,
+            "properties": {
+                "datetime": self.about.get("datetime", "1970-01-01T00:00:00Z"),
+                "version": self.version,
+                "mlm:name": self.name,
+                "mlm:architecture": "U-Net",
+                "mlm:tasks": ["semantic-segmentation"],
+                "mlm:framework": "pytorch",
+                "mlm:hyperparameters": {"width": self.width, "depth": self.depth},
+                "mlm:input": [self._input()],
+                "mlm:output": [self._output()],
+                "tileseg:unit": self.unit,
+                "tileseg:halo": self.halo,
+                "tileseg:about": dict(self.about),
+            },
+            "links": [],
+            "assets": {
+                "weights": {
+                    "href": self.weights,
+                    "type": "application/octet-stream; application=safetensors",
+                    "roles": ["mlm:model", "mlm:weights"],
+                    "mlm:artifact_type": "safetensors.torch.save_file",
+                    "file:checksum": _SHA256_MULTIHASH + self.sha256,
+                }
+            },
+        }
+
+    def _input(self) -> dict[str, Any]:
+        return {
+            "name": "pixels",
+            "bands": list(self.bands),
+            "input": {
+                "shape": [-1, len(self.bands), self.tile, self.tile],
+                "dim_order": ["batch", "bands", "height", "width"],
+                "data_type": "float32",
+            },
+            "value_scaling": [
+                {"type": "z-score", "mean": mean, "stddev": std}
+                for mean, std in zip(self.mean, self.std, strict=True)
+            ],
+        }
+
+    def _output(self) -> dict[str, Any]:
+        return {
+            "name": "logits",
+            "tasks": ["semantic-segmentation"],
+            "result": {
+                "shape": [-1, self.outputs, self.tile, self.tile],
+                "dim_order": ["batch", "class", "height", "width"],
+                "data_type": "float32",
+            },
+            "classification:classes": [
+                {"value": item.value, "name": item.name, "color_hint": item.color}
+                for item in self.classes
+            ],
+        }
+
+
+def _shard_fault(tile: int, halo: int) -> list[str]:
+    try:
+        shard_size(tile, halo)
+    except ValueError as err:
+        return [f"cannot be cut into shards: {err}"]
+    return []
+
+
+def read_card(folder: Path) -> Card:
+    """Read `card.json` of a model folder.
+
+    Raises:
+        ModelError: there is none, or it does not describe a usable network.
+    """
+    path = folder / "card.json"
+    try:
+        item = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        msg = f"{folder}: no model here, wanted a folder with card.json"
+        raise ModelError(msg) from err
+    except (OSError, ValueError) as err:
+        msg = f"{path}: unreadable model card: {err}"
+        raise ModelError(msg) from err
+    try:
+        return _from_stac(item)
+    except KeyError as err:
+        msg = f"{path}: broken model card: {err.args[0]!r} is missing"
+        raise ModelError(msg) from err
+    except ValueError as err:
+        msg = f"{path}: broken model card: it {err}"
+        raise ModelError(msg) from err
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as err:
+        msg = f"{path}: broken model card: not built as one: {err}"
+        raise ModelError(msg) from err
+
+
+def _from_stac(item: dict[str, Any]) -> Card:
+    properties = item["properties"]
+    (inputs,), (outputs,) = properties["mlm:input"], properties["mlm:output"]
+    asset = item["assets"]["weights"]
+    classes = tuple(
+        LandClass(int(entry["value"]), str(entry["name"]), str(entry["color_hint"]))
+        for entry in outputs["classification:classes"]
+    )
+    bands = tuple(
+        str(band["name"] if isinstance(band, dict) else band)
+        for band in inputs["bands"]
+    )
+    shape, tile = inputs["input"]["shape"], inputs["input"]["shape"][-1]
+    if shape != [-1, len(bands), tile, tile] or not isinstance(tile, int):
+        msg = f"has input shape {shape}, wanted [-1, {len(bands)}, tile, tile]"
+        raise ValueError(msg)
+    return Card(
+        name=str(properties["mlm:name"]),
+        version=str(properties["version"]),
+        bands=bands,
+        unit=str(properties["tileseg:unit"]),
+        mean=tuple(float(band["mean"]) for band in inputs["value_scaling"]),
+        std=tuple(float(band["stddev"]) for band in inputs["value_scaling"]),
+        tile=tile,
+        halo=int(properties["tileseg:halo"]),
+        classes=classes,
+        outputs=int(outputs["result"]["shape"][1]),
+        width=int(properties["mlm:hyperparameters"]["width"]),
+        depth=int(properties["mlm:hyperparameters"]["depth"]),
+        sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
+        weights=str(asset["href"]),
+        about=dict(properties.get("tileseg:about", {})),
+    )

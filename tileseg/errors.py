@@ -1,0 +1,108 @@
+"""What can go wrong, named by who must act, and the exit code each one means.
+
+Nothing here knows how an error came about; messages say what, where, got, wanted
+and what to do, in one line.
+"""
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "BusyError",
+    "ExitCode",
+    "InputError",
+    "InterruptedRunError",
+    "ModelError",
+    "OutputError",
+    "PreemptedError",
+    "RefusedError",
+    "TileError",
+    "TilesegError",
+    "UsageError",
+    "worst",
+]
+
+
+class ExitCode(IntEnum):
+    """The process exit codes; people script against them."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    REFUSED = 3
+    INPUT = 4
+    OUTPUT = 5
+    STORAGE = 6
+    MODEL = 7
+    BUSY = 8
+    PARTIAL = 10
+    SHARDS = 12
+    PREEMPTED = 75
+    INTERRUPTED = 130
+
+
+_RANK = (130, 75, 1, 7, 3, 4, 2, 5, 8, 6, 12, 10, 0)
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code that speaks for several scenes; 0 for none."""
+    return min(codes, key=_RANK.index, default=0)
+
+
+class TilesegError(Exception):
+    """Anything tileseg reports without a traceback."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BUG
+
+
+class UsageError(TilesegError):
+    """The call is wrong, or the scene lacks what the card needs (bands, scale)."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RefusedError(TilesegError):
+    """Policy says no: not a GeoTIFF, hostile, or an unsafe model file."""
+
+    exit_code = ExitCode.REFUSED
+
+
+class InputError(TilesegError):
+    """The input is missing or cannot be read."""
+
+    exit_code = ExitCode.INPUT
+
+
+class OutputError(TilesegError):
+    """The output or the work directory cannot be written."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class ModelError(TilesegError):
+    """The card, the weights or the device is at fault."""
+
+    exit_code = ExitCode.MODEL
+
+
+class TileError(ModelError):
+    """The network's answer for one tile is unusable; other tiles may be fine."""
+
+
+class BusyError(TilesegError):
+    """Another run is at it, or another complete plan is in the output."""
+
+    exit_code = ExitCode.BUSY
+
+
+class PreemptedError(TilesegError):
+    """SIGTERM came; the job resumes where it stopped."""
+
+    exit_code = ExitCode.PREEMPTED
+
+
+class InterruptedRunError(TilesegError):
+    """SIGINT came; the job resumes where it stopped."""
+
+    exit_code = ExitCode.INTERRUPTED

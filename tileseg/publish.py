@@ -1,0 +1,216 @@
+"""Outputs appear whole: built in a sibling directory, moved into place at once."""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tileseg.errors import BusyError, OutputError
+
+__all__ = ["file_sha256", "is_complete", "list_outputs", "published", "staging"]
+
+RECORD = "run.json"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def published(output: Path) -> dict[str, Any] | None:
+    """Return the record of what the output directory holds; None if it is empty.
+
+    Raises:
+        OutputError: it holds something that no run of ours published.
+    """
+    if not output.exists():
+        output = _sibling(output.resolve(), "old")  # a crash left it there
+    if not output.exists():
+        return None
+    try:
+        present = {item.name for item in output.iterdir()}
+    except OSError as err:
+        msg = f"{output}: not a readable directory: {err.strerror}"
+        raise OutputError(msg) from err
+    if not present:
+        return None
+    try:
+        record = dict(json.loads((output / RECORD).read_text(encoding="utf-8")))
+        ours = {RECORD, *(item["path"] for item in record["outputs"])}
+        _ = [record[key] for key in ("request_id", "plan_id", "status")]
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        msg = f"{output}: holds files but no run.json of tileseg; choose another output"
+        raise OutputError(msg) from err
+    if foreign := sorted(present - ours):
+        msg = f"{output}: holds files that its run.json does not list: {foreign[0]}"
+        raise OutputError(msg)
+    return record
+
+
+def is_complete(output: Path, record: dict[str, Any] | None, request_id: str) -> bool:
+    """Return whether `record` answers the request and its files are intact."""
+    return (
+        record is not None
+        and record["request_id"] == request_id
+        and record["status"] == "complete"
+        and any(item["path"] == "mask.tif" for item in record["outputs"])
+        and all(
+            (output / item["path"]).is_file()
+            and file_sha256(output / item["path"]) == item["sha256"]
+            for item in record["outputs"]
+        )
+    )
+
+
+def check_free(
+    output: Path, record: dict[str, Any] | None, request_id: str, *, overwrite: bool
+) -> None:
+    """Refuse to replace another complete plan unasked.
+
+    Raises:
+        BusyError: there is one, and no `overwrite`.
+    """
+    if overwrite or record is None or record["status"] != "complete":
+        return
+    if record["request_id"] == request_id:
+        return
+    msg = (
+        f"{output}: holds the result of another plan ({record['plan_id']}); "
+        "use --overwrite or another --output"
+    )
+    raise BusyError(msg)
+
+
+def file_sha256(path: Path) -> str:
+    """Return a file's sha256 in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_outputs(folder: Path) -> list[dict[str, Any]]:
+    """Return path, bytes and sha256 of every file of the folder, by name."""
+    return [
+        {"path": item.name, "bytes": item.stat().st_size, "sha256": file_sha256(item)}
+        for item in sorted(folder.iterdir())
+    ]
+
+
+@contextmanager
+def staging(output: Path) -> Iterator[Path]:
+    """Give an empty sibling of `output`; put it in `output`'s place if all goes well.
+
+    On an error it vanishes, with the parents made for it. Hold the work
+    directory's lock meanwhile.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    place = output.resolve()  # a link keeps pointing to where it does
+    folder = _sibling(place, "staging")
+    missing = [parent for parent in place.parents if not parent.exists()]
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_only_one(place))
+            recover(place)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        except OSError as err:
+            msg = f"{output}: cannot be written: {err.strerror}"
+            raise OutputError(msg) from err
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
+        published(place)  # refuses what somebody put there meanwhile
+        try:
+            _replace(folder, place)
+        except OSError as err:
+            msg = f"{output}: cannot be published: {err.strerror}"
+            raise OutputError(msg) from err
+
+
+@contextmanager
+def _only_one(place: Path) -> Iterator[None]:
+    """Let one run at a time build for a place, whatever its work directory.
+
+    Raises:
+        BusyError: another one does.
+    """
+    path = _sibling(place, "lock")
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The one before may have removed the file between our two calls.
+            is_held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_held = False
+        if not is_held:
+            msg = f"{place}: another run is publishing there; wait for it to end"
+            raise BusyError(msg)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def recover(output: Path) -> None:
+    """Finish or undo a publication that a crash cut in two."""
+    place = output.resolve()
+    old = _sibling(place, "old")
+    if old.exists() and not place.exists():
+        old.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sibling(place: Path, role: str) -> Path:
+    return place.with_name(f".{place.name}.{role}")
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders, innermost first, that are empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _replace(folder: Path, place: Path) -> None:
+    """Move `folder` to `place`, whole; what was there goes."""
+    for item in folder.iterdir():
+        _sync(item)
+    _sync(folder)
+    if not place.exists():
+        folder.rename(place)
+    elif not _exchange(folder, place):
+        old = _sibling(place, "old")
+        place.rename(old)
+        folder.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code))

@@ -1,0 +1,204 @@
+"""Reading a scene in strips: one handle, read downwards, every pixel decoded once.
+
+The only reader of a scene's pixels for the network; nothing here knows a network.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isnan
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.errors import InputError
+from tileseg.grid import Grid, Run, Strip
+from tileseg.scene import GDAL_ERRORS, Band, Scene, gdal_env, open_dataset
+from tileseg.window import Window
+
+__all__ = ["Reader"]
+
+_NATIVE = ("uint8", "int8", "uint16", "int16", "float32")  # cross the bus as they are
+
+
+class Reader:
+    """One handle on a scene, read downwards; not to be shared between threads."""
+
+    def __init__(
+        self, scene: Scene, bands: tuple[Band, ...], grid: Grid, *, threads: int = 1
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            scene: what to read.
+            bands: which of its bands, in the network's order.
+            grid: its grid.
+            threads: GDAL's own decoding threads.
+        """
+        self._scene, self._bands, self._grid = scene, bands, grid
+        self._threads = threads
+        self._dtype = scene.dtype if scene.dtype in _NATIVE else "float32"
+        self.decoded_pixels = 0
+        self.seconds = 0.0
+
+    def strips(self, run: Run, *, ring: int = 0) -> Iterator[Strip]:
+        """Yield the run's tiles, top down, each pixel read once.
+
+        Outside the scene pixel i is read at its symmetric index (period twice the
+        scene's side), for scenes of any size.
+
+        Args:
+            run: what to read.
+            ring: rings of neighbouring tiles wanted beside the run's own.
+
+        Raises:
+            InputError: a block cannot be read.
+        """
+        grid, stride = self._grid, self._grid.stride
+        tiles = grid.cores(run, ring=ring)
+        columns = self._reach(tiles.col, tiles.col_stop, grid.width)
+        rows = self._reach(tiles.row, tiles.row + 1, grid.height)
+        left, right = self._aligned(columns, self._scene.block[1], grid.width)
+        top, _ = self._aligned(rows, self._scene.block[0], grid.height)
+        held = _Held.blank(top, len(self._bands), right - left, self._dtype)
+        tile_row = tiles.row
+        with gdal_env(), self._open() as dataset:
+            while tile_row < tiles.row_stop:
+                bottom = min(held.stop + self._scene.strip_rows, grid.height)
+                window = Window(held.stop, left, bottom - held.stop, right - left)
+                held = held.extend(window.height)
+                self._read(dataset, window, *held.last(window.height))
+                ready = self._complete(bottom, tiles)
+                if ready == tile_row:
+                    continue
+                rows = self._reach(tile_row, ready, grid.height)
+                box = Window(tile_row, tiles.col, ready - tile_row, tiles.width)
+                yield Strip(box, *held.gather(rows, columns - left))
+                # ^ The last tiles of the scene are mirrored on up to stride + halo
+                #   rows above their cores.
+                held = held.drop(ready * stride - stride - grid.halo)
+                tile_row = ready
+
+    def _reach(self, start: int, stop: int, size: int) -> NDArray[np.intp]:
+        """Return the source rows (or columns) that tiles start..stop - 1 look at."""
+        grid = self._grid
+        first, last = start * grid.stride - grid.halo, stop * grid.stride + grid.halo
+        index = np.arange(first, last) % (2 * size)
+        return np.where(index < size, index, 2 * size - 1 - index)
+
+    def _complete(self, bottom: int, tiles: Window) -> int:
+        """Return the first tile row that needs source rows from `bottom` on."""
+        if bottom == self._grid.height:
+            return tiles.row_stop
+        ready = (bottom - self._grid.halo) // self._grid.stride
+        return max(tiles.row, min(tiles.row_stop, ready))
+
+    @staticmethod
+    def _aligned(index: NDArray[np.intp], block: int, size: int) -> tuple[int, int]:
+        """Return the block borders round all of `index`, within the scene."""
+        first, last = int(index.min()), int(index.max()) + 1
+        return first // block * block, min(-(-last // block) * block, size)
+
+    def _open(self) -> Any:  # noqa: ANN401  (rasterio is untyped)
+        try:
+            return open_dataset(self._scene.path, num_threads=self._threads)
+        except GDAL_ERRORS as err:
+            msg = f"{self._scene.href}: cannot be opened any more: {err}"
+            raise InputError(msg) from err
+
+    def _read(
+        self,
+        dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+        window: Window,
+        pixels: NDArray[Any],
+        valid: NDArray[np.bool_],
+    ) -> None:
+        """Fill pixels, (bands, height, width), and validity, (height, width)."""
+        start = perf_counter()
+        indexes = [band.index for band in self._bands]
+        try:
+            # Straight into place, without a copy, where the type needs no change.
+            is_native = self._scene.dtype == self._dtype
+            out = pixels if is_native else None
+            stored = dataset.read(indexes, window=window.slices, out=out)
+            valid[:] = _has_data(stored, self._bands)
+            if self._scene.alpha:
+                # GDAL forgets the alpha band where there is a nodata value too.
+                valid &= dataset.read(self._scene.alpha, window=window.slices) > 0
+            elif self._scene.has_mask:
+                valid &= dataset.read_masks(indexes, window=window.slices).all(axis=0)
+        except GDAL_ERRORS as err:
+            msg = (
+                f"{self._scene.href}: cannot read rows {window.row} to "
+                f"{window.row_stop - 1}, columns {window.col} to "
+                f"{window.col_stop - 1}: {err.__cause__ or err}"
+            )
+            raise InputError(msg) from err
+        if not is_native:
+            with np.errstate(over="ignore"):  # beyond fp32 is Inf, and Inf is invalid
+                pixels[:] = stored
+        if pixels.dtype.kind == "f":
+            valid &= np.isfinite(pixels).all(axis=0)
+        self.decoded_pixels += window.size
+        self.seconds += perf_counter() - start
+
+
+def _has_data(stored: NDArray[Any], bands: tuple[Band, ...]) -> NDArray[np.bool_]:
+    """Return True, (height, width), where no band holds its nodata value."""
+    has_data = np.ones(stored.shape[1:], dtype=np.bool_)
+    for values, band in zip(stored, bands, strict=True):
+        if band.nodata is None or isnan(band.nodata):
+            continue  # NaN is invalid anyway
+        with np.errstate(over="ignore", invalid="ignore"):
+            nodata = np.array(band.nodata).astype(values.dtype)
+        if values.dtype.kind == "f" or nodata == band.nodata:
+            # ^ else the type cannot hold it, and no pixel can be it
+            has_data &= values != nodata
+    return has_data
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    """Consecutive decoded rows of one run, from row `start` of the scene on."""
+
+    start: int
+    pixels: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.valid)
+
+    @classmethod
+    def blank(cls, start: int, bands: int, width: int, dtype: str) -> "_Held":
+        """Hold no rows, of this shape and type."""
+        pixels = np.empty((bands, 0, width), dtype)
+        return cls(start, pixels, np.empty((0, width), np.bool_))
+
+    def extend(self, rows: int) -> "_Held":
+        """Return the same rows and below them `rows` that are still to be filled."""
+        bands, height, width = self.pixels.shape
+        pixels = np.empty((bands, height + rows, width), self.pixels.dtype)
+        valid = np.empty((height + rows, width), np.bool_)
+        pixels[:, :height], valid[:height] = self.pixels, self.valid
+        return _Held(self.start, pixels, valid)
+
+    def last(self, rows: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return views on the last rows."""
+        return self.pixels[:, -rows:], self.valid[-rows:]
+
+    def drop(self, row: int) -> "_Held":
+        """Forget the rows above `row`."""
+        above = max(0, row - self.start)
+        return _Held(
+            self.start + above,
+            self.pixels[:, above:].copy(),
+            self.valid[above:].copy(),
+        )
+
+    def gather(
+        self, rows: NDArray[np.intp], columns: NDArray[np.intp]
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        at = np.ix_(rows - self.start, columns)
+        return self.pixels[:, at[0], at[1]], self.valid[at]

@@ -1,0 +1,232 @@
+"""`run.json`: what a run was asked, what it did and what it made.
+
+All keys are always there, null where they do not apply.
+"""
+
+import json
+import resource
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from math import isfinite
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from tileseg.card import NODATA
+from tileseg.errors import ExitCode, TilesegError
+from tileseg.grid import Grid, Run, Shard
+from tileseg.ledger import Plan, Receipt
+from tileseg.task import Task
+
+if TYPE_CHECKING:
+    from tileseg.engine import Failure
+
+__all__ = ["Record"]
+
+_KEYS: dict[str, str] = {
+    "seconds": "total open read wait forward write stitch vectorize",
+    "scene": "href width height bands dtype crs transform nodata sha256 etag",
+    "model": "name version sha256 classes",
+    "grid": "tile halo stride shard blend",
+    "engine": "kind workers devices precision precision_asked batch_size",
+    "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
+    "shards_failed retries worker_restarts",
+    "pixels": "total nodata by_class",
+    "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
+    "decode": "source_pixels decoded_pixels",
+    "precision_check": "tiles agreement",
+    "memory": "peak_rss_mb device_mb",
+    "estimate": "runs shards tiles bytes_to_read memory_mb",
+}
+_STAGES = ("read", "wait", "forward", "write")
+
+
+class Record:
+    """Gathers what is known of one run; `values` is `run.json` at any time."""
+
+    def __init__(self, href: str) -> None:
+        """Begin with every key null."""
+        self.error: Exception | None = None
+        self.failures: list[Failure] = []
+        self.reused: frozenset[Shard] = frozenset()
+        self._start = perf_counter()
+        self._workers = 1
+        self.values: dict[str, Any] = {
+            "status": "failed",
+            "exit_code": int(ExitCode.BUG),
+            "error": None,
+            "request_id": None,
+            "plan_id": None,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            **{key: dict.fromkeys(names.split()) for key, names in _KEYS.items()},
+            "hectares": None,
+            "failures": [],
+            "outputs": [],
+        }
+        self.values["scene"]["href"] = href
+
+    def as_bytes(self) -> bytes:
+        """Return the file's bytes."""
+        return (json.dumps(self.values, indent=1) + "\n").encode()
+
+    def add_task(self, task: Task) -> None:
+        """Say what the scene and the model are."""
+        scene, box, card = task.scene, task.scene.geobox, task.card
+        self.values["request_id"] = task.request_id
+        self.values["scene"] |= {
+            "width": box.width,
+            "height": box.height,
+            "bands": [band.name for band in scene.bands],
+            "dtype": scene.dtype,
+            "crs": box.crs,
+            "transform": list(box.transform)[:6],
+            "nodata": [_finite(band.nodata) for band in scene.bands],
+            "sha256": task.identity.sha256,
+        }
+        self.values["model"] = {
+            "name": card.name,
+            "version": card.version,
+            "sha256": card.sha256,
+            "classes": {str(item.value): item.name for item in card.classes},
+        }
+        self.values["seconds"]["open"] = self._elapsed()
+
+    def add_plan(self, plan: Plan, task: Task, workers: list[str]) -> None:
+        """Say what will be done, and by whom."""
+        grid, resolved = task.grid, plan.resolved
+        self._workers = len(workers)
+        self.values["plan_id"] = plan.plan_id
+        self.values["grid"] = {
+            "tile": grid.tile,
+            "halo": grid.halo,
+            "stride": grid.stride,
+            "shard": grid.shard,
+            "blend": task.job.blend,
+        }
+        self.values["engine"] = {
+            "kind": "local",
+            "workers": len(workers),
+            "devices": [f"{name} ({resolved['hardware']})" for name in workers],
+            "precision": resolved["precision"],
+            "precision_asked": task.job.precision,
+            "batch_size": resolved["batch_size"],
+        }
+        runs = task.runs(list(Run(grid.shape)), len(workers))
+        self.values["estimate"] = {
+            "runs": len(runs),
+            "shards": grid.shape.size,
+            "tiles": grid.tiles.size,
+            "bytes_to_read": task.scene.size,
+            "memory_mb": task.memory_mb(runs, resolved["batch_size"]),
+        }
+
+    def add_failure(self, failure: "Failure", grid: Grid) -> None:
+        """Say which shard was given up, and why."""
+        self.failures.append(failure)
+        window = grid.pixels(failure.shard)
+        self.values["failures"].append(
+            {
+                "shard": list(failure.shard),
+                "window": [window.row, window.col, window.height, window.width],
+                "reason": str(failure.error),
+            }
+        )
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the seconds of a stage."""
+        start = perf_counter()
+        yield
+        self.values["seconds"][name] = perf_counter() - start
+
+    def add_receipts(self, receipts: Mapping[Shard, Receipt], task: Task) -> None:
+        """Say what was done; shards made by earlier attempts count, their time too."""
+        done = [receipts[shard] for shard in sorted(receipts)]
+        classes = task.card.classes
+        self.values["counts"] = {
+            "shards": task.grid.shape.size,
+            "shards_done": len(done),
+            "shards_skipped": sum(
+                item.pixels[NODATA] == sum(item.pixels.values()) for item in done
+            ),
+            "tiles": int(_work(done, "tiles")),
+            "tiles_skipped": int(_work(done, "tiles_skipped")),
+            "shards_reused": len(self.reused),
+            "shards_failed": len(self.failures),
+            "retries": None,  # nobody counts them in this process
+            "worker_restarts": None,
+        }
+        pixels = sum((Counter(item.pixels) for item in done), Counter())
+        total = task.grid.scene.size
+        self.values["pixels"] = {
+            "total": total,
+            "nodata": total - sum(pixels[item.value] for item in classes),
+            "by_class": {item.name: pixels[item.value] for item in classes},
+        }
+        if all(item.hectares is not None for item in done):
+            self.values["hectares"] = {
+                item.name: sum((r.hectares or {}).get(item.value, 0.0) for r in done)
+                for item in classes
+            }
+        self.values["seconds"] |= {key: _work(done, key) for key in _STAGES}
+        self.values["decode"] = {
+            "source_pixels": total,
+            "decoded_pixels": int(_work(done, "decoded_pixels")),
+        }
+        self._add_rates([item for item in done if item.shard not in self.reused], task)
+
+    def _add_rates(self, done: list[Receipt], task: Task) -> None:
+        """Say how fast this attempt was, from its start to the finished products."""
+        tiles, forward = _work(done, "tiles"), _work(done, "forward")
+        seconds = self._elapsed()
+        if tiles and forward:
+            pixels = sum(task.grid.pixels(item.shard).size for item in done)
+            self.values["rates"] = {
+                "mpx_s": pixels / 1e6 / seconds,
+                "tiles_s": tiles / seconds,
+                "forward_tiles_s": tiles / forward * self._workers,
+                "end_to_end_ratio": forward / seconds / self._workers,
+            }
+
+    def adopt(self, published: dict[str, Any]) -> None:
+        """Be the record of what is published already."""
+        self.values = published
+
+    def close(self, status: str, code: int) -> None:
+        """Say how it ended."""
+        self.values |= {"status": status, "exit_code": int(code)}
+        self.values["seconds"]["total"] = self._elapsed()
+        self.values["memory"]["peak_rss_mb"] = _peak_rss_mb()
+
+    def fail(self, error: Exception) -> None:
+        """Say that it ended with an error."""
+        self.error = error
+        code, text = ExitCode.BUG, f"{type(error).__name__}: {error}"
+        if isinstance(error, TilesegError):
+            code, text = error.exit_code, str(error)
+        resumable = code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
+        self.values["error"] = text
+        self.close("interrupted" if resumable else "failed", code)
+
+    def _elapsed(self) -> float:
+        return perf_counter() - self._start
+
+
+def _peak_rss_mb() -> float:
+    """Return the most this process held; `ru_maxrss` may be its parent's."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, LookupError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _work(receipts: list[Receipt], key: str) -> float:
+    return sum(item.work[key] for item in receipts)
+
+
+def _finite(value: float | None) -> float | str | None:
+    """Return what JSON can say: NaN and Inf by name."""
+    return value if value is None or isfinite(value) else str(value)

@@ -1,0 +1,261 @@
+"""Opening a raster safely, and saying what it is. Reads no pixel."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+from tileseg.errors import InputError, RefusedError, UsageError
+from tileseg.geobox import GeoBox
+from tileseg.grid import Grid
+
+__all__ = [
+    "CACHE_BYTES",
+    "GDAL_ERRORS",
+    "Band",
+    "Scene",
+    "gdal_env",
+    "open_dataset",
+    "open_scene",
+]
+
+_INTERNAL_MASK = {MaskFlags.per_dataset}
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
+_STRIP_ROWS = 512  # rows of one read where blocks are lower than that
+_STRIP_BYTES = 48 << 20  # one read's decoded pixels, about
+
+CACHE_BYTES = 64 << 20
+"""What GDAL may keep of decoded blocks."""
+
+GDAL_ERRORS = (RasterioError, rasterio._err.CPLE_BaseError)  # noqa: SLF001
+"""What a failing read or write raises; damaged files and the COG driver the second."""
+
+_GDAL_OPTIONS = {
+    # Bytes, not MB, through rasterio: enough for one row of blocks, and no more for a
+    # larger scene or machine.
+    "GDAL_CACHEMAX": CACHE_BYTES,
+    # Sidecars can replace the grid or reach the network: no .ovr, .msk, .aux.xml.
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    # The report names the file; GDAL's own message on stderr says less.
+    "CPL_LOG_ERRORS": "OFF",
+}
+
+
+def gdal_env() -> rasterio.Env:
+    """Return the GDAL settings that every read and write here runs under."""
+    return rasterio.Env(**_GDAL_OPTIONS)
+
+
+def open_dataset(path: str | Path, **options: int) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    """Open a local GeoTIFF, as that and nothing else, whatever its name suggests."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return rasterio.open(path, driver="GTiff", **options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Band:
+    """One band of a scene."""
+
+    index: int
+    """From 1, as rasterio counts."""
+    name: str | None
+    """Its description, or red, green, blue ... by colour interpretation."""
+    nodata: float | None
+    """The value that means no data; NaN and Inf always do."""
+    scale: float
+    """physical = stored * scale + offset; 1 where the file does not say."""
+    offset: float
+    """0 where the file does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """What a raster file says about itself; plain values, so it travels."""
+
+    href: str
+    """As the user wrote it."""
+    path: str
+    """Absolute; what is opened."""
+    size: int
+    """Of the file, in bytes."""
+    geobox: GeoBox
+    """Its grid on the ground."""
+    dtype: str
+    """numpy's name of the stored type."""
+    bands: tuple[Band, ...]
+    """All of them, in file order."""
+    block: tuple[int, int]
+    """(rows, columns) of a TIFF block."""
+    has_mask: bool
+    """True with an alpha band or an internal mask."""
+    alpha: int | None
+    """Index of the alpha band, where there is one: 0 is invalid."""
+    point: bool
+    """True if AREA_OR_POINT is Point."""
+
+    @property
+    def is_tiled(self) -> bool:
+        """True where a block does not span the scene's width."""
+        return self.block[1] < self.geobox.width
+
+    @property
+    def strip_rows(self) -> int:
+        """Rows that one read brings: whole blocks."""
+        height = self.block[0]
+        if self.is_tiled:
+            return height
+        row_bytes = self.geobox.width * len(self.bands) * np.dtype(self.dtype).itemsize
+        rows = min(_STRIP_ROWS, _STRIP_BYTES // row_bytes)
+        return height * max(1, rows // height)
+
+    def pixel_bytes(self, bands: tuple[Band, ...]) -> int:
+        """Return what one pixel of a strip takes, its validity included."""
+        return len(bands) * min(4, np.dtype(self.dtype).itemsize) + 1
+
+    def select(self, wanted: tuple[str | int, ...]) -> tuple[Band, ...]:
+        """Find bands by name (any case) or index from 1, in the order given.
+
+        Raises:
+            UsageError: one is missing, or a name occurs twice.
+        """
+        return tuple(self._band(key) for key in wanted)
+
+    def _band(self, key: str | int) -> Band:
+        found = [
+            band
+            for band in self.bands
+            if band.index == key
+            or (isinstance(key, str) and (band.name or "").casefold() == key.casefold())
+        ]
+        if len(found) == 1:
+            return found[0]
+        has = ", ".join(
+            f"{band.index}: {band.name or '(unnamed)'}" for band in self.bands
+        )
+        problem = "has no band" if not found else "has more than one band"
+        msg = (
+            f"{self.href}: {problem} {key!r}; it has {has}. Describe the bands in the "
+            f"file, or list them in the model's order in a job file: bands = [3, 2, 1]"
+        )
+        raise UsageError(msg)
+
+    def band_shards(self, grid: Grid, *, pixel_bytes: int) -> int:
+        """Return how many shards wide a run may be.
+
+        Wider runs decode less twice; the bound keeps what a run holds per row of
+        blocks under 48 MiB, in bands of equal width. Striped files are never cut,
+        since a strip decodes whole.
+
+        Args:
+            grid: the scene's grid.
+            pixel_bytes: held for each pixel of a strip.
+        """
+        if not self.is_tiled:
+            return grid.shape.width
+        width = _STRIP_BYTES // (self.strip_rows * pixel_bytes)
+        bands = -(-grid.shape.width // max(1, width // grid.shard))
+        return -(-grid.shape.width // bands)
+
+
+def open_scene(href: str) -> Scene:
+    """Open a local GeoTIFF and say what it is.
+
+    Raises:
+        UsageError: the path is remote, or its pixels are complex or a palette.
+        RefusedError: it is not a GeoTIFF, or its name asks GDAL for something else.
+        InputError: it is missing or damaged.
+    """
+    path = _local_file(href)
+    try:
+        with gdal_env(), open_dataset(path) as dataset:
+            return _describe(href, path, dataset)
+    except GDAL_ERRORS as err:
+        msg = f"{href}: cannot be read as a GeoTIFF: {err}"
+        raise InputError(msg) from err
+
+
+def _local_file(href: str) -> Path:
+    """Return the absolute path of a file that begins like a TIFF."""
+    if href.startswith("/vsi"):
+        msg = f"{href}: GDAL's virtual file names are refused; give a plain path"
+        raise RefusedError(msg)
+    if "://" in href:
+        msg = f"{href}: only local files can be read so far; download it first"
+        raise UsageError(msg)
+    try:
+        href.encode()
+    except UnicodeEncodeError as err:
+        msg = f"{href!a}: a file name that is not UTF-8 cannot be opened; rename it"
+        raise InputError(msg) from err
+    path = Path(href).absolute()
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or err
+        msg = f"{href}: cannot be read: {reason}"
+        raise InputError(msg) from err
+    if magic not in _MAGIC:
+        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
+        raise RefusedError(msg)
+    return path
+
+
+def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+    dtypes = set(dataset.dtypes)
+    if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
+        msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
+        raise UsageError(msg)
+    if ColorInterp.palette in dataset.colorinterp:
+        msg = f"{href}: a palette image holds colour numbers, not measurements"
+        raise UsageError(msg)
+    if dataset.transform.is_identity and (dataset.gcps[0] or dataset.rpcs):
+        msg = f"{href}: placed by GCPs or RPCs only; rectify it first (gdalwarp)"
+        raise UsageError(msg)
+    crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
+    alpha = _alpha(dataset)
+    return Scene(
+        href=href,
+        path=str(path),
+        size=path.stat().st_size,
+        geobox=GeoBox(dataset.height, dataset.width, dataset.transform, crs),
+        dtype=dataset.dtypes[0],
+        bands=tuple(_band(dataset, index) for index in dataset.indexes),
+        block=dataset.block_shapes[0],
+        has_mask=alpha is not None
+        or any(set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums),
+        alpha=alpha,
+        point=dataset.tags().get("AREA_OR_POINT") == "Point",
+    )
+
+
+def _alpha(dataset: Any) -> int | None:  # noqa: ANN401  (rasterio is untyped)
+    """Return the index of the alpha band.
+
+    GDAL calls the fourth of four bytes alpha; one described as something else is not.
+    """
+    for index, color in zip(dataset.indexes, dataset.colorinterp, strict=True):
+        name = dataset.descriptions[index - 1] or "alpha"
+        if color == ColorInterp.alpha and name.casefold() == "alpha":
+            return int(index)
+    return None
+
+
+def _band(dataset: Any, index: int) -> Band:  # noqa: ANN401  (rasterio is untyped)
+    at = index - 1
+    color = dataset.colorinterp[at]
+    plain = (ColorInterp.undefined, ColorInterp.gray)
+    return Band(
+        index=index,
+        name=dataset.descriptions[at] or (None if color in plain else color.name),
+        nodata=dataset.nodatavals[at],
+        scale=dataset.scales[at],
+        offset=dataset.offsets[at],
+    )

@@ -1,0 +1,82 @@
+"""Shard files -> one raster on the scene's own grid, a valid COG."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tileseg.card import CONFIDENCE_STEPS, Card
+from tileseg.encode import Look, create, write_cog
+from tileseg.errors import OutputError
+from tileseg.geobox import GeoBox
+from tileseg.grid import Grid, Shard
+from tileseg.scene import GDAL_ERRORS, Scene, gdal_env, open_dataset
+
+__all__ = ["looks", "stitch"]
+
+
+def looks(card: Card, *, confidence: bool) -> dict[str, Look]:
+    """Return each product and how it presents itself."""
+    names = {f"CLASS_{item.value}": item.name for item in card.classes}
+    origin = {"MODEL": f"{card.name} {card.version}", "MODEL_SHA256": card.sha256}
+    mask = Look(
+        description="class",
+        overviews="MODE",
+        tags={**names, **origin},
+        colors={item.value: item.rgb for item in card.classes},
+    )
+    layer = Look(
+        description="probability of the class",
+        overviews="NEAREST",
+        tags=origin,
+        scale=1 / CONFIDENCE_STEPS,
+    )
+    return {"mask": mask, "confidence": layer} if confidence else {"mask": mask}
+
+
+def stitch(
+    shards: Mapping[Shard, Path],
+    grid: Grid,
+    scene: Scene,
+    look: Look,
+    path: Path,
+) -> None:
+    """Write all shards into one COG at `path`; memory does not grow with the scene.
+
+    Args:
+        shards: the file of every shard there is; where one is missing stays nodata.
+        grid: the scene's grid.
+        scene: where it lies.
+        look: what the raster says about its values.
+        path: the file to make.
+
+    Raises:
+        OutputError: the disk is full, or what was written is not what was meant.
+    """
+    whole = path.with_suffix(".whole.tif")
+    try:
+        with gdal_env():
+            with create(whole, scene.geobox, look, point=scene.point) as dataset:
+                for shard, file in sorted(shards.items()):
+                    _place(dataset, grid, shard, file)
+            write_cog(whole, path, look, width=grid.width)
+            _verify(path, scene.geobox)
+    except GDAL_ERRORS as err:
+        msg = f"{path}: cannot be written: {err}"
+        raise OutputError(msg) from err
+    finally:
+        whole.unlink(missing_ok=True)
+
+
+def _place(dataset: Any, grid: Grid, shard: Shard, file: Path) -> None:  # noqa: ANN401  (rasterio is untyped)
+    with open_dataset(file) as source:
+        dataset.write(source.read(1), 1, window=grid.pixels(shard).slices)
+
+
+def _verify(path: Path, geobox: GeoBox) -> None:
+    """Refuse a raster whose grid is not the scene's, to the last bit."""
+    with open_dataset(path) as dataset:
+        got = (dataset.height, dataset.width, dataset.transform)
+    wanted = (geobox.height, geobox.width, geobox.transform)
+    if got != wanted:
+        msg = f"{path}: wrong grid: got {got}, wanted {wanted}"
+        raise OutputError(msg)

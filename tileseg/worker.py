@@ -1,0 +1,239 @@
+"""Read, forward and write overlapped, for one device: runs in, receipts out."""
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.area import row_hectares
+from tileseg.blend import Blend
+from tileseg.card import NODATA, Card
+from tileseg.encode import shard_bytes
+from tileseg.geobox import GeoBox
+from tileseg.grid import Grid, Run, Shard, Strip
+from tileseg.ledger import Artifact, Ledger, Receipt, write_whole
+from tileseg.model import Device, load
+from tileseg.overlap import Ahead, behind
+from tileseg.picture import LabelRows
+from tileseg.predict import Predictor, Scaling
+from tileseg.reader import Reader
+from tileseg.scene import Band, Scene, gdal_env
+from tileseg.task import Task
+
+__all__ = ["Recipe", "Worker"]
+
+T = TypeVar("T")
+
+_STRIPS_AHEAD = 1  # read ahead of the network: with the one in hand, two in memory
+_WRITES_AHEAD = 4  # shards waiting to be written
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All a worker needs; plain values, so that it travels to where the worker is."""
+
+    scene: Scene
+    bands: tuple[Band, ...]
+    grid: Grid
+    model: str
+    """Model folder."""
+    card: Card
+    device: Device
+    scaling: Scaling
+    blend: str
+    batch: int
+    confidence: bool
+    folder: str
+    """The plan's directory."""
+    read_threads: int
+    """GDAL's decoding threads."""
+
+    @classmethod
+    def of(
+        cls, task: Task, ledger: Ledger, *, device: str, read_threads: int
+    ) -> "Recipe":
+        """Say how one worker takes part in a task."""
+        resolved = ledger.plan.resolved
+        return cls(
+            scene=task.scene,
+            bands=task.bands,
+            grid=task.grid,
+            model=str(task.job.model_path),
+            card=task.card,
+            device=Device(device, resolved["hardware"], resolved["precision"]),
+            scaling=Scaling(*task.gains()),
+            blend=task.job.blend,
+            batch=resolved["batch_size"],
+            confidence=task.job.confidence,
+            folder=str(ledger.folder),
+            read_threads=read_threads,
+        )
+
+
+class Worker:
+    """One network on one device, one handle on the scene."""
+
+    def __init__(self, recipe: Recipe, stop: threading.Event) -> None:
+        """Load the network; work until `stop` is set."""
+        self._recipe = recipe
+        grid, card = recipe.grid, recipe.card
+        self._blend = Blend(grid.stride, grid.halo, recipe.blend)
+        self._reader = Reader(
+            recipe.scene, recipe.bands, grid, threads=recipe.read_threads
+        )
+        network = load(Path(recipe.model), card, recipe.device)
+        self._predictor = Predictor(
+            network, grid, self._blend, recipe.scaling, batch=recipe.batch, stop=stop
+        )
+        self._wait = self._write = 0.0
+        self._reported: dict[str, float] = {}
+
+    @property
+    def tiles(self) -> int:
+        """Tiles forwarded or skipped so far."""
+        return self._predictor.tiles + self._predictor.tiles_skipped
+
+    def process(self, runs: Iterable[Run]) -> Iterator[Receipt]:
+        """Yield a receipt for each shard of the runs, in their order.
+
+        Reading is one strip ahead of the network and writing behind it, across the
+        borders of runs. When a stage fails, the receipts of what came before it are
+        yielded first.
+        """
+        yield from behind(self._finish, self._shards(runs), ahead=_WRITES_AHEAD)
+
+    def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows]]:
+        """Yield the labels and confidence of each shard."""
+        with closing(Ahead(self._strips(runs), _STRIPS_AHEAD)) as ahead:
+            stream = self._waited(ahead)
+            for run in stream:
+                assert isinstance(run, Run), "a run comes before its strips"
+                strips = cast("Iterator[Strip]", iter(stream.__next__, None))
+                rows = self._predictor.rows(
+                    run, strips, confidence=self._recipe.confidence
+                )
+                yield from _cut(self._recipe.grid, run, rows)
+
+    def _strips(self, runs: Iterable[Run]) -> Generator[Run | Strip | None]:
+        """Yield each run, its strips, then None.
+
+        None ends a run before the next one is touched: a next one that cannot be
+        read must not be taken for this one's fault.
+        """
+        for run in runs:
+            yield run
+            yield from self._reader.strips(run, ring=self._blend.ring)
+            yield None
+
+    def _waited(self, items: Iterator[T]) -> Iterator[T]:
+        """Pass items through, and count the seconds spent waiting for them."""
+        while True:
+            start = perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._wait += perf_counter() - start
+            yield item
+
+    def _finish(self, item: tuple[Shard, LabelRows]) -> Receipt:
+        """Write a shard's files and return its receipt."""
+        start = perf_counter()
+        shard, rows = item
+        box = self._recipe.scene.geobox.crop(self._recipe.grid.pixels(shard))
+        layers = {"mask": rows.labels, "confidence": rows.confidence}
+        artifacts = {
+            product: self._write_layer(shard, product, pixels, box)
+            for product, pixels in layers.items()
+            if pixels is not None
+        }
+        pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
+        self._write += perf_counter() - start
+        return Receipt(
+            shard=shard,
+            artifacts=artifacts,
+            pixels=pixels,
+            hectares=hectares,
+            work=self._since_last(),
+        )
+
+    def _write_layer(
+        self, shard: Shard, product: str, pixels: NDArray[np.uint8], box: GeoBox
+    ) -> Artifact:
+        suffix = "" if product == "mask" else f".{product}"
+        name = f"shards/{shard.name}{suffix}.tif"
+        with gdal_env():
+            data = shard_bytes(pixels, box)
+        write_whole(Path(self._recipe.folder) / name, data)
+        return Artifact(name, len(data), hashlib.sha256(data).hexdigest())
+
+    def _since_last(self) -> dict[str, float]:
+        """Return what was counted since the last receipt."""
+        total: dict[str, float] = {
+            "tiles": self._predictor.tiles,
+            "tiles_skipped": self._predictor.tiles_skipped,
+            "decoded_pixels": self._reader.decoded_pixels,
+            "read": self._reader.seconds,
+            "wait": self._wait,
+            "forward": self._predictor.seconds,
+            "write": self._write,
+        }
+        since = {key: n - self._reported.get(key, 0) for key, n in total.items()}
+        self._reported = total
+        return since
+
+
+def _tally(
+    labels: NDArray[np.uint8], box: GeoBox, classes: int
+) -> tuple[dict[int, int], dict[int, float] | None]:
+    """Return pixels by mask value (nodata too) and hectares by class value."""
+    counts = np.stack([np.bincount(row, minlength=NODATA + 1) for row in labels])
+    area = row_hectares(box)
+    values = (*range(classes), NODATA)
+    pixels = {value: int(counts[:, value].sum()) for value in values}
+    if area is None:
+        return pixels, None
+    return pixels, {value: float(area @ counts[:, value]) for value in range(classes)}
+
+
+def _cut(
+    grid: Grid, run: Run, rows: Iterable[LabelRows]
+) -> Iterator[tuple[Shard, LabelRows]]:
+    """Gather a run's rows into shards, each as soon as its last row is there."""
+    held: list[LabelRows] = []
+    todo = deque(run)
+    for item in rows:
+        held.append(item)
+        while todo and (height := grid.pixels(todo[0]).height) <= _height(held):
+            whole = _stacked(held)
+            held = [_part(whole, slice(height, None), slice(None))]
+            for _ in range(run.shards.width):
+                shard = todo.popleft()
+                columns = grid.pixels(shard).relative_to(grid.pixels(run)).slices[1]
+                yield shard, _part(whole, slice(height), columns)
+
+
+def _height(rows: list[LabelRows]) -> int:
+    return sum(len(item.labels) for item in rows)
+
+
+def _stacked(rows: list[LabelRows]) -> LabelRows:
+    labels = np.concatenate([item.labels for item in rows])
+    layers = [item.confidence for item in rows if item.confidence is not None]
+    return LabelRows(labels, np.concatenate(layers) if layers else None)
+
+
+def _part(whole: LabelRows, rows: slice, columns: slice) -> LabelRows:
+    layer = whole.confidence
+    return LabelRows(
+        whole.labels[rows, columns], None if layer is None else layer[rows, columns]
+    )
