@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import pytest
@@ -64,18 +65,16 @@ def make_large_scene(path, side):
     return path
 
 
-def measure(folder, model, side):
+def measure(scene, model, output):
     """Segment a scene in a fresh process; return its record."""
-    scene = make_large_scene(folder / f"{side}.tif", side)
-    output = subprocess.run(
-        [sys.executable, "-c", PROGRAM, scene, model, folder / f"out{side}"],
+    text = subprocess.run(
+        [sys.executable, "-c", PROGRAM, scene, model, output],
         cwd=ROOT,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
     ).stdout
-    scene.unlink()
-    return json.loads(output)
+    return json.loads(text)
 
 
 @pytest.mark.slow
@@ -84,16 +83,23 @@ def test_four_times_the_pixels_take_no_more_memory(tmp_path):
     """What a job takes above the loaded network differs by less than 15 %."""
     model = make_model(tmp_path / "model", tile=128, halo=16, width=1, depth=1)
 
-    records = {side: measure(tmp_path, model, side) for side in (8_192, 16_384)}
+    scenes = {
+        side: make_large_scene(tmp_path / f"{side}.tif", side)
+        for side in (8_192, 16_384)
+    }
+    above = {side: [] for side in scenes}
+    for attempt in range(2):  # interleaved: the machine is seldom ours alone
+        for side, scene in scenes.items():
+            values = measure(scene, model, tmp_path / f"{attempt}_{side}")
+            peak = values["memory"]["peak_rss_mb"] - values["loaded"]
+            print(f"{side}: {peak:.0f} MB above {values['loaded']:.0f} MB,")  # noqa: T201
+            print(f"  {values['seconds']}, {values['estimate']}")  # noqa: T201
+            above[side].append(peak)
 
-    above = {}
-    for side, values in records.items():
-        above[side] = values["memory"]["peak_rss_mb"] - values["loaded"]
-        print(f"{side}: {above[side]:.0f} MB above {values['loaded']:.0f} MB,")  # noqa: T201
-        print(f"  {values['seconds']}, {values['estimate']}, {values['rates']}")  # noqa: T201
-        assert 0 < above[side] <= values["estimate"]["memory_mb"]
-        assert values["counts"]["tiles_skipped"] > 0
-    assert above[16_384] <= 1.15 * above[8_192]
+            assert 0 < peak <= values["estimate"]["memory_mb"]
+            assert values["counts"]["tiles_skipped"] > 0
+
+    assert mean(above[16_384]) <= 1.15 * mean(above[8_192])
 
 
 @pytest.mark.slow

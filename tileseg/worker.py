@@ -1,5 +1,6 @@
 """Read, forward and write overlapped, for one device: runs in, receipts out."""
 
+import ctypes
 import hashlib
 import threading
 from collections import deque
@@ -214,26 +215,41 @@ def _cut(
     for item in rows:
         held.append(item)
         while todo and (height := grid.pixels(todo[0]).height) <= _height(held):
-            whole = _stacked(held)
-            held = [_part(whole, slice(height, None), slice(None))]
             for _ in range(run.shards.width):
                 shard = todo.popleft()
                 columns = grid.pixels(shard).relative_to(grid.pixels(run)).slices[1]
-                yield shard, _part(whole, slice(height), columns)
+                yield shard, _part(held, slice(height), columns)
+            below = _height(held) - height  # all of it came with the last item
+            last = slice(len(held[-1].labels) - below, None)
+            held = [_part(held[-1:], last, slice(None))]
+            _trim_heap()
 
 
 def _height(rows: list[LabelRows]) -> int:
     return sum(len(item.labels) for item in rows)
 
 
-def _stacked(rows: list[LabelRows]) -> LabelRows:
-    labels = np.concatenate([item.labels for item in rows])
-    layers = [item.confidence for item in rows if item.confidence is not None]
-    return LabelRows(labels, np.concatenate(layers) if layers else None)
-
-
-def _part(whole: LabelRows, rows: slice, columns: slice) -> LabelRows:
-    layer = whole.confidence
+def _part(held: list[LabelRows], rows: slice, columns: slice) -> LabelRows:
+    """Return a rectangle of what is held, in memory of its own."""
+    layers = [item.confidence for item in held if item.confidence is not None]
     return LabelRows(
-        whole.labels[rows, columns], None if layer is None else layer[rows, columns]
+        _stacked([item.labels for item in held], rows, columns),
+        _stacked(layers, rows, columns) if layers else None,
     )
+
+
+def _stacked(
+    layers: list[NDArray[np.uint8]], rows: slice, columns: slice
+) -> NDArray[np.uint8]:
+    return np.concatenate([layer[:, columns] for layer in layers])[rows].copy()
+
+
+def _trim_heap() -> None:
+    """Give free memory back to the system, where the C library can (glibc).
+
+    Strips and rows of labels come in many sizes and leave holes in the heap that the
+    next do not fit in: without this the peak grows with the number of strips.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
