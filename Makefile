@@ -37,7 +37,9 @@ help:
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv/dev.stamp: .venv/base.stamp requirements/dev.txt
+.venv/dev.stamp: .venv/base.stamp requirements/ray.txt requirements/dev.txt
+	@echo "venv: requirements/ray.txt"
+	@$(PIP) install -r requirements/ray.txt
 	@echo "venv: requirements/dev.txt"
 	@$(PIP) install -r requirements/dev.txt
 	@touch $@

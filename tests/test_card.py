@@ -7,7 +7,7 @@ import pytest
 from making import make_card
 
 from tileseg.card import Card, LandClass, read_card
-from tileseg.errors import ModelError
+from tileseg.errors import ModelError, TilesegError
 
 INPUT = ("properties", "mlm:input", 0)
 OUTPUT = ("properties", "mlm:output", 0)
@@ -154,25 +154,35 @@ BROKEN = {
     "no checksum": without((*WEIGHTS, "file:checksum")),
     "sha1": changed((*WEIGHTS, "file:checksum"), "1114" + "ab" * 20),
     "short sha256": changed((*WEIGHTS, "file:checksum"), "1220abc"),
-    "weights above": changed((*WEIGHTS, "href"), "../weights.safetensors"),
-    "weights absolute": changed((*WEIGHTS, "href"), "/etc/passwd"),
-    "weights remote": changed((*WEIGHTS, "href"), "https://example.com/w.safetensors"),
-    "weights the parent": changed((*WEIGHTS, "href"), ".."),
-    "weights nameless": changed((*WEIGHTS, "href"), ""),
-    "weights in a pickle": changed((*WEIGHTS, "href"), "weights.pt"),
+}
+
+UNSAFE = {
+    "above": changed((*WEIGHTS, "href"), "../weights.safetensors"),
+    "absolute": changed((*WEIGHTS, "href"), "/etc/passwd"),
+    "remote": changed((*WEIGHTS, "href"), "https://example.com/w.safetensors"),
+    "the parent": changed((*WEIGHTS, "href"), ".."),
+    "nameless": changed((*WEIGHTS, "href"), ""),
+    "in a pickle": changed((*WEIGHTS, "href"), "weights.pt"),
 }
 
 
-@pytest.mark.parametrize("item", BROKEN.values(), ids=BROKEN)
-def test_a_broken_card_is_refused_in_one_line(item, tmp_path):
-    """Exit 7, naming the file; never a traceback, never a guess."""
+@pytest.mark.parametrize(
+    ("code", "item"),
+    [
+        *((7, item) for item in BROKEN.values()),
+        *((3, item) for item in UNSAFE.values()),
+    ],
+    ids=[*BROKEN, *UNSAFE],
+)
+def test_a_broken_card_is_refused_in_one_line(code, item, tmp_path):
+    """Exit 7, or 3 where it could run code; naming the file; never a traceback."""
     write_card(tmp_path, item)
 
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(TilesegError) as caught:
         read_card(tmp_path)
 
     message = str(caught.value)
-    assert caught.value.exit_code == 7
+    assert code == caught.value.exit_code
     assert str(tmp_path / "card.json") in message
     assert len(message.splitlines()) == 1
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,13 @@ FAILURES = {
     "text for a number": (2, config('workers = "two"\n', "workers")),
     "number for a text": (2, config("blend = 3\n", "blend")),
     "list for a path": (2, config("work = [1]\n", "work")),
+    "number for a scene": (2, config("input = 5\n", "input")),
+    "numbers for scenes": (2, config("input = [1, 2]\n", "input")),
+    "number for an output": (2, config("output = 3\n", "output")),
+    "unsafe weights": (
+        3,
+        card(lambda at: rewrite(at, 's.safetensors"', '.pt"'), ".pt"),
+    ),
     "text for a flag": (2, config('confidence = "no"\n', "confidence")),
     "text for bands": (2, config('bands = "red"\n', "bands")),
     "number for bands": (2, config("bands = 3\n", "bands")),
@@ -231,6 +239,8 @@ def test_a_failure_is_an_exit_code_and_one_line(options, tmp_path, code, case):
     assert code == result.exit_code, result.stderr
     assert_one_error_line(result, text)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
+    names_no_scene = re.search(r"\w+\.toml:|two inputs", result.stderr)
+    assert len(lines) == (not names_no_scene)
     left = {item.name for item in tmp_path.iterdir()} - names
     assert left <= ({"out.work"} if lines and lines[0]["plan_id"] else set())
     assert before.items() <= snapshot(tmp_path).items()

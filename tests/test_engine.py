@@ -16,6 +16,7 @@ from tileseg.errors import ExitCode, PreemptedError
 from tileseg.grid import Run, Shard
 from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
+from tileseg.model import Device
 from tileseg.task import Job, prepare
 from tileseg.unet import UNet
 from tileseg.window import Window
@@ -335,7 +336,7 @@ def test_stopping_does_not_wait_for_nodata_to_end(job, tmp_path):
     scene = make_scene(tmp_path / "blank.tif", pixels)
     task = prepare(job(input=str(scene)))
     ledger = Ledger(tmp_path / "work", Plan(task.request, RESOLVED))
-    recipe = Recipe.of(task, ledger, device="cpu", read_threads=1)
+    recipe = Recipe.of(task, ledger, Device("cpu", "any", "fp32"))
     stop = threading.Event()
     worker = Worker(recipe, stop)
     stop.set()

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "tileseg"
 ORDER = (
     "errors",
     "overlap",
+    "memory",
     "window",
     "geobox",
     "grid",
@@ -34,6 +35,8 @@ ORDER = (
     "precision",
     "worker",
     "engine",
+    "leases",
+    "cluster",
     "stitch",
     "publish",
     "report",
@@ -41,6 +44,7 @@ ORDER = (
     "train",
     "record",
     "job",
+    "options",
     "cli",
 )
 
@@ -48,16 +52,17 @@ ORDER = (
 OWN_NAMES = {"__version__"}
 
 OWNERS = {
-    "click": {"cli"},
+    "click": {"cli", "options"},
     "matplotlib": {"report"},
     "pyproj": {"area"},
+    "ray": {"cluster"},
     "rasterio": {"scene", "encode", "evaluate", "train"},
     "safetensors": {"model"},
     "torch": {"unet", "model", "blend", "picture", "predict", "train"},
     "tqdm": {"cli"},
 }
 
-HEAVY = {"matplotlib", "rasterio", "torch"}
+HEAVY = {"matplotlib", "rasterio", "ray", "torch"}
 
 # `__init__` stands outside the order: it names things of every layer, lazily.
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from tileseg.errors import ModelError
+from tileseg.errors import ModelError, RefusedError
 from tileseg.grid import shard_size
 
 __all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "read_card"]
@@ -127,9 +127,6 @@ class Card:
             f"has no sha256 of its weights, got {self.sha256!r}": (
                 re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
             ),
-            f"wants its weights beside it, as *.safetensors, got {self.weights!r}": (
-                re.fullmatch(r"[\w.-]+\.safetensors", self.weights) is not None
-            ),
         }
         faults = [fault for fault, is_good in checks.items() if not is_good]
         return faults or _shard_fault(self.tile, self.halo)
@@ -221,6 +218,7 @@ def read_card(folder: Path) -> Card:
 
     Raises:
         ModelError: there is none, or it does not describe a usable network.
+        RefusedError: its weights are of a kind that can run code, or lie elsewhere.
     """
     path = folder / "card.json"
     try:
@@ -233,6 +231,9 @@ def read_card(folder: Path) -> Card:
         raise ModelError(msg) from err
     try:
         return _from_stac(item)
+    except RefusedError as err:
+        msg = f"{path}: {err}"
+        raise RefusedError(msg) from err
     except KeyError as err:
         msg = f"{path}: broken model card: {err.args[0]!r} is missing"
         raise ModelError(msg) from err
@@ -248,6 +249,12 @@ def _from_stac(item: dict[str, Any]) -> Card:
     properties = item["properties"]
     (inputs,), (outputs,) = properties["mlm:input"], properties["mlm:output"]
     asset = item["assets"]["weights"]
+    if not re.fullmatch(r"[\w.-]+\.safetensors", str(asset["href"])):
+        msg = (
+            f"weights {asset['href']!r}: only *.safetensors beside the card are "
+            "loaded; other files can run code"
+        )
+        raise RefusedError(msg)
     classes = tuple(
         LandClass(int(entry["value"]), str(entry["name"]), str(entry["color_hint"]))
         for entry in outputs["classification:classes"]

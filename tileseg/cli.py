@@ -22,10 +22,12 @@ from tileseg.errors import (
     UsageError,
     worst,
 )
+from tileseg.options import job_options
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from tileseg.job import Staff
     from tileseg.task import Job
 
 __all__ = ["main", "one_line_errors", "segment"]
@@ -49,88 +51,19 @@ def main() -> None:
     metavar="SCENE",
     help="GeoTIFF; may be given several times.",
 )
-@click.option(
-    "--model",
-    metavar="DIR",
-    help="Model folder.  [default: the land-cover model that comes with tileseg]",
-)
-@click.option(
-    "--output",
-    metavar="DIR",
-    help="Where the results go; of several inputs, a directory each in it."
-    "  [default: out/<scene stem>]",
-)
-@click.option(
-    "--work",
-    metavar="DIR",
-    help="Where unfinished work lives.  [default: <output>.work]",
-)
-@click.option(
-    "--engine", type=click.Choice(["auto", "local"]), help="Who runs the workers."
-)
-@click.option(
-    "--workers", type=int, help="How many.  [default: one per GPU, or one on the CPU]"
-)
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    help="Where the network computes.",
-)
-@click.option("--batch-size", type=int, help="Tiles in one forward.")
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    help="Of the network's numbers.",
-)
-@click.option(
-    "--blend",
-    type=click.Choice(["crop", "cosine"]),
-    help="How tiles meet.  [default: crop]",
-)
-@click.option(
-    "--confidence", is_flag=True, default=None, help="Also make confidence.tif."
-)
-@click.option(
-    "--scale",
-    type=float,
-    help="reflectance = stored value * scale + offset.  [default: the file's tags]",
-)
-@click.option("--offset", type=float, help="See --scale.")
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    default=None,
-    help="Replace the result of another plan.",
-)
-@click.option(
-    "--allow-partial",
-    is_flag=True,
-    default=None,
-    help="Publish with holes where shards failed (exit 10).",
-)
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    default=None,
-    help="Say what would be done, and do nothing.",
-)
-@click.option(
-    "--config",
-    metavar="FILE",
-    help="TOML with any of these and the rarer fields of a job; options win.",
-)
-@click.option("-v", "--verbose", count=True, help="Say more.")
-@click.option("-q", "--quiet", is_flag=True, help="Only errors.")
+@job_options
 def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Make a georeferenced class mask of each scene.
 
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
     _configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    from tileseg.job import Staff
+
     codes = []
-    with one_line_errors(), _signals():
-        for job in _jobs(options):
-            codes.append(_run(job))
+    with one_line_errors(), _signals(), Staff() as staff:
+        for facts in _scenes(options):
+            codes.append(_run(facts, staff))
             if codes[-1] in _STOPPED:
                 break
     sys.exit(worst(codes))
@@ -189,27 +122,25 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _jobs(options: dict[str, Any]) -> list["Job"]:
-    """Return one job per scene from the options and the job file.
+def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the fields of a job for each scene, from the options and the job file.
 
     Raises:
         UsageError: no scene, two scenes of one name, or a bad job file.
     """
-    from tileseg.task import Job, read_job
+    from tileseg.task import read_job
 
     inputs = options.pop("inputs")
     config = options.pop("config")
     values = read_job(config) if config else {}
     values |= {key: item for key, item in options.items() if item is not None}
-    fallback = values.pop("input", None)
-    if isinstance(fallback, str):
-        fallback = (fallback,)
-    inputs = inputs or fallback or ()
+    listed = values.pop("input", ())
+    inputs = inputs or ((listed,) if isinstance(listed, str) else listed)
     if not inputs:
         msg = "no scene: give --input SCENE"
         raise UsageError(msg)
     if len(inputs) == 1:
-        return [Job(input=inputs[0], **values)]
+        return [{**values, "input": inputs[0]}]
     stems = [Path(name).stem for name in inputs]
     if len(set(stems)) < len(stems):
         double = next(stem for stem in stems if stems.count(stem) > 1)
@@ -218,27 +149,38 @@ def _jobs(options: dict[str, Any]) -> list["Job"]:
     output = Path(values.pop("output", "out"))
     work = values.pop("work", None)
     return [
-        Job(
-            input=name,
-            output=str(output / stem),
-            work=str(Path(work) / stem) if work else "",
+        {
             **values,
-        )
+            "input": name,
+            "output": str(output / stem),
+            "work": str(Path(work) / stem) if work else "",
+        }
         for name, stem in zip(inputs, stems, strict=True)
     ]
 
 
-def _run(job: "Job") -> int:
-    """Run one job, print its line and return its exit code."""
-    from tileseg.job import run
+def _run(facts: dict[str, Any], staff: "Staff") -> int:
+    """Run one job, print its line and return its exit code.
 
-    with _progress(job.input) as progress:
-        record = run(job, progress)
-    click.echo(json.dumps(record.values))
+    The line comes last: where stdout and stderr are one, as in the log of a Ray job,
+    it is still the last line.
+    """
+    from tileseg.job import run
+    from tileseg.record import Record
+    from tileseg.task import Job
+
+    record = Record(facts["input"])
+    try:
+        job = Job(**facts)
+        with _progress(job.input) as progress:
+            record = run(job, progress, staff)
+        if record.values["status"] == "dry-run":
+            _print_estimate(job, record.values)
+    except TilesegError as err:
+        record.fail(err)
     if record.error:
         click.echo(f"tileseg: {record.values['error']}", err=True)
-    elif job.dry_run:
-        _print_estimate(job, record.values)
+    click.echo(json.dumps(record.values))
     return int(record.values["exit_code"])
 
 
@@ -290,8 +232,10 @@ def _progress(title: str) -> Iterator[Any]:
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
         from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
 
-        with tqdm(desc=Path(title).name, unit="tile") as bar:
+        bar = tqdm(desc=Path(title).name, unit="tile")
+        with bar, logging_redirect_tqdm():
             yield lambda done, total: _draw(bar, done, total)
     else:
         last = time.monotonic()

@@ -1,19 +1,32 @@
-"""Runs over workers: threads in this process. Knows shards and receipts, no pixels."""
+"""Runs over workers: the contract of an engine, and the one of this process's threads.
+
+Knows shards and receipts, no pixels.
+"""
 
 import logging
+import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-from tileseg.errors import InputError, PreemptedError, TileError
+from tileseg.errors import InputError, PreemptedError, TileError, TilesegError
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Receipt
+from tileseg.model import (
+    Device,
+    device_memory_mb,
+    resolve_device,
+    worker_devices,
+)
+from tileseg.precision import Check, compare
+from tileseg.task import Job, Task
 from tileseg.window import Window
 from tileseg.worker import Recipe, Worker
 
-__all__ = ["Failure", "Outcome", "run_local"]
+__all__ = ["Crew", "Engine", "Failure", "LocalEngine", "Outcome", "Usage"]
 
 logger = logging.getLogger(__name__)
 
@@ -26,83 +39,216 @@ class Failure:
 
     shard: Shard
     """Which one."""
-    error: InputError | TileError
+    error: TilesegError
     """Why."""
 
 
 Outcome = Receipt | Failure
+Pulse = Callable[[int], None]
 
 
-def run_local(
-    recipes: Sequence[Recipe],
-    runs: Sequence[Run],
-    pulse: Callable[[int], None] = lambda _tiles: None,
-) -> Generator[Outcome]:
-    """Yield one outcome for each shard of the runs, in the order they end.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the workers took for a plan, and what befell them."""
 
-    A run that fails is cut until the shard at fault is alone; the others are made.
+    retries: int | None = None
+    """Shards handed out again after a worker was lost; None where none can be."""
+    restarts: int | None = None
+    """Workers that were lost and replaced; None where none can be."""
+    device_mb: float | None = None
+    """Most memory that torch held on a GPU; None without one."""
+    rss_mb: float = 0
+    """Most memory of a worker process; 0 where workers are part of this one."""
 
-    Args:
-        recipes: one worker each, all of the same plan.
-        runs: what to do.
-        pulse: called every second or so with the tiles dealt with so far.
-
-    Raises:
-        TilesegError: what no other shard could escape (a full disk, say).
-    """
-    crew = _Crew(runs)
-    threads = [
-        threading.Thread(target=crew.serve, args=(recipe,), name=f"worker-{n}")
-        for n, recipe in enumerate(recipes)
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield from crew.outcomes(len(threads), pulse)
-    finally:
-        crew.stop.set()
-        for thread in threads:
-            thread.join()
+    def with_peaks(self, device_mb: float | None, rss_mb: float) -> "Usage":
+        """Return the same with these peaks, where they are higher."""
+        if device_mb is not None:
+            device_mb = max(device_mb, self.device_mb or 0)
+        return replace(self, device_mb=device_mb, rss_mb=max(rss_mb, self.rss_mb))
 
 
-class _Crew:
-    """The runs still to be taken, and the outcomes so far."""
+class Engine(Protocol):
+    """Whoever carries out runs; begins when first asked, and outlives one scene."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.stop = threading.Event()
-        self._todo = deque(runs)
+    kind: str
+    """`local` or `ray`."""
+
+    def resolve(self, job: Job) -> Device:
+        """Turn the job's `auto` into what the workers have."""
+
+    def workers(self, device: Device) -> list[str]:
+        """Return torch's device name of each worker there is to be."""
+
+    def compare(self, task: Task, device: Device) -> Check:
+        """See how well the device's numbers agree with fp32, where the device is."""
+
+    def outcomes(
+        self, recipe: Recipe, runs: Sequence[Run], pulse: Pulse
+    ) -> Generator[Outcome]:
+        """Yield one outcome for each shard of the runs, in the order they end.
+
+        A run that fails is cut until the shard at fault is alone; the others are made.
+
+        Args:
+            recipe: the plan's; each worker's device and threads are the engine's.
+            runs: what to do.
+            pulse: called every second or so with the tiles dealt with so far.
+
+        Raises:
+            TilesegError: what no other shard could escape (a full disk, say).
+        """
+
+    def usage(self) -> Usage:
+        """Return what the workers took for the last runs."""
+
+    def close(self) -> None:
+        """Let the workers go."""
+
+
+class LocalEngine:
+    """Threads in this process, one for each device."""
+
+    kind = "local"
+
+    def __init__(self, workers: int | None = None) -> None:
+        """Want so many workers; None for one per GPU, or one on the CPU."""
+        self._workers = workers
+
+    def resolve(self, job: Job) -> Device:
+        """Turn the job's `auto` into what this machine has."""
+        return resolve_device(job.device, job.precision)
+
+    def workers(self, device: Device) -> list[str]:
+        """Return torch's device name of each worker."""
+        return worker_devices(device, self._workers)
+
+    def compare(self, task: Task, device: Device) -> Check:
+        """See how well the device's numbers agree with fp32."""
+        return compare(task, device)
+
+    def outcomes(
+        self, recipe: Recipe, runs: Sequence[Run], pulse: Pulse = lambda _tiles: None
+    ) -> Generator[Outcome]:
+        """Yield one outcome for each shard; see `Engine`."""
+        threads = 1 if recipe.device.name == "cpu" else os.cpu_count() or 1
+        crew = Crew(
+            [
+                recipe.on(replace(recipe.device, name=name), read_threads=threads)
+                for name in self.workers(recipe.device)
+            ]
+        )
+        try:
+            crew.give(runs)
+            crew.finish()
+            while crew.is_at_work:
+                pulse(crew.tiles)
+                yield from crew.collect(_PULSE_SECONDS)
+        finally:
+            crew.close()
+
+    def usage(self) -> Usage:
+        """Return what the workers took; they are part of this process."""
+        return Usage(device_mb=device_memory_mb())
+
+    def close(self) -> None:
+        """Do nothing: the threads ended with their runs."""
+
+
+class Crew:
+    """Workers on threads of this process, and the runs they still have to take."""
+
+    def __init__(self, recipes: Sequence[Recipe]) -> None:
+        """Begin; one worker for each recipe, all of the same plan."""
+        self._stop = threading.Event()
+        self._todo: deque[Run] = deque()
+        self._change = threading.Condition()
+        self._no_more = False
         self._workers: list[Worker] = []
+        self._ended = 0
+        self._error: BaseException | None = None
         self._results: queue.SimpleQueue[Outcome | BaseException | None] = (
             queue.SimpleQueue()
         )
+        self._threads = [
+            threading.Thread(
+                target=self._serve, args=(recipe,), name=f"worker-{n}", daemon=True
+            )  # daemon: a Ray worker that is let go does not wait for them
+            for n, recipe in enumerate(recipes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def outcomes(self, workers: int, pulse: Callable[[int], None]) -> Iterator[Outcome]:
-        """Yield what the workers put, until the last of them is done."""
-        while workers:
-            pulse(sum(worker.tiles for worker in self._workers))
+    @property
+    def tiles(self) -> int:
+        """Tiles forwarded or skipped so far."""
+        return sum(worker.tiles for worker in self._workers)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether there may be more to collect."""
+        return self._ended < len(self._threads)
+
+    def give(self, runs: Iterable[Run]) -> None:
+        """Add runs to what is to be taken."""
+        with self._change:
+            self._todo.extend(runs)
+            self._change.notify_all()
+
+    def finish(self) -> None:
+        """Let the workers end when nothing is left to take."""
+        with self._change:
+            self._no_more = True
+            self._change.notify_all()
+
+    def collect(self, wait: float) -> list[Outcome]:
+        """Return the outcomes there are; wait at most so many seconds for one.
+
+        Raises:
+            BaseException: what ended a worker.
+        """
+        outcomes: list[Outcome] = []
+        while not self._error:
             try:
-                item = self._results.get(timeout=_PULSE_SECONDS)
+                item = self._results.get(timeout=0 if outcomes else wait)
             except queue.Empty:
-                continue
-            if item is None:
-                workers -= 1
-            elif isinstance(item, BaseException):
-                raise item
+                return outcomes
+            if isinstance(item, BaseException):
+                self._error = item
+            elif item is None:
+                self._ended += 1
+                if not self.is_at_work:
+                    return outcomes
             else:
-                yield item
+                outcomes.append(item)
+        if outcomes:
+            return outcomes  # what was done before it comes first
+        raise self._error
 
-    def serve(self, recipe: Recipe) -> None:
+    def close(self) -> None:
+        """Stop the workers where they are, and wait for them."""
+        self._stop.set()
+        self.finish()
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self, recipe: Recipe) -> None:
         """Work until nothing is left to take."""
         try:
-            worker = Worker(recipe, self.stop)
+            worker = Worker(recipe, self._stop)
             self._workers.append(worker)
-            while self._todo and not self.stop.is_set():
+            while self._has_more():
                 self._work(worker)
         except PreemptedError:
             logger.debug("worker stopped")
-        except BaseException as err:  # noqa: BLE001  (raised again in the driver)
+        except BaseException as err:  # noqa: BLE001  (raised again in `collect`)
             self._results.put(err)
         self._results.put(None)
+
+    def _has_more(self) -> bool:
+        """Wait for a run to take; False when there will be none."""
+        with self._change:
+            self._change.wait_for(lambda: self._todo or self._no_more)
+            return bool(self._todo) and not self._stop.is_set()
 
     def _work(self, worker: Worker) -> None:
         taken: list[Run] = []
@@ -116,7 +262,7 @@ class _Crew:
 
     def _take(self, taken: list[Run]) -> Iterator[Run]:
         """Yield runs off the list, remembering them in `taken`."""
-        while not self.stop.is_set():
+        while not self._stop.is_set():
             try:
                 taken.append(self._todo.popleft())
             except IndexError:

@@ -13,6 +13,7 @@ __all__ = [
     "ExitCode",
     "InputError",
     "InterruptedRunError",
+    "LostError",
     "ModelError",
     "OutputError",
     "PreemptedError",
@@ -88,6 +89,12 @@ class ModelError(TilesegError):
 
 class TileError(ModelError):
     """The network's answer for one tile is unusable; other tiles may be fine."""
+
+
+class LostError(TilesegError):
+    """A shard cost too many workers, or there are none left."""
+
+    exit_code = ExitCode.SHARDS
 
 
 class BusyError(TilesegError):

@@ -1,36 +1,107 @@
 """The whole job told once: one scene and a model in, a published mask out."""
 
 import logging
+import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
-from os import cpu_count
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from tileseg import publish
-from tileseg.errors import BusyError, ExitCode, InterruptedRunError, TilesegError
+from tileseg.errors import (
+    BusyError,
+    ExitCode,
+    InterruptedRunError,
+    TilesegError,
+    UsageError,
+)
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, find_plan, lock, write_whole
 from tileseg.record import Record
 from tileseg.task import Job, Task, prepare
 
 if TYPE_CHECKING:
+    from tileseg.engine import Engine
     from tileseg.model import Device
 
-__all__ = ["Progress", "run"]
+__all__ = ["Progress", "Staff", "run"]
 
 logger = logging.getLogger(__name__)
+
+_ENOUGH_BAD = 20  # failed shards after which one that may not have any gives up
 
 Progress = Callable[[int, int], None]
 """Called with tiles done and tiles in all, every second or so."""
 
 
-def run(job: Job, progress: Progress = lambda _done, _total: None) -> Record:
-    """Do a job; how it ended, an error too, is in the record it returns."""
+class Staff:
+    """The engine that jobs share; hired when the first of them needs one.
+
+    Late, so that a job with nothing to do starts neither torch nor Ray.
+    """
+
+    def __init__(self) -> None:
+        """Hire nobody yet."""
+        self._engine: Engine | None = None
+
+    def engine(self, job: Job) -> "Engine":
+        """Return the engine; the first job's options say which."""
+        if self._engine is None:
+            self._engine = _hire(job)
+        return self._engine
+
+    def __enter__(self) -> Self:
+        """Hire nobody yet."""
+        return self
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Let the workers go."""
+        self.close()
+
+    def close(self) -> None:
+        """Let the workers go."""
+        if self._engine:
+            self._engine.close()
+
+
+def _hire(job: Job) -> "Engine":
+    if job.engine_kind == "local":
+        from tileseg.engine import LocalEngine
+
+        return LocalEngine(job.workers)
+    if find_spec("ray") is None:
+        msg = "engine ray: Ray is not installed; pip install 'tileseg[ray]'"
+        raise UsageError(msg)
+    from tileseg.cluster import RayEngine
+
+    return RayEngine(job)
+
+
+def run(
+    job: Job,
+    progress: Progress = lambda _done, _total: None,
+    staff: Staff | None = None,
+) -> Record:
+    """Do a job; how it ended, an error too, is in the record it returns.
+
+    Args:
+        job: what to do.
+        progress: told how far it is.
+        staff: who does it; without it an engine is hired for this job alone.
+    """
     record = Record(job.input)
     try:
-        _segment(job, record, progress)
+        with ExitStack() as stack:
+            staff = staff or stack.enter_context(Staff())
+            _segment(job, record, progress, staff)
     except KeyboardInterrupt:
         record.fail(InterruptedRunError("interrupted; the same command resumes"))
     except TilesegError as err:
@@ -44,17 +115,20 @@ def run(job: Job, progress: Progress = lambda _done, _total: None) -> Record:
     return record
 
 
-def _segment(job: Job, record: Record, progress: Progress) -> None:
+def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
     task = prepare(job)
     record.add_task(task)
     held = publish.published(job.output_path)
     if held and publish.is_complete(job.output_path, held, task.request_id):
         logger.info("%s: nothing to do, %s is complete", job.input, job.output_path)
         record.adopt(held)
+        _clean(job, held["plan_id"], is_whole=True)
         return
     publish.check_free(job.output_path, held, task.request_id, overwrite=job.overwrite)
-    plan, workers = _resolve(task, record)
-    record.add_plan(plan, task, workers)
+    engine = staff.engine(job)
+    plan = _resolve(task, engine)
+    workers = engine.workers(_device(plan))
+    record.add_plan(plan, task, engine.kind, workers)
     if job.dry_run:
         record.close("dry-run", ExitCode.OK)
         return
@@ -66,87 +140,91 @@ def _segment(job: Job, record: Record, progress: Progress) -> None:
             job.output_path, held, task.request_id, overwrite=job.overwrite
         )
         task.identity.remember(job.work_path)
-        receipts = _process(task, ledger, workers, record, progress)
+        receipts = _process(task, ledger, engine, record, progress)
         task.identity.check_unchanged()
         _build(task, ledger, receipts, record, folder)
-    _clean(job, ledger, record)
+    _clean(job, plan.plan_id, is_whole=not record.failures)
 
 
-def _resolve(task: Task, record: Record) -> tuple[Plan, list[str]]:
-    """Turn `auto` into what this machine has; return the plan and the devices.
+def _resolve(task: Task, engine: "Engine") -> Plan:
+    """Turn `auto` into what the workers have.
 
     A plan of the same request that was begun on such hardware goes on as it is.
     """
-    from tileseg.model import (
-        default_batch,
-        load_module,
-        resolve_device,
-        worker_devices,
-    )
+    from tileseg.model import default_batch, load_module
 
     job = task.job
     load_module(job.model_path, task.card)  # a broken model is no plan
-    device = resolve_device(job.device, job.precision)
-    workers = worker_devices(device, job.workers)
+    device = engine.resolve(job)
     machine = {"device": device.name, "hardware": device.hardware}
     if begun := find_plan(job.work_path, task.request, machine):
-        return begun, workers
+        return begun
+    check: dict[str, Any] = {}
     if device.precision != "fp32" and not job.dry_run:
-        device = _checked(task, device, record)
+        device, check = _checked(task, device, engine)
     batch = job.batch_size or default_batch(device)
     resolved = {**machine, "precision": device.precision, "batch_size": batch}
-    return Plan(task.request, resolved), workers
+    return Plan(task.request, resolved, check)
 
 
-def _checked(task: Task, device: "Device", record: Record) -> "Device":
-    """Return the device with fp32 if its fast numbers are not good enough."""
-    from tileseg.precision import ENOUGH, compare
+def _device(plan: Plan) -> "Device":
+    """Return where a plan is carried out."""
+    from tileseg.model import Device
 
-    check = compare(task, device)
-    record.values["precision_check"] = asdict(check)
-    if check.agreement is None or check.agreement >= ENOUGH:
-        return device
-    text = "%s: only %.4f of the labels in %s are those of fp32"
-    logger.warning(text, task.job.input, check.agreement, device.precision)
-    return replace(device, precision="fp32") if task.job.precision == "auto" else device
+    resolved = plan.resolved
+    return Device(resolved["device"], resolved["hardware"], resolved["precision"])
+
+
+def _checked(
+    task: Task, device: "Device", engine: "Engine"
+) -> tuple["Device", dict[str, Any]]:
+    """Return the device, with fp32 if its fast numbers are not good enough, and why."""
+    from tileseg.precision import ENOUGH
+
+    check = engine.compare(task, device)
+    if check.agreement is not None and check.agreement < ENOUGH:
+        text = "%s: only %.4f of the labels in %s are those of fp32"
+        logger.warning(text, task.job.input, check.agreement, device.precision)
+        if task.job.precision == "auto":
+            logger.warning("%s: going on in fp32", task.job.input)
+            device = replace(device, precision="fp32")
+    return device, asdict(check)
 
 
 def _process(
-    task: Task, ledger: Ledger, workers: list[str], record: Record, progress: Progress
+    task: Task, ledger: Ledger, engine: "Engine", record: Record, progress: Progress
 ) -> dict[Shard, Receipt]:
     """Make every shard that is not done yet; return all receipts."""
-    from tileseg.engine import Failure, run_local
-    from tileseg.model import device_memory_mb
+    from tileseg.engine import Failure
     from tileseg.worker import Recipe
 
     receipts = ledger.open()
     record.reused = frozenset(receipts)
     shards = list(Run(task.grid.shape))
     todo = [shard for shard in shards if shard not in receipts]
-    runs = task.runs(todo, len(workers))
+    device = _device(ledger.plan)
+    runs = task.runs(todo, len(engine.workers(device)))
     logger.info("%s: %d shards, %d to do", task.job.input, len(shards), len(todo))
     total = task.grid.tiles.size
     before = total - sum(task.grid.cores(run).size for run in runs)
-    threads = 1 if workers[0] == "cpu" else cpu_count() or 1
-    recipes = [
-        Recipe.of(task, ledger, device=name, read_threads=threads) for name in workers
-    ]
-    with closing(
-        run_local(
-            recipes, runs, lambda tiles: progress(min(before + tiles, total), total)
-        )
-    ) as outcomes:
+
+    def pulse(tiles: int) -> None:
+        progress(min(before + tiles, total), total)
+
+    recipe = Recipe.of(task, ledger, device)
+    with closing(engine.outcomes(recipe, runs, pulse)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failure):
-                if not task.job.allow_partial:
-                    raise outcome.error
                 record.add_failure(outcome, task.grid)
+                if not task.job.allow_partial and len(record.failures) >= _ENOUGH_BAD:
+                    break
                 continue
             task.identity.check_unchanged()  # else these may be another file's pixels
             ledger.record(outcome)
             receipts[outcome.shard] = outcome
-    record.values["memory"]["device_mb"] = device_memory_mb()
-    if shards and not receipts:
+    record.add_usage(engine.usage())
+    record.add_receipts(receipts, task)
+    if record.failures and not (task.job.allow_partial and receipts):
         raise record.failures[0].error
     return receipts
 
@@ -173,7 +251,6 @@ def _build(
             stitch(files, task.grid, task.scene, look, path)
     picture = quicklook(task.scene, task.bands, folder / "mask.tif", task.card)
     write_whole(folder / "quicklook.png", picture)
-    record.add_receipts(receipts, task)
     record.values["outputs"] = publish.list_outputs(folder)
     if record.failures:
         record.close("partial", ExitCode.PARTIAL)
@@ -182,11 +259,11 @@ def _build(
     write_whole(folder / publish.RECORD, record.as_bytes())
 
 
-def _clean(job: Job, ledger: Ledger, record: Record) -> None:
+def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:
     """Forget the work that is published; what failed is kept for the next run."""
     (job.work_path / "last-attempt.json").unlink(missing_ok=True)
-    if not (job.keep_work or record.failures):
-        ledger.remove()
+    if is_whole and not job.keep_work:
+        shutil.rmtree(job.work_path / plan_id, ignore_errors=True)
 
 
 def _leave_word(work: Path, record: Record) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Plan:
     """Input identity, model, versions, options and products as given."""
     resolved: Mapping[str, Any]
     """What `auto` became: device, precision, batch."""
+    precision_check: Mapping[str, Any] = field(default_factory=dict)
+    """What was measured before deciding on the precision; no part of the id."""
 
     @property
     def request_id(self) -> str:
@@ -155,9 +157,7 @@ class Ledger:
         """Make the directory and return the shards whose files verify."""
         write_whole(
             self.folder / "plan.json",
-            json.dumps(
-                {"request": self.plan.request, "resolved": self.plan.resolved}, indent=1
-            ).encode(),
+            json.dumps(asdict(self.plan), indent=1).encode(),
         )
         for stale in (
             *self.folder.glob(f"**/*{_TEMPORARY}"),

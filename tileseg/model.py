@@ -76,8 +76,8 @@ def resolve_device(device: str = "auto", precision: str = "auto") -> Device:
 
 
 def device_memory_mb() -> float | None:
-    """Return the most memory that torch held on a GPU; None without one."""
-    if not torch.cuda.is_available():
+    """Return the most memory that torch held on a GPU; None if it used none."""
+    if not torch.cuda.is_initialized():
         return None
     gpus = range(torch.cuda.device_count())
     return max(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) / 1e6

@@ -183,7 +183,8 @@ class Predictor:
 
     def _logits(self, index: Tensor, batch: Tensor) -> Tensor:
         """Return the finite logits, (N, K, T, T), of the real tiles of a batch."""
-        logits = self._network(batch)[: len(index)]
+        with _network_errors(self._device):
+            logits = self._network(batch)[: len(index)]
         # One number to look at: it is not finite if one of them is not.
         if not torch.isfinite(logits.sum()):
             self._refuse(index, batch, logits)
@@ -204,12 +205,26 @@ class Predictor:
 
 @contextmanager
 def _device_errors(device: str) -> Iterator[None]:
-    """Say what torch's errors mean; they may surface at any touch of the device."""
+    """Say what a failing device means; it may surface at any touch of it."""
     try:
         yield
     except torch.OutOfMemoryError as err:
         msg = f"{device}: out of memory; choose a smaller --batch-size"
         raise ModelError(msg) from err
+    except RuntimeError as err:
+        if "CUDA" not in str(err):
+            raise  # ours
+        msg = f"{device}: the device failed: {err}"
+        raise ModelError(msg) from err
+
+
+@contextmanager
+def _network_errors(device: str) -> Iterator[None]:
+    """Lay a failing forward at the network's door."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as err:
         msg = f"{device}: the network failed: {err}"
         raise ModelError(msg) from err

@@ -45,6 +45,8 @@ def published(output: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError) as err:
         msg = f"{output}: holds files but no run.json of tileseg; choose another output"
         raise OutputError(msg) from err
+    # A viewer's notes on one of our files (statistics, say) go when the file goes.
+    ours |= {f"{name}.aux.xml" for name in ours}
     if foreign := sorted(present - ours):
         msg = f"{output}: holds files that its run.json does not list: {foreign[0]}"
         raise OutputError(msg)

@@ -126,7 +126,7 @@ class Reader:
             if self._scene.alpha:
                 # GDAL forgets the alpha band where there is a nodata value too.
                 valid &= dataset.read(self._scene.alpha, window=window.slices) > 0
-            elif self._scene.has_mask:
+            if self._scene.has_mask:
                 valid &= dataset.read_masks(indexes, window=window.slices).all(axis=0)
         except GDAL_ERRORS as err:
             msg = (

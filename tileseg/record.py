@@ -4,13 +4,11 @@ All keys are always there, null where they do not apply.
 """
 
 import json
-import resource
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +16,11 @@ from tileseg.card import NODATA
 from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
+from tileseg.memory import peak_rss_mb
 from tileseg.task import Task
 
 if TYPE_CHECKING:
-    from tileseg.engine import Failure
+    from tileseg.engine import Failure, Usage
 
 __all__ = ["Record"]
 
@@ -53,6 +52,7 @@ class Record:
         self.reused: frozenset[Shard] = frozenset()
         self._start = perf_counter()
         self._workers = 1
+        self._workers_rss_mb = 0.0
         self.values: dict[str, Any] = {
             "status": "failed",
             "exit_code": int(ExitCode.BUG),
@@ -93,11 +93,13 @@ class Record:
         }
         self.values["seconds"]["open"] = self._elapsed()
 
-    def add_plan(self, plan: Plan, task: Task, workers: list[str]) -> None:
+    def add_plan(self, plan: Plan, task: Task, engine: str, workers: list[str]) -> None:
         """Say what will be done, and by whom."""
         grid, resolved = task.grid, plan.resolved
         self._workers = len(workers)
-        self.values["plan_id"] = plan.plan_id
+        # A dry run checks no precision, so it cannot know what a run would decide.
+        self.values["plan_id"] = None if task.job.dry_run else plan.plan_id
+        self.values["precision_check"] |= plan.precision_check
         self.values["grid"] = {
             "tile": grid.tile,
             "halo": grid.halo,
@@ -106,7 +108,7 @@ class Record:
             "blend": task.job.blend,
         }
         self.values["engine"] = {
-            "kind": "local",
+            "kind": engine,
             "workers": len(workers),
             "devices": [f"{name} ({resolved['hardware']})" for name in workers],
             "precision": resolved["precision"],
@@ -134,6 +136,15 @@ class Record:
             }
         )
 
+    def add_usage(self, usage: "Usage") -> None:
+        """Say what the workers took and what befell them."""
+        self.values["memory"]["device_mb"] = usage.device_mb
+        self.values["counts"] |= {
+            "retries": usage.retries,
+            "worker_restarts": usage.restarts,
+        }
+        self._workers_rss_mb = usage.rss_mb
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the seconds of a stage."""
@@ -145,7 +156,7 @@ class Record:
         """Say what was done; shards made by earlier attempts count, their time too."""
         done = [receipts[shard] for shard in sorted(receipts)]
         classes = task.card.classes
-        self.values["counts"] = {
+        self.values["counts"] |= {
             "shards": task.grid.shape.size,
             "shards_done": len(done),
             "shards_skipped": sum(
@@ -155,8 +166,6 @@ class Record:
             "tiles_skipped": int(_work(done, "tiles_skipped")),
             "shards_reused": len(self.reused),
             "shards_failed": len(self.failures),
-            "retries": None,  # nobody counts them in this process
-            "worker_restarts": None,
         }
         pixels = sum((Counter(item.pixels) for item in done), Counter())
         total = task.grid.scene.size
@@ -198,7 +207,7 @@ class Record:
         """Say how it ended."""
         self.values |= {"status": status, "exit_code": int(code)}
         self.values["seconds"]["total"] = self._elapsed()
-        self.values["memory"]["peak_rss_mb"] = _peak_rss_mb()
+        self.values["memory"]["peak_rss_mb"] = max(peak_rss_mb(), self._workers_rss_mb)
 
     def fail(self, error: Exception) -> None:
         """Say that it ended with an error."""
@@ -212,15 +221,6 @@ class Record:
 
     def _elapsed(self) -> float:
         return perf_counter() - self._start
-
-
-def _peak_rss_mb() -> float:
-    """Return the most this process held; `ru_maxrss` may be its parent's."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-    except (OSError, LookupError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _work(receipts: list[Receipt], key: str) -> float:

@@ -78,7 +78,8 @@ def _rgb(
     except GDAL_ERRORS as err:  # a damaged block: the mask is there all the same
         logger.warning("%s: no picture of the scene: %s", scene.href, err)
         return np.ones((*shape, 3))
-    pixels = np.nan_to_num(pixels.astype(np.float64))
+    pixels = pixels.astype(np.float64)
+    pixels[~np.isfinite(pixels)] = 0
     valid = pixels[:, ~is_nodata]
     if valid.size:
         low, high = np.percentile(valid, _STRETCH, axis=1)[:, :, None, None]

@@ -94,7 +94,7 @@ class Scene:
     block: tuple[int, int]
     """(rows, columns) of a TIFF block."""
     has_mask: bool
-    """True with an alpha band or an internal mask."""
+    """True with an internal mask."""
     alpha: int | None
     """Index of the alpha band, where there is one: 0 is invalid."""
     point: bool
@@ -220,7 +220,6 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
         msg = f"{href}: placed by GCPs or RPCs only; rectify it first (gdalwarp)"
         raise UsageError(msg)
     crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
-    alpha = _alpha(dataset)
     return Scene(
         href=href,
         path=str(path),
@@ -229,9 +228,8 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
         dtype=dataset.dtypes[0],
         bands=tuple(_band(dataset, index) for index in dataset.indexes),
         block=dataset.block_shapes[0],
-        has_mask=alpha is not None
-        or any(set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums),
-        alpha=alpha,
+        has_mask=any(set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums),
+        alpha=_alpha(dataset),
         point=dataset.tags().get("AREA_OR_POINT") == "Point",
     )
 

@@ -1,6 +1,8 @@
 """One job's facts, gathered before anything is written: what is asked, of what."""
 
+import json
 import logging
+import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,7 +14,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from tileseg.card import Card, read_card
-from tileseg.errors import InputError, UsageError
+from tileseg.errors import UsageError
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identity, identify
 from tileseg.ledger import digest
@@ -39,9 +41,9 @@ class Job:
     work: str = ""
     """Work directory; empty for <output>.work."""
     engine: str = "auto"
-    """`auto` or `local`."""
+    """`local`, `ray`, or `auto`: Ray inside a Ray job or where RAY_ADDRESS says one."""
     workers: int | None = None
-    """How many; None for one per GPU, or one on the CPU."""
+    """How many; None for one per GPU, or one on the CPU (of each node)."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     batch_size: int | None = None
@@ -98,7 +100,7 @@ class Job:
                 lambda path: not path or Path(path).name not in ("", ".."),
                 "a directory of its own",
             ),
-            "engine": one_of("auto", "local"),
+            "engine": one_of("auto", "local", "ray"),
             "device": one_of("auto", "cpu", "cuda"),
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
             "blend": one_of("crop", "cosine"),
@@ -109,6 +111,15 @@ class Job:
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
         }
+
+    @property
+    def engine_kind(self) -> str:
+        """Which engine: `local` or `ray`."""
+        if self.engine != "auto":
+            return self.engine
+        address = os.environ.get("RAY_ADDRESS", "")
+        is_for_jobs = address.startswith("http")  # what `ray job submit` goes by
+        return "ray" if address and not is_for_jobs else "local"
 
     @property
     def output_path(self) -> Path:
@@ -163,12 +174,17 @@ def read_job(path: str) -> dict[str, Any]:
     except (OSError, ValueError) as err:
         msg = f"{path}: cannot be read as a job file: {err}"
         raise UsageError(msg) from err
-    known = [item.name for item in fields(Job)]
-    for key in values:
-        if key not in known:
-            msg = f"{path}: unknown key {key!r}; a job has {', '.join(known)}"
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    hints = {item.name: item.type for item in fields(Job)}
+    hints["input"] = str | tuple[str, ...]  # of several scenes, a job each
+    for key, value in values.items():
+        if key not in hints:
+            msg = f"{path}: unknown key {key!r}; a job has {', '.join(hints)}"
             raise UsageError(msg)
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if not _fits(value, hints[key]):
+            msg = f"{path}: {key}: got {value!r}, wanted {_said(hints[key])}"
+            raise UsageError(msg)
+    return values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +273,9 @@ def prepare(job: Job) -> Task:
         UsageError: the scene lacks bands or scale, or the job contradicts itself.
         TilesegError: the scene or the card cannot be used.
     """
+    _refuse_vanishing(job)
+    _refuse_nesting(job)
+    identity = identify(open_scene(job.input).path, job.work_path)
     scene = open_scene(job.input)
     if scene.geobox.transform.is_identity:
         text = (
@@ -271,10 +290,7 @@ def prepare(job: Job) -> Task:
             f"({', '.join(card.bands)}), got {len(bands)}"
         )
         raise UsageError(msg)
-    identity = identify(scene.path, job.work_path)
-    if open_scene(job.input) != scene:
-        msg = f"{job.input}: changed while it was being read; run again"
-        raise InputError(msg)
+    identity.check_unchanged()  # what was just described is what was hashed
     shard = job.shard or shard_size(card.tile, card.halo)[0]
     try:
         grid = Grid(
@@ -297,6 +313,27 @@ def prepare(job: Job) -> Task:
     )
 
 
+def _refuse_vanishing(job: Job) -> None:
+    """Refuse relative outputs in a working directory that Ray unpacked for a job."""
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
+    if not (config.get("runtime_env") or {}).get("working_dir"):
+        return
+    for name, path in {"output": job.output_path, "work": job.work_path}.items():
+        if not path.is_absolute():
+            msg = (
+                f"--{name} {path}: would vanish with the job's uploaded working "
+                "directory; give an absolute path on storage that all nodes share"
+            )
+            raise UsageError(msg)
+
+
+def _refuse_nesting(job: Job) -> None:
+    """Refuse a work directory that the results would replace."""
+    if job.work_path.resolve().is_relative_to(job.output_path.resolve()):
+        msg = f"--work {job.work_path}: lies in --output {job.output_path}"
+        raise UsageError(msg)
+
+
 def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
     """Return (scale, offset) from the job or the file's tags; never a guess."""
     if job.scale is not None:
@@ -307,7 +344,8 @@ def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
         msg = (
             f"{job.input}: band {band.index} does not say how its numbers become "
             f"{card.unit}: give --scale and --offset ({card.unit} = number * scale + "
-            "offset), or write them into the file's GDAL tags"
+            f"offset; 1 and 0 if they are {card.unit} already), or write them into the "
+            "file's GDAL tags"
         )
         raise UsageError(msg)
     return band.scale, band.offset

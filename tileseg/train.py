@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from tileseg.card import NODATA, Card, LandClass
 from tileseg.errors import InputError, UsageError
+from tileseg.grid import Grid, Run
 from tileseg.ledger import write_whole
 from tileseg.model import save
-from tileseg.scene import Scene, gdal_env, open_dataset
+from tileseg.reader import Reader
+from tileseg.scene import Scene
 from tileseg.unet import UNet
 
 __all__ = [
@@ -38,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _WGS84 = "EPSG:4326"  # of GeoJSON, RFC 7946
 _LOG_STEPS = 50
+_CELL = 512  # the whole scene is read in squares of this side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,17 +114,25 @@ def burn_polygons(path: Path, scene: Scene, names: tuple[str, ...]) -> Labels:
 
 
 def read_reflectance(scene: Scene, bands: tuple[str, ...]) -> NDArray[np.float32]:
-    """Return the scene in physical units, (bands, height, width), NaN where invalid."""
+    """Return the scene in physical units, (bands, height, width), NaN where invalid.
+
+    Raises:
+        UsageError: a band is missing, or does not say how its numbers become physical.
+        InputError: the scene cannot be read.
+    """
     chosen = scene.select(bands)
-    with gdal_env(), open_dataset(scene.path) as dataset:
-        stored = dataset.read([band.index for band in chosen])
-    layers = [
-        np.where(values == band.nodata, np.nan, values * band.scale + band.offset)
-        for values, band in zip(stored, chosen, strict=True)
-    ]
-    pixels = np.stack(layers).astype(np.float32)
-    pixels[:, np.isnan(pixels).any(axis=0)] = np.nan
-    return pixels
+    for band in chosen:
+        if (band.scale, band.offset) == (1.0, 0.0):
+            msg = f"{scene.href}: band {band.index} has no GDAL scale and offset tags"
+            raise UsageError(msg)
+    height, width = scene.geobox.height, scene.geobox.width
+    grid = Grid(height=height, width=width, tile=_CELL, halo=0, shard=_CELL)
+    strips = list(Reader(scene, chosen, grid).strips(Run(grid.shape)))
+    stored = np.concatenate([strip.pixels for strip in strips], axis=1)
+    valid = np.concatenate([strip.valid for strip in strips])[:height, :width]
+    scale, offset = np.array([(band.scale, band.offset) for band in chosen]).T
+    pixels = stored[:, :height, :width] * scale[:, None, None] + offset[:, None, None]
+    return np.where(valid, pixels, np.nan).astype(np.float32)
 
 
 def train(
@@ -132,7 +143,8 @@ def train(
 ) -> Card:
     """Train a network and write its model folder.
 
-    Seeds torch; on one machine the same inputs give the same weights.
+    Seeds torch; the same inputs give the same weights but for their last bits, since
+    threads sum gradients in any order.
 
     Args:
         training: how.

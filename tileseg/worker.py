@@ -1,12 +1,11 @@
 """Read, forward and write overlapped, for one device: runs in, receipts out."""
 
-import ctypes
 import hashlib
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar, cast
@@ -21,13 +20,14 @@ from tileseg.encode import shard_bytes
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.ledger import Artifact, Ledger, Receipt, write_whole
-from tileseg.model import Device, load
+from tileseg.memory import trim_heap
+from tileseg.model import Device, Network, load
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import Band, Scene, gdal_env
-from tileseg.task import Task
+from tileseg.task import Task, default_model
 
 __all__ = ["Recipe", "Worker"]
 
@@ -45,7 +45,7 @@ class Recipe:
     bands: tuple[Band, ...]
     grid: Grid
     model: str
-    """Model folder."""
+    """Model folder; empty for the model that comes with tileseg, wherever that is."""
     card: Card
     device: Device
     scaling: Scaling
@@ -54,29 +54,34 @@ class Recipe:
     confidence: bool
     folder: str
     """The plan's directory."""
-    read_threads: int
+    read_threads: int = 1
     """GDAL's decoding threads."""
 
     @classmethod
-    def of(
-        cls, task: Task, ledger: Ledger, *, device: str, read_threads: int
-    ) -> "Recipe":
-        """Say how one worker takes part in a task."""
-        resolved = ledger.plan.resolved
+    def of(cls, task: Task, ledger: Ledger, device: Device) -> "Recipe":
+        """Say how a worker takes part in a task."""
         return cls(
             scene=task.scene,
             bands=task.bands,
             grid=task.grid,
-            model=str(task.job.model_path),
+            model=task.job.model and str(task.job.model_path.absolute()),
             card=task.card,
-            device=Device(device, resolved["hardware"], resolved["precision"]),
+            device=device,
             scaling=Scaling(*task.gains()),
             blend=task.job.blend,
-            batch=resolved["batch_size"],
+            batch=ledger.plan.resolved["batch_size"],
             confidence=task.job.confidence,
-            folder=str(ledger.folder),
-            read_threads=read_threads,
+            folder=str(ledger.folder.absolute()),
         )
+
+    def on(self, device: Device, *, read_threads: int) -> "Recipe":
+        """Return the recipe for a worker on a device of its own."""
+        return replace(self, device=device, read_threads=read_threads)
+
+    def network(self) -> Network:
+        """Load the network."""
+        folder = Path(self.model) if self.model else default_model()
+        return load(folder, self.card, self.device)
 
 
 class Worker:
@@ -85,14 +90,18 @@ class Worker:
     def __init__(self, recipe: Recipe, stop: threading.Event) -> None:
         """Load the network; work until `stop` is set."""
         self._recipe = recipe
-        grid, card = recipe.grid, recipe.card
+        grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
         self._reader = Reader(
             recipe.scene, recipe.bands, grid, threads=recipe.read_threads
         )
-        network = load(Path(recipe.model), card, recipe.device)
         self._predictor = Predictor(
-            network, grid, self._blend, recipe.scaling, batch=recipe.batch, stop=stop
+            recipe.network(),
+            grid,
+            self._blend,
+            recipe.scaling,
+            batch=recipe.batch,
+            stop=stop,
         )
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
@@ -222,7 +231,7 @@ def _cut(
             below = _height(held) - height  # all of it came with the last item
             last = slice(len(held[-1].labels) - below, None)
             held = [_part(held[-1:], last, slice(None))]
-            _trim_heap()
+            trim_heap()
 
 
 def _height(rows: list[LabelRows]) -> int:
@@ -242,14 +251,3 @@ def _stacked(
     layers: list[NDArray[np.uint8]], rows: slice, columns: slice
 ) -> NDArray[np.uint8]:
     return np.concatenate([layer[:, columns] for layer in layers])[rows].copy()
-
-
-def _trim_heap() -> None:
-    """Give free memory back to the system, where the C library can (glibc).
-
-    Strips and rows of labels come in many sizes and leave holes in the heap that the
-    next do not fit in: without this the peak grows with the number of strips.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -1,0 +1,272 @@
+"""Measure speed and memory: the network alone, the engines, the whole job.
+
+python jobs/bench.py                           the land-cover model on this machine
+python jobs/bench.py --engine local --engine ray
+python jobs/bench.py --simulate 300            a device that takes 300 tiles a second
+
+Every figure is the median over rounds in which all of them take turns, so that a busy
+machine is unfair to none. `ratio` is tiles a second over those of the network alone.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+import rasterio
+import torch
+from affine import Affine
+from rasterio.windows import Window
+from torch import Tensor
+
+from tileseg.cli import one_line_errors
+from tileseg.engine import Engine, Failure, LocalEngine, Outcome
+from tileseg.grid import Run
+from tileseg.job import Staff
+from tileseg.ledger import Ledger, Plan
+from tileseg.model import Device, Network, default_batch, load_module
+from tileseg.model import load as load_network
+from tileseg.task import Job, Task, prepare
+from tileseg.worker import Recipe
+
+BLOCK = 512
+SEGMENT = Path(__file__).with_name("segment.py")
+
+
+class SimulatedNetwork(Network):
+    """A device of known speed: its answers take time, but nobody's processor.
+
+    It answers with the first bands of its input, so that labels depend on the pixels.
+    """
+
+    def __init__(self, network: Network, rate: float) -> None:
+        """Take the place of a network, at `rate` tiles a second."""
+        self.card, self.device = network.card, network.device
+        self._rate = rate
+
+    def __call__(self, tiles_NBTT: Tensor) -> Tensor:  # noqa: N803  (shape suffix)
+        """Return logits, (N, outputs, tile, tile), when the time is up."""
+        time.sleep(len(tiles_NBTT) / self._rate)
+        bands = torch.arange(self.card.outputs) % tiles_NBTT.shape[1]
+        return tiles_NBTT[:, bands]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedRecipe(Recipe):
+    """A recipe whose workers have a simulated device."""
+
+    rate: float
+    """Tiles a second."""
+
+    def network(self) -> Network:
+        """Load the network, and put the simulated one in its place."""
+        return SimulatedNetwork(Recipe.network(self), self.rate)
+
+
+def make_scene(path: Path, height: int, width: int, seed: int = 0) -> Path:
+    """Write correlated noise as 3 bands of uint16 reflectance, block by block."""
+    random = np.random.default_rng(seed)
+    profile = {
+        "driver": "GTiff",
+        "count": 3,
+        "height": height,
+        "width": width,
+        "dtype": "uint16",
+        "nodata": 0,
+        "crs": "EPSG:32631",
+        "transform": Affine(10, 0, 500_000, 0, -10, 4_600_000),
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "deflate",
+        "predictor": 2,
+        "num_threads": "all_cpus",
+    }
+    with rasterio.open(path, "w", **profile) as dataset:
+        dataset.descriptions = ("blue", "green", "red")
+        dataset.scales = (1e-4,) * 3
+        for row in range(0, height, BLOCK):
+            for col in range(0, width, BLOCK):
+                shape = min(BLOCK, height - row), min(BLOCK, width - col)
+                fields = random.integers(300, 3_000, (3, BLOCK // 32, BLOCK // 32))
+                pixels = fields.repeat(32, axis=1).repeat(32, axis=2)
+                pixels += random.integers(0, 200, pixels.shape)
+                part = pixels[:, : shape[0], : shape[1]].astype(np.uint16)
+                dataset.write(part, window=Window(col, row, *shape[::-1]))
+    return path
+
+
+def network_alone(task: Task, device: Device, batch: int, seconds: float) -> float:
+    """Return tiles a second of the network on one batch, over and over."""
+    network = load_network(task.job.model_path, task.card, device)
+    side = task.card.tile
+    tiles = torch.randn(batch, len(task.card.bands), side, side, device=device.name)
+    network(tiles)
+    done, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        network(tiles).sum().item()  # waits for a GPU
+        done += batch
+    return done / elapsed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One scene and model, measured in several ways."""
+
+    task: Task
+    device: Device
+    rate: float | None
+    """Of the simulated device; None for the real network."""
+
+    @property
+    def batch(self) -> int:
+        """Tiles in one forward."""
+        return self.task.job.batch_size or default_batch(self.device)
+
+    def engine(self, engine: Engine, folder: Path) -> dict[str, float]:
+        """Time an engine from its first lease to its last receipt."""
+        resolved = {
+            "device": self.device.name,
+            "hardware": self.device.hardware,
+            "precision": self.device.precision,
+            "batch_size": self.batch,
+        }
+        ledger = Ledger(folder, Plan(self.task.request, resolved))
+        ledger.open()
+        recipe = Recipe.of(self.task, ledger, self.device)
+        if self.rate:
+            recipe = self._simulated(recipe)
+        workers = engine.workers(self.device)
+        runs = self.task.runs(list(Run(self.task.grid.shape)), len(workers))
+        start = time.perf_counter()
+        with closing(engine.outcomes(recipe, runs, lambda _tiles: None)) as outcomes:
+            tiles = sum(_tiles(outcome) for outcome in outcomes)
+        seconds = time.perf_counter() - start
+        ledger.remove()
+        return {"tiles_s": tiles / seconds / len(workers)}
+
+    def _simulated(self, recipe: Recipe) -> Recipe:
+        assert self.rate, "there is a simulated device"
+        names = Recipe.__dataclass_fields__
+        facts = {name: getattr(recipe, name) for name in names}
+        return SimulatedRecipe(**facts, rate=self.rate)
+
+    def whole_job(self, engine: str, folder: Path) -> dict[str, float]:
+        """Run `jobs/segment.py` in a process of its own; say what its JSON says."""
+        job = self.task.job
+        options = {
+            "--input": job.input,
+            "--output": folder / "out",
+            "--engine": engine,
+            "--workers": job.workers,
+            "--model": job.model_path,
+            "--device": job.device,
+        }
+        words = [str(word) for pair in options.items() for word in pair]
+        command = [sys.executable, str(SEGMENT), *words, "--overwrite", "-q"]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603  (our own program)
+        values = json.loads(out)
+        return {
+            "tiles_s": values["rates"]["tiles_s"] / values["engine"]["workers"],
+            "mpx_s": values["rates"]["mpx_s"],
+            "peak_rss_mb": values["memory"]["peak_rss_mb"],
+            "decoded": values["decode"]["decoded_pixels"]
+            / values["decode"]["source_pixels"],
+        }
+
+
+def _tiles(outcome: Outcome) -> float:
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome.work["tiles"]
+
+
+def measure(bench: Bench, staffs: dict[str, Staff], rounds: int) -> dict[str, Any]:
+    """Return every figure of every row, the medians over the rounds."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        for _ in range(rounds):
+            for name, figures in _round(bench, staffs, folder):
+                rows.setdefault(name, []).append(figures)
+    medians = {
+        name: {key: median(item[key] for item in items) for key in items[0]}
+        for name, items in rows.items()
+    }
+    alone = medians["network alone"]["tiles_s"]
+    return {
+        name: {**figures, "ratio": figures["tiles_s"] / alone}
+        for name, figures in medians.items()
+    }
+
+
+def _round(
+    bench: Bench, staffs: dict[str, Staff], folder: Path
+) -> Iterator[tuple[str, dict[str, float]]]:
+    rate = bench.rate or network_alone(bench.task, bench.device, bench.batch, 5)
+    yield "network alone", {"tiles_s": rate}
+    for name, staff in staffs.items():
+        engine = staff.engine(replace(bench.task.job, engine=name))
+        engine.resolve(bench.task.job)  # waits for a worker
+        yield f"engine {name}", bench.engine(engine, folder)
+        if not bench.rate:
+            yield f"job {name}", bench.whole_job(name, folder)
+
+
+def print_table(rows: dict[str, dict[str, float]]) -> None:
+    """Print the figures, tiles a second for one worker."""
+    keys = ["tiles_s", "ratio", "mpx_s", "decoded", "peak_rss_mb"]
+    click.echo(f"{'':<16}" + "".join(f"{key:>13}" for key in keys))
+    for name, figures in rows.items():
+        cells = [
+            f"{figures[key]:>13.4g}" if key in figures else " " * 13 for key in keys
+        ]
+        click.echo(f"{name:<16}" + "".join(cells))
+
+
+@click.command()
+@click.option("--engine", "engines", multiple=True, default=("local",),
+              type=click.Choice(["local", "ray"]), show_default=True)  # fmt: skip
+@click.option("--size", type=(int, int), default=(3_300, 4_700), show_default=True,
+              help="Height and width of the scene, in pixels.")  # fmt: skip
+@click.option("--model", default="", help="Model folder.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--workers", type=int, default=1, show_default=True)
+@click.option("--rounds", default=3, show_default=True)
+@click.option("--simulate", type=float, metavar="RATE",
+              help="Tiles a second of a simulated device.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, no table.")
+def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
+    """Measure, on a scene made for it, and print medians."""
+    with one_line_errors(), TemporaryDirectory() as place:
+        job = Job(
+            input=str(make_scene(Path(place) / "scene.tif", *options["size"])),
+            model=options["model"],
+            output=str(Path(place) / "out"),
+            device=options["device"],
+            workers=options["workers"],
+        )
+        task = prepare(job)
+        load_module(job.model_path, task.card)
+        device = LocalEngine().resolve(job)
+        bench = Bench(task=task, device=device, rate=options["simulate"])
+        staffs = {name: Staff() for name in options["engines"]}
+        try:
+            rows = measure(bench, staffs, options["rounds"])
+        finally:
+            for staff in staffs.values():
+                staff.close()
+    click.echo(json.dumps(rows)) if options["as_json"] else print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""The Ray engine gives what the local one gives, byte for byte, whoever dies."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from click.testing import CliRunner
+from making import after, digests, make_model, make_scene, random_pixels, read
+from test_engine import damage
+
+from tileseg.card import NODATA
+from tileseg.errors import ExitCode, OutputError
+from tileseg.grid import Run
+from tileseg.job import Staff, run
+from tileseg.leases import MAX_TRIES
+from tileseg.ledger import Ledger, Plan
+from tileseg.task import Job, prepare
+from tileseg.worker import Recipe
+
+ray = pytest.importorskip("ray")
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import bench  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+HEIGHT, WIDTH, SHARD = 1_190, 730, 96  # 13 x 8 shards of 4 x 4 tiles
+STORE_BYTES = 80_000_000
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A Ray of our own, on loopback, that nobody else finds."""
+    folder = tempfile.mkdtemp(prefix="ts", dir="/tmp")
+    Path(folder, "ray").mkdir()
+    settings = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": folder,
+        "RAY_worker_niceness": "0",  # the driver shall not come first
+        "RAY_DEDUP_LOGS": "0",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+        ray.cloudpickle.register_pickle_by_value(bench)
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        yield
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    return make_scene(folder / "scene.tif", random_pixels(HEIGHT, WIDTH))
+
+
+@pytest.fixture
+def job(scene, model_path, tmp_path):
+    def make(name="out", **options):
+        facts = {
+            "input": str(scene),
+            "model": str(model_path),
+            "output": str(tmp_path / name),
+            "shard": SHARD,
+            "precision": "fp32",
+        }
+        return Job(**{**facts, **options})
+
+    return make
+
+
+def succeed(*args):
+    record = run(*args)
+    assert record.error is None
+    return record.values
+
+
+@pytest.fixture
+def expected(job, tmp_path):
+    """The digests of the local engine's rasters, confidence too."""
+    succeed(job("local", confidence=True))
+    return digests(tmp_path / "local")
+
+
+def quiet(_done, _total):
+    """Tell nobody how far it is."""
+
+
+def check(values, workers):
+    """Everything was made, by so many workers, and none was lost."""
+    assert values["engine"]["kind"] == "ray"
+    assert values["engine"]["workers"] == workers
+    assert values["counts"]["shards_done"] == values["counts"]["shards"] == 104
+    assert values["counts"]["retries"] == values["counts"]["worker_restarts"] == 0
+    assert values["memory"]["peak_rss_mb"] > 100
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rays_mask_is_the_local_one_to_the_byte(job, expected, tmp_path, workers):
+    values = succeed(job(engine="ray", workers=workers, confidence=True))
+
+    assert expected == digests(tmp_path / "out")
+    check(values, workers)
+
+
+def pids(staff, job):
+    """Return the process of every actor."""
+    actors = staff.engine(job).actors.values()
+    return [hello.pid for hello in ray.get([actor.hello.remote() for actor in actors])]
+
+
+def test_the_only_worker_killed_comes_back(job, expected, tmp_path):
+    with Staff() as staff:
+        task = job(engine="ray", workers=1, confidence=True)
+
+        def kill():
+            os.kill(pids(staff, task)[0], signal.SIGKILL)
+
+        succeed(task, after(task, 10, kill), staff)
+
+    assert expected == digests(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def staff(cluster, scene):
+    """Two workers that the tests from here on share, as scenes do.
+
+    They have all the CPUs: whoever wants workers of its own stands above.
+    """
+    assert cluster is None
+    with Staff() as both:
+        both.engine(Job(input=str(scene), engine="ray", workers=2))
+        yield both
+
+
+def test_two_workers_too(job, expected, tmp_path, staff):
+    values = succeed(job(engine="ray", confidence=True), quiet, staff)
+
+    assert expected == digests(tmp_path / "out")
+    check(values, 2)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_a_worker_killed_in_the_middle_changes_nothing(
+    job, expected, tmp_path, count, staff
+):
+    """Its process is killed by its pid; its shards are leased again."""
+    task = job(engine="ray", confidence=True)
+
+    def kill():
+        os.kill(pids(staff, task)[0], signal.SIGKILL)
+
+    values = succeed(task, after(task, count, kill), staff)
+
+    assert expected == digests(tmp_path / "out")
+    assert values["counts"]["worker_restarts"] == 1
+    assert values["counts"]["shards_done"] == 104
+
+
+def test_scenes_share_the_workers(job, tmp_path, staff):
+    """The second scene finds the processes of the first, and is right all the same."""
+    other = make_scene(tmp_path / "other.tif", random_pixels(300, 410, seed=1))
+    jobs = [
+        job("one", engine="ray"),
+        job("two", engine="ray", input=str(other), blend="cosine"),
+    ]
+    seen = []
+    for task in jobs:
+        succeed(task, quiet, staff)
+        seen.append(pids(staff, task))
+    succeed(job("alone", input=str(other), blend="cosine"))
+
+    assert seen[0] == seen[1]
+    assert digests(tmp_path / "alone") == digests(tmp_path / "two")
+
+
+class PoisonNetwork(bench.SimulatedNetwork):
+    """Ends its process at the sight of a pixel."""
+
+    def __call__(self, tiles):
+        if (tiles > 1e3).any():
+            os._exit(9)
+        return super().__call__(tiles)
+
+
+class PoisonRecipe(bench.SimulatedRecipe):
+    """A recipe for workers that a pixel kills."""
+
+    __slots__ = ()
+
+    def network(self):
+        return PoisonNetwork(Recipe.network(self), self.rate)
+
+
+@pytest.fixture
+def poisoned(scene, tmp_path, monkeypatch):
+    """A scene one of whose pixels kills the process that looks at it."""
+    copy = shutil.copy(scene, tmp_path / "poison.tif")
+    with rasterio.open(copy, "r+") as dataset:
+        dataset.write(
+            np.full((3, 1, 1), 60_000, "uint16"), window=((700, 701), (300, 301))
+        )
+    make = Recipe.of
+
+    def of(*args):
+        recipe = make(*args)
+        facts = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
+        return PoisonRecipe(**facts, rate=50_000)
+
+    monkeypatch.setattr("tileseg.worker.Recipe.of", of)
+    return make_model(tmp_path / "bright", mean=(0.0,) * 3, std=(5e-3,) * 3), copy
+
+
+def test_a_shard_that_kills_its_workers_is_given_up_alone(
+    job, poisoned, tmp_path, staff
+):
+    """After three of them; every other shard is made."""
+    model, scene = map(str, poisoned)
+    task = job(engine="ray", input=scene, model=model, allow_partial=True)
+
+    values = run(task, quiet, staff).values
+
+    assert values["exit_code"] == ExitCode.PARTIAL
+    (failure,) = values["failures"]
+    assert failure["shard"] == [700 // SHARD, 300 // SHARD]
+    assert f"{MAX_TRIES} workers died of it" in failure["reason"]
+    assert values["counts"]["worker_restarts"] == MAX_TRIES
+    assert values["counts"]["shards_done"] == 103
+    is_hole = read(tmp_path / "out" / "mask.tif")[672:768, 288:384] == NODATA
+    assert is_hole.all()
+
+
+def test_without_leave_a_lost_shard_is_exit_12(job, poisoned, tmp_path, staff):
+    model, scene = map(str, poisoned)
+
+    values = run(job(engine="ray", input=scene, model=model), quiet, staff).values
+
+    assert values["exit_code"] == ExitCode.SHARDS
+    assert values["counts"]["shards_done"] == 103
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_block_fails_as_it_does_locally(job, scene, tmp_path, staff):
+    """The same shards, for the same reason, and the same mask round them."""
+    copy = shutil.copy(scene, tmp_path / "damaged.tif")
+    damage(Path(copy), 5, 3)
+    options = {"input": str(copy), "allow_partial": True}
+
+    local = run(job("local", **options)).values
+    far = run(job("far", engine="ray", **options), quiet, staff).values
+
+    assert local["failures"]
+    assert sorted(map(str, local["failures"])) == sorted(map(str, far["failures"]))
+    assert digests(tmp_path / "local") == digests(tmp_path / "far")
+
+
+def test_a_work_directory_that_a_worker_does_not_see_is_named(job, staff):
+    """Before a shard is made, and with what to do about it."""
+    engine = staff.engine(job(engine="ray"))
+    task = prepare(job())
+    device = engine.resolve(job())
+    plan = Plan(task.request, {"batch_size": 1})
+    ledger = Ledger(Path("/nowhere/work"), plan)
+
+    with pytest.raises(OutputError, match="--work must lie on storage"):
+        list(engine.outcomes(Recipe.of(task, ledger, device), [Run(task.grid.shape)]))
+
+
+def test_a_gpu_that_no_node_has_is_not_waited_for_unasked(job):
+    values = run(job(engine="ray", device="cuda")).values
+
+    assert values["exit_code"] == ExitCode.USAGE
+    assert "--workers" in values["error"]
+
+
+@pytest.mark.slow
+def test_the_workers_keep_a_device_of_known_speed_busy():
+    """At least 0.9 of it, and nothing to speak of in the object store."""
+    arguments = ["--simulate", "150", "--engine", "ray", "--rounds", "1", "--json"]
+    result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
+    ratio = json.loads(result.stdout)["engine ray"]["ratio"]
+    print(f"ratio {ratio:.3f}")  # noqa: T201
+    assert ratio >= 0.9
+    assert stored_bytes() < 1_000_000
+
+
+def stored_bytes():
+    """Return the most that the object store ever held, spilled bytes too."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    stats = get_memory_info_reply(state).store_stats
+    return stats.object_store_bytes_used + stats.spilled_bytes_total

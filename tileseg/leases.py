@@ -1,0 +1,100 @@
+"""Who works on what: runs cut into leases, and what is done about a lost worker.
+
+Pure bookkeeping of runs, shards and worker names; knows no Ray and no clock.
+"""
+
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from tileseg.grid import Grid, Run, Shard
+from tileseg.window import Window
+
+__all__ = ["MAX_TRIES", "Leases"]
+
+MAX_TRIES = 3
+"""Workers that a shard may cost before it is given up."""
+
+_QUEUED = 3  # leases a worker holds: it reads one, predicts another, waits for none
+_SPLIT = 3  # a lease is this part of an even share, so that the ends come together
+_UNREPORTED = 4  # shards behind the first missing one that a worker may be at
+
+
+class Leases:
+    """The runs still to be done and who has which of them.
+
+    Leases get smaller as the work gets less (guided self-scheduling: Polychronopoulos
+    and Kuck, IEEE Transactions on Computers C-36, 1987): long ones first, since every
+    cut of a run is a row of blocks read twice, short ones last, so that nobody waits.
+    """
+
+    def __init__(self, grid: Grid, runs: Sequence[Run], workers: int) -> None:
+        """Begin with nothing leased; `workers` is how many are expected."""
+        self._grid = grid
+        self._todo = deque(runs)
+        self._workers = workers
+        self._missing: dict[str, dict[Shard, Run]] = {}
+        self._suspects: deque[Run] = deque()
+        self._tries: Counter[Shard] = Counter()
+        self.retries = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every shard was settled or given up."""
+        return not (self._todo or self._suspects or any(self._missing.values()))
+
+    def take(self, worker: str) -> list[Run]:
+        """Return what `worker` gets now, in order; often nothing.
+
+        A shard that was in hand when a worker died goes to somebody who has nothing
+        else: should it kill again, nobody is charged for its neighbours.
+        """
+        missing = self._missing.setdefault(worker, {})
+        if not missing and not self._todo and self._suspects:
+            return [self._lease(worker, self._suspects.popleft())]
+        if any(self._tries[shard] for shard in missing):
+            return []
+        runs = []
+        while self._todo and len(set(missing.values())) < _QUEUED:
+            runs.append(self._lease(worker, self._cut()))
+        return runs
+
+    def settle(self, worker: str, shard: Shard) -> None:
+        """Take note that a shard is done, or failed for good."""
+        self._missing[worker].pop(shard, None)
+
+    def lose(self, worker: str) -> list[Shard]:
+        """Take back what a dead worker had; return the shards to be given up."""
+        missing = self._missing.pop(worker, {})
+        shards = list(missing)
+        wide = max((run.shards.width for run in missing.values()), default=0)
+        in_hand = shards[: 2 * wide + _UNREPORTED]
+        rest = set(shards[len(in_hand) :])
+        self._tries.update(in_hand)
+        self.retries += len(shards)
+        given_up = [shard for shard in in_hand if self._tries[shard] >= MAX_TRIES]
+        self._suspects.extend(
+            Run(Window(*shard, 1, 1)) for shard in in_hand if shard not in given_up
+        )
+        for run in reversed(list(dict.fromkeys(missing.values()))):
+            whole = self._grid.shape
+            kept = self._grid.runs(
+                rest.intersection(run), band=whole.width, rows=whole.height
+            )
+            self._todo.extendleft(reversed(kept))
+        return given_up
+
+    def _cut(self) -> Run:
+        """Take a lease off the first run."""
+        box = self._todo.popleft().shards
+        if self._workers > 1:
+            left = box.size + sum(run.shards.size for run in self._todo)
+            rows = max(1, left // (_SPLIT * self._workers) // box.width)
+            if rows < box.height:
+                below = Window(box.row + rows, box.col, box.height - rows, box.width)
+                self._todo.appendleft(Run(below))
+                box = Window(box.row, box.col, rows, box.width)
+        return Run(box)
+
+    def _lease(self, worker: str, run: Run) -> Run:
+        self._missing[worker] |= dict.fromkeys(run, run)
+        return run

@@ -1,0 +1,27 @@
+"""What this process holds of the machine's memory, and giving back what it need not."""
+
+import ctypes
+import resource
+from pathlib import Path
+
+__all__ = ["peak_rss_mb", "trim_heap"]
+
+
+def peak_rss_mb() -> float:
+    """Return the most this process held; `ru_maxrss` may be its parent's."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    except (OSError, LookupError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def trim_heap() -> None:
+    """Give free memory back to the system, where the C library can (glibc).
+
+    Strips and rows of labels come in many sizes and leave holes in the heap that the
+    next do not fit in: without this the peak grows with the number of strips.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -1,0 +1,97 @@
+"""The command line's options that several commands share: fields of a `Job`."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["job_options"]
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--model",
+        metavar="DIR",
+        help="Model folder.  [default: the land-cover model that comes with tileseg]",
+    ),
+    click.option(
+        "--output",
+        metavar="DIR",
+        help="Where the results go; of several inputs, a directory each in it."
+        "  [default: out/<scene stem>]",
+    ),
+    click.option(
+        "--work",
+        metavar="DIR",
+        help="Where unfinished work lives.  [default: <output>.work]",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(["auto", "local", "ray"]),
+        help="Who runs the workers.  [default: Ray inside a Ray job or with RAY_ADDRESS"
+        " set, else local]",
+    ),
+    click.option(
+        "--workers",
+        type=int,
+        help="How many.  [default: one per GPU, or one on the CPU, of each node]",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Where the network computes.",
+    ),
+    click.option("--batch-size", type=int, help="Tiles in one forward."),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        help="Of the network's numbers.",
+    ),
+    click.option(
+        "--blend",
+        type=click.Choice(["crop", "cosine"]),
+        help="How tiles meet.  [default: crop]",
+    ),
+    click.option(
+        "--confidence", is_flag=True, default=None, help="Also make confidence.tif."
+    ),
+    click.option(
+        "--scale",
+        type=float,
+        help="reflectance = stored value * scale + offset.  [default: the file's tags]",
+    ),
+    click.option("--offset", type=float, help="See --scale."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        default=None,
+        help="Replace the result of another plan.",
+    ),
+    click.option(
+        "--allow-partial",
+        is_flag=True,
+        default=None,
+        help="Publish with holes where shards failed (exit 10).",
+    ),
+    click.option(
+        "--dry-run",
+        is_flag=True,
+        default=None,
+        help="Say what would be done, and do nothing.",
+    ),
+    click.option(
+        "--config",
+        metavar="FILE",
+        help="TOML with any of these and the rarer fields of a job; options win.",
+    ),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+    click.option("-q", "--quiet", is_flag=True, help="Only errors."),
+)
+
+
+def job_options(command: T) -> T:
+    """Give a command the options that a job has, `--input` apart."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
