@@ -22,7 +22,8 @@ FROM python:3.11.15-slim-bookworm
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libexpat1 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 65532 --user-group --home-dir /tmp --no-create-home --shell /usr/sbin/nologin tileseg
+    && groupadd --gid 65532 tileseg \
+    && useradd --uid 65532 --gid 65532 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin tileseg
 COPY --from=build /opt/venv /opt/venv
 COPY jobs/ /app/jobs/
 # HOME: the root file system may be read-only, and /tmp is the one place that is not.
