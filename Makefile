@@ -8,13 +8,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.pytorch.org/whl/$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint types demo clean
+.PHONY: help venv test test-slow lint infra types demo clean
 
 help:
 	@echo "make demo       segment the example scene; say which files to open"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the slow tests"
-	@echo "make lint       ruff and codespell"
+	@echo "make lint       ruff, codespell and make infra"
+	@echo "make infra      the Dockerfile and the Kubernetes manifests, as far as no cluster is needed"
 	@echo "make types      mypy"
 	@echo "make venv       .venv with everything, from the pinned versions"
 	@echo "make clean      remove .venv, builds and caches (never out/)"
@@ -52,10 +53,14 @@ test: lint types
 test-slow: .venv/dev.stamp
 	$(BIN)/pytest -m slow || [ $$? -eq 5 ] # 5: no test is marked slow
 
-lint: .venv/dev.stamp
+lint: .venv/dev.stamp infra
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/codespell
+
+infra: .venv/dev.stamp
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python tests/manifests.py
 
 types: .venv/dev.stamp
 	$(BIN)/mypy tileseg jobs
