@@ -28,6 +28,8 @@ ORDER = (
     "reader",
     "encode",
     "area",
+    "vectorize",
+    "features",
     "ledger",
     "identity",
     "task",
@@ -50,14 +52,17 @@ OWN_NAMES = {"__version__"}
 OWNERS = {
     "click": {"cli"},
     "matplotlib": {"report"},
-    "pyproj": {"area"},
-    "rasterio": {"scene", "encode", "evaluate", "train"},
+    "pyarrow": {"features"},
+    "pyogrio": {"features"},
+    "pyproj": {"area", "features"},
+    "rasterio": {"scene", "encode", "vectorize", "evaluate", "train"},
     "safetensors": {"model"},
+    "shapely": {"vectorize", "features"},
     "torch": {"unet", "model", "blend", "picture", "predict", "train"},
     "tqdm": {"cli"},
 }
 
-HEAVY = {"matplotlib", "rasterio", "torch"}
+HEAVY = {"matplotlib", "pyarrow", "pyogrio", "rasterio", "shapely", "torch"}
 
 # `__init__` stands outside the order: it names things of every layer, lazily.
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
