@@ -52,6 +52,8 @@ class Job:
     """`crop` or `cosine`."""
     confidence: bool = False
     """Also make confidence.tif."""
+    polygons: str = ""
+    """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
     scale: float | None = None
     """physical = stored * scale + offset; None for the file's own tags."""
     offset: float | None = None
@@ -92,6 +94,7 @@ class Job:
         def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
             return allowed.__contains__, f"one of {', '.join(allowed)}"
 
+        formats = ("gpkg", "parquet", "fgb", "geojson")
         positive = (lambda number: number > 0), "1 or more"
         return {
             "output": (
@@ -102,6 +105,10 @@ class Job:
             "device": one_of("auto", "cpu", "cuda"),
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
             "blend": one_of("crop", "cosine"),
+            "polygons": (
+                lambda name: name in ("", *formats),
+                one_of(*formats)[1],
+            ),
             "workers": positive,
             "batch_size": positive,
             "shard": positive,
@@ -189,7 +196,11 @@ class Task:
     def request(self) -> dict[str, Any]:
         """What is asked for: all that decides a pixel, but for what `auto` means."""
         job = self.job
-        packages = ("tileseg", "torch", "numpy", "rasterio")
+        products = ["mask", "confidence"] if job.confidence else ["mask"]
+        packages = ["tileseg", "torch", "numpy", "rasterio"]
+        if job.polygons:
+            products.append(f"polygons.{job.polygons}")
+            packages += ["shapely", "pyogrio", "pyarrow"]  # a file's bytes are theirs
         return {
             "input": {"size": self.identity.size, "sha256": self.identity.sha256},
             "model": self.card.facts(),
@@ -200,7 +211,7 @@ class Task:
             "device": job.device,
             "precision": job.precision,
             "batch_size": job.batch_size,
-            "products": ["mask", "confidence"] if job.confidence else ["mask"],
+            "products": products,
             "versions": {name: version(name) for name in packages},
         }
 
@@ -263,6 +274,8 @@ def prepare(job: Job) -> Task:
             "%s: says not where it lies (world files are not read), nor will its mask"
         )
         logger.warning(text, job.input)
+    if job.polygons == "geojson":
+        _check_lonlat(job, scene)
     card = read_card(job.model_path)
     bands = scene.select(job.bands or card.bands)
     if len(bands) != len(card.bands):
@@ -295,6 +308,17 @@ def prepare(job: Job) -> Task:
         scale=tuple(_scale(job, card, band) for band in bands),
         grid=grid,
     )
+
+
+def _check_lonlat(job: Job, scene: Scene) -> None:
+    from tileseg.features import lonlat_digits
+
+    if lonlat_digits(scene.geobox) is None:
+        msg = (
+            f"{job.input}: the scene does not say where on the Earth it lies, and "
+            "GeoJSON is in longitude and latitude: use --polygons gpkg, parquet or fgb"
+        )
+        raise UsageError(msg)
 
 
 def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:

@@ -72,9 +72,8 @@ class Pieces:
     def from_bytes(cls, data: bytes) -> "Pieces":
         """Rebuild what `to_bytes` gave."""
         with np.load(BytesIO(data), allow_pickle=False) as file:
-            known = set(file.files)
-            names = [item.name for item in fields(cls)]
-            return cls(**{k: file[k] if k in known else None for k in names})
+            known: dict[str, Any] = dict.fromkeys(item.name for item in fields(cls))
+            return cls(**known | dict(file))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -131,7 +130,7 @@ def polygonise(
         pixels=pixels,
         hectares=hectares,
         confidence=sums,
-        vertices=(vertices + (window.col, window.row)).astype(np.int32),
+        vertices=(vertices + np.array([window.col, window.row])).astype(np.int32),
         rings=rings,
         polygons=polygons,
         top=ids[0],
@@ -141,15 +140,15 @@ def polygonise(
     )
 
 
-def join(shards: Mapping[Shard, Pieces], pixel_hectares: float | None) -> Polygons:
+def join(shards: Mapping[Shard, Pieces], geobox: GeoBox) -> Polygons:
     """Unite the pieces of equal class that share a pixel edge across a seam.
 
     What comes out is what polygonising the whole mask at once gives, nodata where a
-    shard is missing. In a plane an area is exactly pixels x `pixel_hectares`.
+    shard is missing.
 
     Args:
         shards: the pieces of every shard there is, at least one.
-        pixel_hectares: the area of any one pixel; None where the pieces have none.
+        geobox: the scene's.
     """
     parts = [shards[shard] for shard in sorted(shards)]
     begin = np.cumsum([0, *(len(item.classes) for item in parts)])
@@ -162,14 +161,12 @@ def join(shards: Mapping[Shard, Pieces], pixel_hectares: float | None) -> Polygo
     order = np.argsort(_first_pixels(outlines))
     pixels = _summed([item.pixels for item in parts], group)
     hectares = confidence = None
-    if pixel_hectares is not None:
-        # As in `polygonise`, so that in a plane the cut does not show.
-        more = [
-            item.hectares - item.pixels * pixel_hectares
-            for item in parts
-            if item.hectares is not None
-        ]
-        hectares = (pixels * pixel_hectares + _summed(more, group))[order]
+    area = row_hectares(geobox.crop(Window(0, 0, 1, geobox.width)))
+    if area is not None:
+        # As in `polygonise`: in a plane the cut does not show, to the last bit.
+        known = [item for item in parts if item.hectares is not None]
+        more = [item.hectares - item.pixels * area[0] for item in known]
+        hectares = (pixels * area[0] + _summed(more, group))[order]
     sums = [item.confidence for item in parts if item.confidence is not None]
     if sums:
         confidence = (_summed(sums, group) / (pixels * CONFIDENCE_STEPS))[order]
@@ -193,9 +190,9 @@ def _number(labels: NDArray[np.uint8], wanted: NDArray[np.bool_]) -> NDArray[np.
     pairs = np.stack([spans[:-1][touch], spans[1:][touch]])
     roots = _components(int(spans[-1, -1]) + 1, pairs)
     kept = wanted[starts]
-    ids = np.searchsorted(np.unique(roots[kept]), roots)
+    ids = np.searchsorted(np.unique(roots[kept]), roots).astype(np.int32)
     ids[~kept] = -1
-    return ids[spans].astype(np.int32)
+    return np.asarray(ids[spans])
 
 
 def _components(count: int, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -259,13 +256,22 @@ def _meetings(
 def _united(
     pieces: NDArray[Any], heads: NDArray[np.int64], group: NDArray[np.int64]
 ) -> NDArray[Any]:
-    """Return one polygon for each group; those of one piece pass through untouched."""
+    """Return one polygon for each group; those of one piece pass through untouched.
+
+    Holes do too: what reaches the border of a shard is not enclosed in it.
+    """
     outlines = pieces[heads]
     members = np.argsort(group, kind="stable")
     ends = np.cumsum(np.bincount(group, minlength=len(heads)))
-    begins = np.concatenate([[0], ends[:-1]])
+    begins = np.concatenate([[0], ends])[:-1]
     for n in np.flatnonzero(ends - begins > 1):
-        outlines[n] = shapely.union_all(pieces[members[begins[n] : ends[n]]])
+        several = pieces[members[begins[n] : ends[n]]]
+        shells = shapely.polygons(shapely.get_exterior_ring(several))
+        shell, *between = shapely.get_rings(shapely.union_all(shells))
+        rings, owners = shapely.get_rings(several, return_index=True)
+        is_hole = np.diff(owners, prepend=-1) == 0
+        holes = np.array([*between, *rings[is_hole]], object)
+        outlines[n] = shapely.polygons(shell, holes)
     return outlines
 
 
@@ -320,4 +326,4 @@ def _ragged(
 
 def _summed(parts: list[NDArray[Any]], group: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the sum of each group."""
-    return np.bincount(group, np.concatenate(parts))
+    return np.bincount(group, np.concatenate(parts)).astype(np.float64)
