@@ -23,6 +23,7 @@ __all__ = ["Job", "Task", "default_model", "prepare", "read_job"]
 logger = logging.getLogger(__name__)
 
 _SUMS_BYTES = 4  # of one logit being summed
+_PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _FIXED_BYTES = CACHE_BYTES + 160_000_000  # with what libraries and the picture take
 
 
@@ -258,7 +259,8 @@ class Task:
         sums = 4 * self.card.outputs * self.grid.tile * width * _SUMS_BYTES
         labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
-        return (_FIXED_BYTES + strips + sums + labels + tiles) / 1e6
+        pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
+        return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
 
 
 def prepare(job: Job) -> Task:
