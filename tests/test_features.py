@@ -17,6 +17,7 @@ from pyproj import CRS, Transformer
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
 from shapely.geometry import shape
+from test_engine import damage
 from test_products import SYSTEMS, TRANSFORMS
 
 from tileseg.errors import OutputError, UsageError
@@ -290,6 +291,24 @@ def test_a_class_and_its_background_is_the_class_alone(tmp_path):
     assert {1} == set(columns["class_id"])
     assert classes == columns["class_id"]
     assert shapely.equals(expected, outlines).all()
+
+
+def test_shards_that_failed_have_no_polygons(tmp_path, model_path):
+    options = {"allow_partial": True, "shard": 96}
+    pixels = random_pixels(410, 300)
+    job = a_job(tmp_path, model_path, pixels, "gpkg", options=options)
+    damage(tmp_path / "out.tif", 2, 2)
+
+    record = run(job)
+
+    path = job.output_path / "polygons.gpkg"
+    columns, outlines, _ = table_of(path)
+    expected, classes = expected_of(path.parent)
+    assert record.values["status"] == "partial"
+    assert classes == columns["class_id"]
+    assert shapely.equals(expected, outlines).all()
+    hectares = record.values["hectares"].values()
+    assert sum(hectares) == pytest.approx(sum(columns["area_ha"]))
 
 
 def test_without_confidence_there_is_no_such_column(tmp_path, model_path):
