@@ -397,6 +397,23 @@ def test_geojson_is_cut_at_the_antimeridian(tmp_path):
     assert {True, False} == set((west > 0).tolist())
 
 
+@pytest.mark.parametrize("width", [0.02, 1, 40])
+@pytest.mark.parametrize("west", [-360.03, -180.03, -180, -0.03, 0, 20, 179.97, 359.9])
+def test_geojson_keeps_every_longitude(tmp_path, west, width):
+    """However a scene counts them; 9 x 40 degrees are the whole turn."""
+    crs = CRS.from_epsg(4326).to_wkt()
+    polygons, box = small_polygons(Affine(width, 0, west, 0, -1, 48), crs)
+    path = tmp_path / "polygons.geojson"
+
+    write_features(polygons, NAMES, box, path)
+
+    _, outlines, _ = table_of(path)
+    assert shapely.is_valid(outlines).all()
+    assert pytest.approx((shapely.area(outlines) / width).tolist()) == [39, 16, 4]
+    west, _, east, _ = shapely.total_bounds(outlines)
+    assert -180 <= west < east <= 180
+
+
 @pytest.mark.parametrize("size", [1e-3, 1e-2, 1, 30, 1000])
 def test_geojson_is_valid_however_small_the_pixels(tmp_path, size):
     crs = CRS.from_epsg(32631).to_wkt()

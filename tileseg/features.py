@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from math import ceil, hypot, isfinite, log10
+from math import ceil, floor, hypot, isfinite, log10, tau
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,15 @@ def write_features(
     Raises:
         OutputError: it cannot be written.
     """
-    outlines = _grounded(polygons.outlines, geobox.transform)
+    transform, options = geobox.transform, {}
+    if path.suffix == ".geojson":
+        transform, options = _turned(geobox), _geojson(geobox)
+    outlines = _grounded(polygons.outlines, transform)
     columns = _attributes(polygons, names)
     try:
         if path.suffix == ".parquet":
             _write_parquet(columns, outlines, geobox.crs, path)
         else:
-            options = _geojson(geobox) if path.suffix == ".geojson" else {}
             table = pa.table({**columns, "geometry": _wkb(outlines)})
             with _ogr_env():
                 pyogrio.write_arrow(
@@ -189,6 +191,21 @@ def _geojson(geobox: GeoBox) -> dict[str, str]:
     digits = lonlat_digits(geobox)
     assert digits, "a scene without longitudes was refused"
     return {"RFC7946": "YES", "COORDINATE_PRECISION": str(digits)}
+
+
+def _turned(geobox: GeoBox) -> Affine:
+    """Return the transform with the scene's middle within half a turn of Greenwich.
+
+    Longitudes may count from 0 to 360 and beyond; GDAL cuts at the antimeridian, but
+    loses what is more than a turn away.
+    """
+    assert geobox.crs, "a scene without a CRS was refused"
+    crs = CRS.from_wkt(geobox.crs)
+    if not crs.is_geographic:
+        return geobox.transform
+    turn = tau / crs.axis_info[0].unit_conversion_factor  # 360 of most units
+    middle, _ = geobox.transform @ (geobox.width / 2, geobox.height / 2)
+    return Affine.translation(-turn * floor(middle / turn + 0.5), 0) @ geobox.transform
 
 
 @contextmanager
