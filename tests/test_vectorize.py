@@ -150,6 +150,7 @@ def test_missing_shards_are_nodata():
     assert_same(mask, join(pieces, boxed(mask)))
 
 
+@settings(max_examples=40)
 @given(mask=masks(), sizes=st.tuples(st.integers(2, 17), st.integers(2, 17)))
 def test_the_cut_does_not_show(mask, sizes):
     """In a plane not even in the last bit of a number, on the globe by rounding."""
