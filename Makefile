@@ -66,9 +66,10 @@ types: .venv/dev.stamp
 	$(BIN)/mypy tileseg jobs
 
 demo: .venv/base.stamp
-	$(BIN)/python jobs/segment.py --input examples/itaipu.tif --overwrite
+	$(BIN)/python jobs/segment.py --input examples/itaipu.tif --polygons gpkg --overwrite
 	@echo
 	@echo "out/itaipu/mask.tif       the classes, a COG with colours and names: open it in QGIS"
+	@echo "out/itaipu/polygons.gpkg  the same as polygons, with class and hectares"
 	@echo "out/itaipu/quicklook.png  the scene and its mask side by side"
 	@echo "out/itaipu/run.json       what was done, with which model, how fast"
 

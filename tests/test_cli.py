@@ -354,6 +354,14 @@ def test_a_job_file_gives_what_the_options_do_not(options, tmp_path):
     assert "confidence.tif" in {item["path"] for item in values["outputs"]}
 
 
+def test_polygons_are_an_option(options):
+    result = call(*words(options, "--polygons", "fgb"))
+
+    values = json.loads(result.stdout)
+    assert "polygons.fgb" in {item["path"] for item in values["outputs"]}
+    assert call(*words(options, "--polygons", "shp")).exit_code == 2
+
+
 def test_a_job_file_may_name_the_scene(options, tmp_path):
     (tmp_path / "job.toml").write_text(f'input = "{options.pop("--input")}"\n')
 

@@ -343,6 +343,7 @@ CHANGES = {
     "scale": lambda options, _: options | {"scale": 2e-4},
     "bands": lambda options, _: options | {"bands": (3, 2, 1)},
     "confidence": lambda options, _: options | {"confidence": True},
+    "polygons": lambda options, _: options | {"polygons": "fgb"},
     "batch": lambda options, _: options | {"batch_size": 5},
     "shard": lambda options, _: options | {"shard": 48},
 }

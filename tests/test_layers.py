@@ -29,6 +29,8 @@ ORDER = (
     "reader",
     "encode",
     "area",
+    "vectorize",
+    "features",
     "ledger",
     "identity",
     "task",
@@ -54,15 +56,18 @@ OWN_NAMES = {"__version__"}
 OWNERS = {
     "click": {"cli", "options"},
     "matplotlib": {"report"},
-    "pyproj": {"area"},
+    "pyarrow": {"features"},
+    "pyogrio": {"features"},
+    "pyproj": {"area", "features"},
     "ray": {"cluster"},
-    "rasterio": {"scene", "encode", "evaluate", "train"},
+    "rasterio": {"scene", "encode", "vectorize", "evaluate", "train"},
     "safetensors": {"model"},
+    "shapely": {"vectorize", "features"},
     "torch": {"unet", "model", "blend", "picture", "predict", "train"},
     "tqdm": {"cli"},
 }
 
-HEAVY = {"matplotlib", "rasterio", "ray", "torch"}
+HEAVY = {"matplotlib", "pyarrow", "pyogrio", "rasterio", "ray", "shapely", "torch"}
 
 # `__init__` stands outside the order: it names things of every layer, lazily.
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

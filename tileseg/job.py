@@ -249,6 +249,9 @@ def _build(
             }
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
+    if task.job.polygons:
+        with record.stage("vectorize"):
+            _vectorize(task, ledger, receipts, folder)
     picture = quicklook(task.scene, task.bands, folder / "mask.tif", task.card)
     write_whole(folder / "quicklook.png", picture)
     record.values["outputs"] = publish.list_outputs(folder)
@@ -257,6 +260,27 @@ def _build(
     else:
         record.close("complete", ExitCode.OK)
     write_whole(folder / publish.RECORD, record.as_bytes())
+
+
+def _vectorize(
+    task: Task, ledger: Ledger, receipts: dict[Shard, Receipt], folder: Path
+) -> None:
+    """Make the file of polygons in `folder`."""
+    from tileseg.features import write_features
+    from tileseg.vectorize import Pieces, join
+
+    path = folder / f"polygons.{task.job.polygons}"
+    logger.info("%s: joining %s", task.job.input, path.name)
+    files = {
+        shard: ledger.folder / receipt.artifacts["polygons"].name
+        for shard, receipt in receipts.items()
+    }
+    pieces = {
+        shard: Pieces.from_bytes(file.read_bytes()) for shard, file in files.items()
+    }
+    names = {item.value: item.name for item in task.card.classes}
+    box = task.scene.geobox
+    write_features(join(pieces, box), names, box, path)
 
 
 def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:

@@ -80,7 +80,7 @@ class Receipt:
     shard: Shard
     """Which one."""
     artifacts: Mapping[str, Artifact]
-    """Product (`mask`, `confidence`) to file."""
+    """Product (`mask`, `confidence`, `polygons`) to file."""
     pixels: Mapping[int, int]
     """Mask value to number of pixels, nodata too."""
     hectares: Mapping[int, float] | None

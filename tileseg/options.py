@@ -57,6 +57,11 @@ _OPTIONS = (
         "--confidence", is_flag=True, default=None, help="Also make confidence.tif."
     ),
     click.option(
+        "--polygons",
+        type=click.Choice(["gpkg", "parquet", "fgb", "geojson"]),
+        help="Also make polygons.<format>.",
+    ),
+    click.option(
         "--scale",
         type=float,
         help="reflectance = stored value * scale + offset.  [default: the file's tags]",

@@ -25,6 +25,7 @@ __all__ = ["Job", "Task", "default_model", "prepare", "read_job"]
 logger = logging.getLogger(__name__)
 
 _SUMS_BYTES = 4  # of one logit being summed
+_PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _FIXED_BYTES = CACHE_BYTES + 160_000_000  # with what libraries and the picture take
 
 
@@ -54,6 +55,8 @@ class Job:
     """`crop` or `cosine`."""
     confidence: bool = False
     """Also make confidence.tif."""
+    polygons: str = ""
+    """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
     scale: float | None = None
     """physical = stored * scale + offset; None for the file's own tags."""
     offset: float | None = None
@@ -94,6 +97,7 @@ class Job:
         def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
             return allowed.__contains__, f"one of {', '.join(allowed)}"
 
+        formats = ("gpkg", "parquet", "fgb", "geojson")
         positive = (lambda number: number > 0), "1 or more"
         return {
             "output": (
@@ -104,6 +108,10 @@ class Job:
             "device": one_of("auto", "cpu", "cuda"),
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
             "blend": one_of("crop", "cosine"),
+            "polygons": (
+                lambda name: name in ("", *formats),
+                one_of(*formats)[1],
+            ),
             "workers": positive,
             "batch_size": positive,
             "shard": positive,
@@ -205,7 +213,11 @@ class Task:
     def request(self) -> dict[str, Any]:
         """What is asked for: all that decides a pixel, but for what `auto` means."""
         job = self.job
-        packages = ("tileseg", "torch", "numpy", "rasterio")
+        products = ["mask", "confidence"] if job.confidence else ["mask"]
+        packages = ["tileseg", "torch", "numpy", "rasterio"]
+        if job.polygons:
+            products.append(f"polygons.{job.polygons}")
+            packages += ["shapely", "pyogrio", "pyarrow"]  # a file's bytes are theirs
         return {
             "input": {"size": self.identity.size, "sha256": self.identity.sha256},
             "model": self.card.facts(),
@@ -216,7 +228,7 @@ class Task:
             "device": job.device,
             "precision": job.precision,
             "batch_size": job.batch_size,
-            "products": ["mask", "confidence"] if job.confidence else ["mask"],
+            "products": products,
             "versions": {name: version(name) for name in packages},
         }
 
@@ -263,7 +275,8 @@ class Task:
         sums = 4 * self.card.outputs * self.grid.tile * width * _SUMS_BYTES
         labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
-        return (_FIXED_BYTES + strips + sums + labels + tiles) / 1e6
+        pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
+        return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
 
 
 def prepare(job: Job) -> Task:
@@ -282,6 +295,8 @@ def prepare(job: Job) -> Task:
             "%s: says not where it lies (world files are not read), nor will its mask"
         )
         logger.warning(text, job.input)
+    if job.polygons == "geojson":
+        _check_lonlat(job, scene)
     card = read_card(job.model_path)
     bands = scene.select(job.bands or card.bands)
     if len(bands) != len(card.bands):
@@ -331,6 +346,17 @@ def _refuse_nesting(job: Job) -> None:
     """Refuse a work directory that the results would replace."""
     if job.work_path.resolve().is_relative_to(job.output_path.resolve()):
         msg = f"--work {job.work_path}: lies in --output {job.output_path}"
+        raise UsageError(msg)
+
+
+def _check_lonlat(job: Job, scene: Scene) -> None:
+    from tileseg.features import lonlat_digits
+
+    if lonlat_digits(scene.geobox) is None:
+        msg = (
+            f"{job.input}: the scene does not say where on the Earth it lies, and "
+            "GeoJSON is in longitude and latitude: use --polygons gpkg, parquet or fgb"
+        )
         raise UsageError(msg)
 
 

@@ -28,6 +28,7 @@ from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import Band, Scene, gdal_env
 from tileseg.task import Task, default_model
+from tileseg.vectorize import polygonise
 
 __all__ = ["Recipe", "Worker"]
 
@@ -52,6 +53,7 @@ class Recipe:
     blend: str
     batch: int
     confidence: bool
+    polygons: bool
     folder: str
     """The plan's directory."""
     read_threads: int = 1
@@ -71,6 +73,7 @@ class Recipe:
             blend=task.job.blend,
             batch=ledger.plan.resolved["batch_size"],
             confidence=task.job.confidence,
+            polygons=bool(task.job.polygons),
             folder=str(ledger.folder.absolute()),
         )
 
@@ -166,6 +169,8 @@ class Worker:
             for product, pixels in layers.items()
             if pixels is not None
         }
+        if self._recipe.polygons:
+            artifacts["polygons"] = self._write_pieces(shard, rows, box)
         pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
         self._write += perf_counter() - start
         return Receipt(
@@ -180,9 +185,23 @@ class Worker:
         self, shard: Shard, product: str, pixels: NDArray[np.uint8], box: GeoBox
     ) -> Artifact:
         suffix = "" if product == "mask" else f".{product}"
-        name = f"shards/{shard.name}{suffix}.tif"
         with gdal_env():
             data = shard_bytes(pixels, box)
+        return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
+
+    def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:
+        card, window = self._recipe.card, self._recipe.grid.pixels(shard)
+        # Of one class and its background only the class is a thing on the ground.
+        left_out = (NODATA, 0) if card.outputs == 1 else (NODATA,)
+        with gdal_env():
+            pieces = polygonise(
+                rows.labels, rows.confidence, box, window, left_out=left_out
+            )
+        return self._write_artifact(
+            f"shards/{shard.name}.polygons.npz", pieces.to_bytes()
+        )
+
+    def _write_artifact(self, name: str, data: bytes) -> Artifact:
         write_whole(Path(self._recipe.folder) / name, data)
         return Artifact(name, len(data), hashlib.sha256(data).hexdigest())
 
