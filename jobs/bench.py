@@ -35,7 +35,8 @@ from tileseg.job import Staff
 from tileseg.ledger import Ledger, Plan
 from tileseg.model import Device, Network, default_batch, load_module
 from tileseg.model import load as load_network
-from tileseg.task import Job, Task, prepare
+from tileseg.settings import Job
+from tileseg.task import Task, prepare
 from tileseg.worker import Recipe
 
 BLOCK = 512

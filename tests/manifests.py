@@ -16,13 +16,14 @@ import kubernetes_validate
 import yaml
 from jsonschema import Draft4Validator
 
-from tileseg.cli import segment
+from tileseg.cli import nightly, segment
 
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 KUBERNETES = "1.35"
 SCHEMAS = {"RayJob": ROOT / "tests/schemas/rayjob-kuberay-1.7.0.json.gz"}
 GPU = "nvidia.com/gpu"
+COMMANDS = {"segment": segment, "nightly": nightly}
 
 
 def documents(path):
@@ -69,10 +70,9 @@ def command_faults(entrypoint):
     python, script, *arguments = shlex.split(entrypoint)
     if python != "python" or not (ROOT / script).is_file():
         return [f"{python} {script}: no such script"]
-    if script != "jobs/segment.py":
-        return []
+    command = COMMANDS[Path(script).stem]
     try:
-        segment.make_context("segment", arguments)
+        command.make_context(command.name, arguments)
     except click.ClickException as err:
         return [f"{script}: {err.format_message()}"]
     return []

@@ -17,7 +17,7 @@ from making import digests, make_model, make_scene, random_pixels, snapshot
 from rasterio.rio.main import main_group as rio
 
 from tileseg.cli import main
-from tileseg.task import default_model
+from tileseg.settings import default_model
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent

@@ -21,7 +21,8 @@ from tileseg.grid import Run
 from tileseg.job import Staff, run
 from tileseg.leases import MAX_TRIES
 from tileseg.ledger import Ledger, Plan
-from tileseg.task import Job, prepare
+from tileseg.settings import Job
+from tileseg.task import prepare
 from tileseg.worker import Recipe
 
 ray = pytest.importorskip("ray")

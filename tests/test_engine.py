@@ -17,7 +17,8 @@ from tileseg.grid import Run, Shard
 from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
 from tileseg.model import Device
-from tileseg.task import Job, prepare
+from tileseg.settings import Job
+from tileseg.task import prepare
 from tileseg.unet import UNet
 from tileseg.window import Window
 from tileseg.worker import Recipe, Worker

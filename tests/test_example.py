@@ -13,7 +13,7 @@ from tileseg.card import read_card
 from tileseg.evaluate import check_points
 from tileseg.model import load_module
 from tileseg.scene import open_scene
-from tileseg.task import default_model
+from tileseg.settings import default_model
 from tileseg.train import burn_polygons
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -25,7 +25,7 @@ from tileseg.features import lonlat_digits, write_features
 from tileseg.geobox import GeoBox
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.task import Job
+from tileseg.settings import Job
 from tileseg.vectorize import join, polygonise
 
 FORMATS = ["gpkg", "parquet", "fgb", "geojson"]

@@ -33,6 +33,7 @@ ORDER = (
     "features",
     "ledger",
     "identity",
+    "settings",
     "task",
     "precision",
     "worker",
@@ -46,6 +47,7 @@ ORDER = (
     "train",
     "record",
     "job",
+    "nightly",
     "options",
     "cli",
 )

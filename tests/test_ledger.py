@@ -17,7 +17,7 @@ from tileseg.errors import BusyError, ExitCode, OutputError
 from tileseg.grid import Shard
 from tileseg.job import run
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest, lock, write_whole
-from tileseg.task import Job
+from tileseg.settings import Job
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan({"input": "a scene", "blend": "crop"}, {"batch_size": 16})

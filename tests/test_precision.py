@@ -7,7 +7,8 @@ from making import lively, make_model, make_scene, random_pixels
 import tileseg
 from tileseg.model import Device
 from tileseg.precision import compare
-from tileseg.task import Job, prepare
+from tileseg.settings import Job
+from tileseg.task import prepare
 from tileseg.unet import UNet
 
 

@@ -14,7 +14,7 @@ from rio_cogeo.cogeo import cog_validate
 
 from tileseg.card import read_card
 from tileseg.job import run
-from tileseg.task import Job
+from tileseg.settings import Job
 
 # What people divide by three, measure from satellites or convert from feet.
 AWKWARD = 10 / 3

@@ -21,7 +21,7 @@ def segment(input: str | PathLike[str], **options: Any) -> dict[str, Any]:  # no
     """
     from tileseg.errors import InterruptedRunError
     from tileseg.job import run
-    from tileseg.task import Job
+    from tileseg.settings import Job
 
     for key, value in options.items():
         if isinstance(value, (PathLike, list)):

@@ -5,7 +5,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,7 @@ from tileseg.errors import (
     ExitCode,
     InterruptedRunError,
     PreemptedError,
+    StopSignal,
     TilesegError,
     UsageError,
     worst,
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from tileseg.job import Staff
-    from tileseg.task import Job
+    from tileseg.record import Record
+    from tileseg.settings import Job
 
 __all__ = ["main", "one_line_errors", "segment"]
 
@@ -63,10 +65,45 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     codes = []
     with one_line_errors(), _signals(), Staff() as staff:
         for facts in _scenes(options):
-            codes.append(_run(facts, staff))
+            codes.append(_run(facts, staff).values["exit_code"])
             if codes[-1] in _STOPPED:
                 break
     sys.exit(worst(codes))
+
+
+@main.command()
+@click.option(
+    "--scenes",
+    metavar="DIR|FILE",
+    required=True,
+    help="A folder of GeoTIFFs, or a text file with one path a line.",
+)
+@job_options
+def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
+    """Segment every scene of a folder or list that has no result yet.
+
+    A directory for each goes into --output, beside night.json, the summary. A scene
+    that fails stops no other. One line of JSON per scene goes to stdout, then the
+    summary as the last line.
+    """
+    _configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    from tileseg.job import Staff
+    from tileseg.nightly import Night, find_scenes
+
+    with one_line_errors(), _signals(), Staff() as staff:
+        values = {**_job_file(options.pop("config")), **_given(options)}
+        night = Night(find_scenes(options["scenes"]))
+        output = Path(values.get("output", "out"))
+        for facts in _one_each(list(night.waiting), values):
+            record = _run(facts, staff, is_taken=night.has(facts["output"]))
+            night.add(facts["output"], record)
+            if record.values["exit_code"] in _STOPPED:
+                break
+        if not values.get("dry_run"):
+            night.leave(output)
+    click.echo(str(night), err=True)
+    click.echo(json.dumps(night.summary()))
+    sys.exit(night.exit_code)
 
 
 @main.group()
@@ -79,7 +116,7 @@ def model() -> None:
 def info(folder: str) -> None:
     """Say what a model eats, what its classes are and where it comes from."""
     from tileseg.card import read_card
-    from tileseg.task import default_model
+    from tileseg.settings import default_model
 
     with one_line_errors():
         card = read_card(Path(folder) if folder else default_model())
@@ -98,7 +135,7 @@ def trace(folder: str) -> None:
     """
     from tileseg.card import read_card
     from tileseg.model import load_module
-    from tileseg.task import default_model
+    from tileseg.settings import default_model
     from tileseg.unet import UNet
     from tileseg.unet import trace as trace_network
 
@@ -128,12 +165,8 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UsageError: no scene, two scenes of one name, or a bad job file.
     """
-    from tileseg.task import read_job
-
     inputs = options.pop("inputs")
-    config = options.pop("config")
-    values = read_job(config) if config else {}
-    values |= {key: item for key, item in options.items() if item is not None}
+    values = {**_job_file(options.pop("config")), **_given(options)}
     listed = values.pop("input", ())
     inputs = inputs or ((listed,) if isinstance(listed, str) else listed)
     if not inputs:
@@ -146,42 +179,67 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
         double = next(stem for stem in stems if stems.count(stem) > 1)
         msg = f"two inputs are named {double!r}: they would share an output directory"
         raise UsageError(msg)
-    output = Path(values.pop("output", "out"))
-    work = values.pop("work", None)
+    return _one_each(inputs, values)
+
+
+def _job_file(path: str | None) -> dict[str, Any]:
+    from tileseg.settings import read_job
+
+    return read_job(path) if path else {}
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a job that the command line states."""
+    return {
+        key: value
+        for key, value in options.items()
+        if value is not None and key != "scenes"
+    }
+
+
+def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the fields of a job for each scene, with directories of their own."""
+    output = Path(values.get("output", "out"))
+    work = values.get("work")
     return [
         {
             **values,
             "input": name,
-            "output": str(output / stem),
-            "work": str(Path(work) / stem) if work else "",
+            "output": str(output / Path(name).stem),
+            "work": str(Path(work) / Path(name).stem) if work else "",
         }
-        for name, stem in zip(inputs, stems, strict=True)
+        for name in inputs
     ]
 
 
-def _run(facts: dict[str, Any], staff: "Staff") -> int:
-    """Run one job, print its line and return its exit code.
+def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "Record":
+    """Run one job, print its line and return its record.
 
     The line comes last: where stdout and stderr are one, as in the log of a Ray job,
     it is still the last line.
     """
     from tileseg.job import run
     from tileseg.record import Record
-    from tileseg.task import Job
+    from tileseg.settings import Job
 
     record = Record(facts["input"])
     try:
+        if is_taken:
+            msg = f"{facts['input']}: another scene's results go to {facts['output']}"
+            raise UsageError(msg)
         job = Job(**facts)
         with _progress(job.input) as progress:
             record = run(job, progress, staff)
         if record.values["status"] == "dry-run":
             _print_estimate(job, record.values)
+    except StopSignal as err:
+        record.fail(err.error)
     except TilesegError as err:
         record.fail(err)
     if record.error:
         click.echo(f"tileseg: {record.values['error']}", err=True)
     click.echo(json.dumps(record.values))
-    return int(record.values["exit_code"])
+    return record
 
 
 def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
@@ -200,9 +258,10 @@ def one_line_errors() -> Iterator[None]:
     """Turn our errors into one line on stderr and their exit code."""
     try:
         yield
-    except TilesegError as err:
-        click.echo(f"tileseg: {err}", err=True)
-        sys.exit(int(err.exit_code))
+    except (TilesegError, StopSignal) as err:
+        error = err.error if isinstance(err, StopSignal) else err
+        click.echo(f"tileseg: {error}", err=True)
+        sys.exit(int(error.exit_code))
 
 
 @contextmanager
@@ -213,9 +272,8 @@ def _signals() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
         name = signal.Signals(number).name
-        raise errors[signal.Signals(number)](
-            f"{name}: stopped; the same command resumes"
-        )
+        text = f"{name}: stopped; the same command resumes"
+        raise StopSignal(errors[signal.Signals(number)](text))
 
     before = {number: signal.signal(number, stop) for number in errors}
     try:

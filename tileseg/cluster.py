@@ -25,7 +25,8 @@ from tileseg.leases import MAX_TRIES, Leases
 from tileseg.memory import peak_rss_mb
 from tileseg.model import Device, device_memory_mb, resolve_device
 from tileseg.precision import Check, compare
-from tileseg.task import Job, Task
+from tileseg.settings import Job
+from tileseg.task import Task
 from tileseg.worker import Recipe
 
 __all__ = ["RayEngine"]

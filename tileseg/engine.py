@@ -22,7 +22,8 @@ from tileseg.model import (
     worker_devices,
 )
 from tileseg.precision import Check, compare
-from tileseg.task import Job, Task
+from tileseg.settings import Job
+from tileseg.task import Task
 from tileseg.window import Window
 from tileseg.worker import Recipe, Worker
 

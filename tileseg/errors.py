@@ -18,6 +18,7 @@ __all__ = [
     "OutputError",
     "PreemptedError",
     "RefusedError",
+    "StopSignal",
     "TileError",
     "TilesegError",
     "UsageError",
@@ -113,3 +114,12 @@ class InterruptedRunError(TilesegError):
     """SIGINT came; the job resumes where it stopped."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal came, wherever the program was: past every `except Exception`."""
+
+    def __init__(self, error: TilesegError) -> None:
+        """Say with which error the job ends."""
+        super().__init__(str(error))
+        self.error = error

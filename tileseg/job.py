@@ -15,13 +15,15 @@ from tileseg.errors import (
     BusyError,
     ExitCode,
     InterruptedRunError,
+    StopSignal,
     TilesegError,
     UsageError,
 )
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, find_plan, lock, write_whole
 from tileseg.record import Record
-from tileseg.task import Job, Task, prepare
+from tileseg.settings import Job
+from tileseg.task import Task, prepare
 
 if TYPE_CHECKING:
     from tileseg.engine import Engine
@@ -102,6 +104,8 @@ def run(
         with ExitStack() as stack:
             staff = staff or stack.enter_context(Staff())
             _segment(job, record, progress, staff)
+    except StopSignal as err:
+        record.fail(err.error)
     except KeyboardInterrupt:
         record.fail(InterruptedRunError("interrupted; the same command resumes"))
     except TilesegError as err:

@@ -50,6 +50,7 @@ class Record:
         self.error: Exception | None = None
         self.failures: list[Failure] = []
         self.reused: frozenset[Shard] = frozenset()
+        self.is_news = True  # False: it was published before
         self._start = perf_counter()
         self._workers = 1
         self._workers_rss_mb = 0.0
@@ -202,6 +203,7 @@ class Record:
     def adopt(self, published: dict[str, Any]) -> None:
         """Be the record of what is published already."""
         self.values = published
+        self.is_news = False
 
     def close(self, status: str, code: int) -> None:
         """Say how it ended."""

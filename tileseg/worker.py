@@ -27,7 +27,8 @@ from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import Band, Scene, gdal_env
-from tileseg.task import Task, default_model
+from tileseg.settings import default_model
+from tileseg.task import Task
 from tileseg.vectorize import polygonise
 
 __all__ = ["Recipe", "Worker"]

@@ -1,0 +1,124 @@
+"""Many scenes in a night: each new one is segmented, a bad one stops no other."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from tileseg.errors import ExitCode, InputError, worst
+from tileseg.ledger import write_whole
+from tileseg.record import Record
+
+__all__ = ["SUMMARY", "Night", "find_scenes"]
+
+SUMMARY = "night.json"
+_SUFFIXES = (".tif", ".tiff")
+_STATES = ("done", "unchanged", "partial", "failed", "waiting")
+
+
+def find_scenes(source: str) -> list[str]:
+    """Return the scenes of a folder, by name, or of a text file with one path a line.
+
+    Paths in a file are relative to it; empty lines and those with # are left out.
+
+    Raises:
+        InputError: there is no such folder or file.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            found = sorted(path.iterdir())
+            return [str(item) for item in found if _is_scene(item)]
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or "not a list of paths"
+        msg = f"{source}: cannot be read as a folder or list of scenes: {reason}"
+        raise InputError(msg) from err
+    named = [line.strip() for line in lines]
+    return [str(path.parent / name) for name in named if name and name[0] != "#"]
+
+
+def _is_scene(path: Path) -> bool:
+    """Tell a scene from sidecars, folders and files still being copied (`.name`)."""
+    return path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()
+
+
+@dataclass(slots=True)
+class Night:
+    """What became of each scene."""
+
+    waiting: list[str]
+    """Scenes whose turn has not come."""
+    scenes: list[dict[str, Any]] = field(default_factory=list)
+    """Those that had theirs, in order."""
+    started: str = field(
+        default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
+    )
+    _start: float = field(default_factory=perf_counter)
+
+    def add(self, output: str, record: Record) -> None:
+        """Take note of how the next scene ended."""
+        values = record.values
+        state = "done" if record.is_news else "unchanged"
+        if values["exit_code"] != ExitCode.OK:
+            state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
+        self.waiting.remove(values["scene"]["href"])
+        self.scenes.append(
+            {
+                "scene": values["scene"]["href"],
+                "output": output,
+                "state": state,
+                "exit_code": values["exit_code"],
+                "error": values["error"],
+                "seconds": values["seconds"]["total"] if record.is_news else None,
+            }
+        )
+
+    def has(self, output: str) -> bool:
+        """Return whether some scene's results went there."""
+        return any(item["output"] == output for item in self.scenes)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that speaks for all."""
+        return worst(item["exit_code"] for item in self.scenes)
+
+    def summary(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        states = Counter(item["state"] for item in self.scenes)
+        states["waiting"] = len(self.waiting)
+        left = [{"scene": name, "state": "waiting"} for name in self.waiting]
+        return {
+            "started": self.started,
+            "seconds": perf_counter() - self._start,
+            "exit_code": self.exit_code,
+            "counts": {
+                "scenes": states.total(),
+                **{state: states[state] for state in _STATES},
+            },
+            "scenes": self.scenes + left,
+        }
+
+    def leave(self, output: Path) -> None:
+        """Write the summary beside the scenes' results.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_whole(
+            output / SUMMARY, (json.dumps(self.summary(), indent=1) + "\n").encode()
+        )
+
+    def __str__(self) -> str:
+        """Return a line for each scene that needs a person, and one with the counts."""
+        counts = self.summary()["counts"]
+        lines = [
+            f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
+            for item in self.scenes
+            if item["state"] in ("partial", "failed")
+        ]
+        told = ", ".join(f"{counts[state]} {state}" for state in _STATES)
+        return "\n".join([*lines, f"{counts['scenes']} scenes: {told}"])

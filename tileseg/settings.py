@@ -1,0 +1,181 @@
+"""What may be asked for one scene: the fields of a job, from wherever they come."""
+
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from math import isfinite
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from tileseg.errors import UsageError
+
+__all__ = ["Job", "default_model", "read_job"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One scene to segment. Every field but `input` has a default that fits most."""
+
+    input: str
+    """A local GeoTIFF."""
+    model: str = ""
+    """Model folder; empty for the land-cover model that comes with tileseg."""
+    output: str = ""
+    """Output directory; empty for out/<scene stem>."""
+    work: str = ""
+    """Work directory; empty for <output>.work."""
+    engine: str = "auto"
+    """`local`, `ray`, or `auto`: Ray inside a Ray job or where RAY_ADDRESS says one."""
+    workers: int | None = None
+    """How many; None for one per GPU, or one on the CPU (of each node)."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    batch_size: int | None = None
+    """Tiles in one forward; None for a size that fits the device."""
+    precision: str = "auto"
+    """`auto`, `fp32`, `bf16` or `fp16`."""
+    blend: str = "crop"
+    """`crop` or `cosine`."""
+    confidence: bool = False
+    """Also make confidence.tif."""
+    polygons: str = ""
+    """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
+    scale: float | None = None
+    """physical = stored * scale + offset; None for the file's own tags."""
+    offset: float | None = None
+    """See `scale`; 0 if only that is given."""
+    bands: tuple[str | int, ...] = ()
+    """The scene's bands in the model's order, by name or index; empty for by name."""
+    overwrite: bool = False
+    """Replace the result of another plan."""
+    allow_partial: bool = False
+    """Publish with holes where shards failed."""
+    dry_run: bool = False
+    """Say what would be done and do nothing."""
+    keep_work: bool = False
+    """Keep the plan's work directory after success."""
+    shard: int | None = None
+    """Side of a shard in pixels; None for what the card's tile and halo give."""
+    run_shards: tuple[int, int] | None = None
+    """Most (rows, columns) of shards in a run; None for a choice by memory."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could mean."""
+        for item in fields(self):
+            if not _fits(got := getattr(self, item.name), item.type):
+                msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
+                raise UsageError(msg)
+        for name, (is_good, wanted) in self._limits().items():
+            if (got := getattr(self, name)) is not None and not is_good(got):
+                msg = f"{name}: got {got!r}, wanted {wanted}"
+                raise UsageError(msg)
+        if self.offset is not None and self.scale is None:
+            msg = "offset: means nothing without scale; give both"
+            raise UsageError(msg)
+
+    @staticmethod
+    def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
+        """Return, for each field with limits, its test and what it wants."""
+
+        def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
+            return allowed.__contains__, f"one of {', '.join(allowed)}"
+
+        formats = ("gpkg", "parquet", "fgb", "geojson")
+        positive = (lambda number: number > 0), "1 or more"
+        return {
+            "output": (
+                lambda path: not path or Path(path).name not in ("", ".."),
+                "a directory of its own",
+            ),
+            "engine": one_of("auto", "local", "ray"),
+            "device": one_of("auto", "cpu", "cuda"),
+            "precision": one_of("auto", "fp32", "bf16", "fp16"),
+            "blend": one_of("crop", "cosine"),
+            "polygons": (
+                lambda name: name in ("", *formats),
+                one_of(*formats)[1],
+            ),
+            "workers": positive,
+            "batch_size": positive,
+            "shard": positive,
+            "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
+            "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
+            "offset": (isfinite, "a finite number"),
+        }
+
+    @property
+    def engine_kind(self) -> str:
+        """Which engine: `local` or `ray`."""
+        if self.engine != "auto":
+            return self.engine
+        address = os.environ.get("RAY_ADDRESS", "")
+        is_for_jobs = address.startswith("http")  # what `ray job submit` goes by
+        return "ray" if address and not is_for_jobs else "local"
+
+    @property
+    def output_path(self) -> Path:
+        """Where the outputs go."""
+        return Path(self.output or Path("out") / Path(self.input).stem)
+
+    @property
+    def work_path(self) -> Path:
+        """Where unfinished work lives."""
+        output = self.output_path
+        return Path(self.work) if self.work else output.with_name(output.name + ".work")
+
+    @property
+    def model_path(self) -> Path:
+        """The model folder."""
+        return Path(self.model) if self.model else default_model()
+
+
+def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
+    """Return whether a value, of a TOML file say, is what a field's type says."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        parts = get_args(hint)
+        if parts[-1] is ...:
+            parts = parts[:1] * len(value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def default_model() -> Path:
+    """Return the folder of the land-cover model that comes with tileseg."""
+    return Path(str(files("tileseg"))) / "models" / "landcover-bgr"
+
+
+def read_job(path: str) -> dict[str, Any]:
+    """Read the fields of a `Job` from a TOML file.
+
+    Raises:
+        UsageError: the file is unreadable or names a field that there is not.
+    """
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        msg = f"{path}: cannot be read as a job file: {err}"
+        raise UsageError(msg) from err
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    hints = {item.name: item.type for item in fields(Job)}
+    hints["input"] = str | tuple[str, ...]  # of several scenes, a job each
+    for key, value in values.items():
+        if key not in hints:
+            msg = f"{path}: unknown key {key!r}; a job has {', '.join(hints)}"
+            raise UsageError(msg)
+        if not _fits(value, hints[key]):
+            msg = f"{path}: {key}: got {value!r}, wanted {_said(hints[key])}"
+            raise UsageError(msg)
+    return values
