@@ -1,0 +1,197 @@
+"""`ray job submit`, literally: a real cluster on loopback, with token auth."""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from making import digests, make_scene, random_pixels
+
+pytest.importorskip("ray")
+
+ROOT = Path(__file__).parents[1]
+RAY = Path(sys.executable).with_name("ray")
+SECONDS = 240
+
+
+def free_port():
+    """Return a port that nobody uses; high, above those that Ray gives its workers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Cluster:
+    """A head on loopback, started in a repository; ended by its pids."""
+
+    def __init__(self, repository):
+        self.folder = Path(tempfile.mkdtemp(prefix="ts", dir="/tmp"))
+        (self.folder / "ray").mkdir()
+        token = self.folder / "token"
+        token.write_text(secrets.token_hex(32))
+        self.repository = repository
+        self.environment = {
+            **os.environ,
+            "PATH": f"{RAY.parent}:{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_TMPDIR": str(self.folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+        self.environment.pop("RAY_ADDRESS", None)
+        dashboard = free_port()
+        self.api = f"http://127.0.0.1:{dashboard}"
+        words = ["start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
+        words += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
+        words += [f"--dashboard-port={dashboard}", "--object-store-memory=80000000"]
+        self.log = (self.folder / "head.log").open("w")
+        self.head = subprocess.Popen(
+            [RAY, *words],
+            cwd=repository,
+            env=self.environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def wait(self):
+        deadline = time.monotonic() + SECONDS
+        while self.status("/api/version") not in (200, 401):
+            assert time.monotonic() < deadline, self.log.name
+            time.sleep(0.5)
+
+    def status(self, path):
+        """Return the HTTP status without a token."""
+        try:
+            with urllib.request.urlopen(self.api + path) as answer:  # noqa: S310  (loopback)
+                return answer.status
+        except urllib.error.HTTPError as err:
+            return err.code
+        except OSError:
+            return None
+
+    def submit(self, *words):
+        """Run `ray job submit`; return its exit status and all that it printed."""
+        ended = subprocess.run(
+            [RAY, "job", "submit", *map(str, words)],
+            cwd=self.repository,
+            env={**self.environment, "RAY_API_SERVER_ADDRESS": self.api},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return ended.returncode, re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout)
+
+    def close(self):
+        self.head.terminate()
+        try:
+            self.head.wait(30)
+        except subprocess.TimeoutExpired:
+            self.head.kill()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A clone of what a user has, with a scene in it."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("jobs", "tileseg"):
+        shutil.copytree(ROOT / name, folder / name)
+    make_scene(folder / "scene.tif", random_pixels(1_700, 210))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(repository):
+    head = Cluster(repository)
+    try:
+        head.wait()
+        yield head
+    finally:
+        head.close()
+
+
+@pytest.fixture(scope="module")
+def expected(repository, tmp_path_factory):
+    """The digest that a run without Ray gives."""
+    output = tmp_path_factory.mktemp("local") / "scene"
+    command = [sys.executable, "jobs/segment.py", "--input", "scene.tif"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    subprocess.run(
+        [*command, "--output", output, "--precision", "fp32", "-q"],
+        cwd=repository,
+        env=environment,
+        check=True,
+        stdout=subprocess.PIPE,
+    )
+    return digests(output)
+
+
+def record(printed):
+    """Return the JSON of the job's log; of a failure Ray says the end once more."""
+    lines = {line for line in printed.splitlines() if line.startswith("{")}
+    assert len(lines) == 1, printed
+    return json.loads(lines.pop())
+
+
+COMMAND = ("--", "python", "jobs/segment.py", "--input", "scene.tif")
+
+
+def test_the_literal_command_works(cluster, repository, expected):
+    """On a cluster started in the repository; progress and JSON are in the log."""
+    code, printed = cluster.submit(*COMMAND, "--precision", "fp32")
+
+    assert code == 0, printed
+    values = record(printed)
+    assert values["engine"]["kind"] == "ray"
+    assert values["exit_code"] == 0
+    assert expected == digests(repository / "out" / "scene")
+    assert "tiles" in printed
+    assert "Ray: asked for 1 workers" in printed
+
+
+def test_it_works_from_an_uploaded_folder(cluster, expected, tmp_path):
+    code, printed = cluster.submit(
+        "--working-dir", ".", *COMMAND, "--precision", "fp32",
+        "--output", tmp_path / "scene",
+    )  # fmt: skip
+
+    assert code == 0, printed
+    assert record(printed)["engine"]["kind"] == "ray"
+    assert expected == digests(tmp_path / "scene")
+
+
+def test_results_that_would_vanish_are_refused(cluster):
+    """A relative output in an uploaded folder goes with it: exit 2, before any work."""
+    code, printed = cluster.submit("--working-dir", ".", *COMMAND)
+
+    assert code == 1  # all that `ray job submit` says of a failure
+    assert record(printed)["exit_code"] == 2
+    assert "absolute path" in printed
+
+
+def test_a_night_works_the_same_way(cluster, repository, expected, tmp_path):
+    words = ["--", "python", "jobs/nightly.py", "--scenes", repository]
+
+    code, printed = cluster.submit(*words, "--output", tmp_path, "--precision", "fp32")
+
+    assert code == 0, printed
+    assert expected == digests(tmp_path / "scene")
+    assert json.loads((tmp_path / "night.json").read_text())["counts"]["done"] == 1
+
+
+def test_without_the_token_nobody_gets_in(cluster):
+    assert cluster.status("/api/jobs/") == 401
