@@ -70,7 +70,7 @@ demo: .venv/base.stamp
 	@echo
 	@echo "out/itaipu/mask.tif       the classes, a COG with colours and names: open it in QGIS"
 	@echo "out/itaipu/polygons.gpkg  the same as polygons, with class and hectares"
-	@echo "out/itaipu/quicklook.png  the scene and its mask side by side"
+	@echo "out/itaipu/quicklook.png  the scene, its mask and some of its polygons"
 	@echo "out/itaipu/run.json       what was done, with which model, how fast"
 
 clean:

@@ -9,10 +9,11 @@ machine is unfair to none. `ratio` is tiles a second over those of the network a
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,9 +57,11 @@ class SimulatedNetwork(Network):
 
     def __call__(self, tiles_NBTT: Tensor) -> Tensor:  # noqa: N803  (shape suffix)
         """Return logits, (N, outputs, tile, tile), when the time is up."""
-        time.sleep(len(tiles_NBTT) / self._rate)
+        ready = time.perf_counter() + len(tiles_NBTT) / self._rate
         bands = torch.arange(self.card.outputs) % tiles_NBTT.shape[1]
-        return tiles_NBTT[:, bands]
+        logits = tiles_NBTT[:, bands]
+        time.sleep(max(0.0, ready - time.perf_counter()))
+        return logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,8 +176,9 @@ class Bench:
             "--device": job.device,
         }
         words = [str(word) for pair in options.items() for word in pair]
-        command = [sys.executable, str(SEGMENT), *words, "--overwrite", "-q"]
+        command = [sys.executable, str(SEGMENT), *words, "-q"]
         out = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout  # noqa: S603  (our own program)
+        shutil.rmtree(folder / "out")  # else the next one has nothing to do
         values = json.loads(out)
         return {
             "tiles_s": values["rates"]["tiles_s"] / values["engine"]["workers"],
@@ -191,13 +195,12 @@ def _tiles(outcome: Outcome) -> float:
     return outcome.work["tiles"]
 
 
-def measure(bench: Bench, staffs: dict[str, Staff], rounds: int) -> dict[str, Any]:
+def measure(bench: Bench, engines: Sequence[str], rounds: int) -> dict[str, Any]:
     """Return every figure of every row, the medians over the rounds."""
     rows: dict[str, list[dict[str, float]]] = {}
     with TemporaryDirectory() as place:
-        folder = Path(place)
         for _ in range(rounds):
-            for name, figures in _round(bench, staffs, folder):
+            for name, figures in _round(bench, engines, Path(place)):
                 rows.setdefault(name, []).append(figures)
     medians = {
         name: {key: median(item[key] for item in items) for key in items[0]}
@@ -211,14 +214,16 @@ def measure(bench: Bench, staffs: dict[str, Staff], rounds: int) -> dict[str, An
 
 
 def _round(
-    bench: Bench, staffs: dict[str, Staff], folder: Path
+    bench: Bench, engines: Sequence[str], folder: Path
 ) -> Iterator[tuple[str, dict[str, float]]]:
     rate = bench.rate or network_alone(bench.task, bench.device, bench.batch, 5)
     yield "network alone", {"tiles_s": rate}
-    for name, staff in staffs.items():
-        engine = staff.engine(replace(bench.task.job, engine=name))
-        engine.resolve(bench.task.job)  # waits for a worker
-        yield f"engine {name}", bench.engine(engine, folder)
+    for name in engines:
+        with Staff() as staff:
+            engine = staff.engine(replace(bench.task.job, engine=name))
+            engine.resolve(bench.task.job)  # waits for a worker
+            yield f"engine {name}", bench.engine(engine, folder)
+        # The workers are gone: the whole job needs the processors for its own.
         if not bench.rate:
             yield f"job {name}", bench.whole_job(name, folder)
 
@@ -260,12 +265,7 @@ def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
         load_module(job.model_path, task.card)
         device = LocalEngine().resolve(job)
         bench = Bench(task=task, device=device, rate=options["simulate"])
-        staffs = {name: Staff() for name in options["engines"]}
-        try:
-            rows = measure(bench, staffs, options["rounds"])
-        finally:
-            for staff in staffs.values():
-                staff.close()
+        rows = measure(bench, options["engines"], options["rounds"])
     click.echo(json.dumps(rows)) if options["as_json"] else print_table(rows)
 
 

@@ -21,6 +21,7 @@ from tileseg.grid import Run
 from tileseg.job import Staff, run
 from tileseg.leases import MAX_TRIES
 from tileseg.ledger import Ledger, Plan
+from tileseg.publish import file_sha256
 from tileseg.settings import Job
 from tileseg.task import prepare
 from tileseg.worker import Recipe
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 HEIGHT, WIDTH, SHARD = 1_190, 730, 96  # 13 x 8 shards of 4 x 4 tiles
 STORE_BYTES = 80_000_000
+EVERYTHING = {"confidence": True, "polygons": "gpkg"}
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,14 @@ def succeed(*args):
 
 @pytest.fixture
 def expected(job, tmp_path):
-    """The digests of the local engine's rasters, confidence too."""
-    succeed(job("local", confidence=True))
-    return digests(tmp_path / "local")
+    """The digests of what the local engine makes: rasters and polygons."""
+    succeed(job("local", **EVERYTHING))
+    return products(tmp_path / "local")
+
+
+def products(folder):
+    """Return the digests of all that depends on the pixels alone."""
+    return {**digests(folder), "gpkg": file_sha256(folder / "polygons.gpkg")}
 
 
 def quiet(_done, _total):
@@ -114,9 +121,9 @@ def check(values, workers):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_rays_mask_is_the_local_one_to_the_byte(job, expected, tmp_path, workers):
-    values = succeed(job(engine="ray", workers=workers, confidence=True))
+    values = succeed(job(engine="ray", workers=workers, **EVERYTHING))
 
-    assert expected == digests(tmp_path / "out")
+    assert expected == products(tmp_path / "out")
     check(values, workers)
 
 
@@ -128,14 +135,14 @@ def pids(staff, job):
 
 def test_the_only_worker_killed_comes_back(job, expected, tmp_path):
     with Staff() as staff:
-        task = job(engine="ray", workers=1, confidence=True)
+        task = job(engine="ray", workers=1, **EVERYTHING)
 
         def kill():
             os.kill(pids(staff, task)[0], signal.SIGKILL)
 
         succeed(task, after(task, 10, kill), staff)
 
-    assert expected == digests(tmp_path / "out")
+    assert expected == products(tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +158,9 @@ def staff(cluster, scene):
 
 
 def test_two_workers_too(job, expected, tmp_path, staff):
-    values = succeed(job(engine="ray", confidence=True), quiet, staff)
+    values = succeed(job(engine="ray", **EVERYTHING), quiet, staff)
 
-    assert expected == digests(tmp_path / "out")
+    assert expected == products(tmp_path / "out")
     check(values, 2)
 
 
@@ -162,14 +169,14 @@ def test_a_worker_killed_in_the_middle_changes_nothing(
     job, expected, tmp_path, count, staff
 ):
     """Its process is killed by its pid; its shards are leased again."""
-    task = job(engine="ray", confidence=True)
+    task = job(engine="ray", **EVERYTHING)
 
     def kill():
         os.kill(pids(staff, task)[0], signal.SIGKILL)
 
     values = succeed(task, after(task, count, kill), staff)
 
-    assert expected == digests(tmp_path / "out")
+    assert expected == products(tmp_path / "out")
     assert values["counts"]["worker_restarts"] == 1
     assert values["counts"]["shards_done"] == 104
 
@@ -292,8 +299,12 @@ def test_a_gpu_that_no_node_has_is_not_waited_for_unasked(job):
 
 @pytest.mark.slow
 def test_the_workers_keep_a_device_of_known_speed_busy():
-    """At least 0.9 of it, and nothing to speak of in the object store."""
-    arguments = ["--simulate", "150", "--engine", "ray", "--rounds", "1", "--json"]
+    """At least 0.9 of it, and nothing to speak of in the object store.
+
+    A slow device: without a GPU, tiling and blending take this machine's processor
+    (about 14 ms a batch where it was measured), and the device waits for them.
+    """
+    arguments = ["--simulate", "60", "--engine", "ray", "--rounds", "1", "--json"]
     result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
     ratio = json.loads(result.stdout)["engine ray"]["ratio"]
     print(f"ratio {ratio:.3f}")  # noqa: T201
@@ -302,9 +313,9 @@ def test_the_workers_keep_a_device_of_known_speed_busy():
 
 
 def stored_bytes():
-    """Return the most that the object store ever held, spilled bytes too."""
+    """Return all that was ever put into the object store."""
     from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 
     state = get_state_from_address(ray.get_runtime_context().gcs_address)
     stats = get_memory_info_reply(state).store_stats
-    return stats.object_store_bytes_used + stats.spilled_bytes_total
+    return stats.cumulative_created_bytes

@@ -28,6 +28,7 @@ from tileseg.task import Task, prepare
 if TYPE_CHECKING:
     from tileseg.engine import Engine
     from tileseg.model import Device
+    from tileseg.vectorize import Polygons
 
 __all__ = ["Progress", "Staff", "run"]
 
@@ -253,10 +254,12 @@ def _build(
             }
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
+    polygons = None
     if task.job.polygons:
         with record.stage("vectorize"):
-            _vectorize(task, ledger, receipts, folder)
-    picture = quicklook(task.scene, task.bands, folder / "mask.tif", task.card)
+            polygons = _vectorize(task, ledger, receipts, folder)
+    mask = folder / "mask.tif"
+    picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
     write_whole(folder / "quicklook.png", picture)
     record.values["outputs"] = publish.list_outputs(folder)
     if record.failures:
@@ -268,7 +271,7 @@ def _build(
 
 def _vectorize(
     task: Task, ledger: Ledger, receipts: dict[Shard, Receipt], folder: Path
-) -> None:
+) -> "Polygons":
     """Make the file of polygons in `folder`."""
     from tileseg.features import write_features
     from tileseg.vectorize import Pieces, join
@@ -284,7 +287,9 @@ def _vectorize(
     }
     names = {item.value: item.name for item in task.card.classes}
     box = task.scene.geobox
-    write_features(join(pieces, box), names, box, path)
+    polygons = join(pieces, box)
+    write_features(polygons, names, box, path)
+    return polygons
 
 
 def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:

@@ -176,10 +176,9 @@ class Predictor:
         rows, columns = at.to(self._device).unbind(dim=1)
         # torch indexes no uint16 on every device, so its bits go as int16.
         bits = pixels.view(torch.int16) if pixels.dtype == torch.uint16 else pixels
-        tiles_BNTT = bits[:, rows, columns].view(pixels.dtype).float()
-        tiles_BNTT = tiles_BNTT * self._gain + self._bias
-        scaled = torch.where(valid[rows, columns], tiles_BNTT, 0.0)
-        return scaled.transpose(0, 1)
+        tiles_BNTT = bits[:, rows, columns].view(pixels.dtype).float()  # a copy
+        tiles_BNTT.mul_(self._gain).add_(self._bias)
+        return tiles_BNTT.masked_fill_(~valid[rows, columns], 0).transpose(0, 1)
 
     def _logits(self, index: Tensor, batch: Tensor) -> Tensor:
         """Return the finite logits, (N, K, T, T), of the real tiles of a batch."""

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
 from tileseg.scene import GDAL_ERRORS, Band, Scene, gdal_env, open_dataset
+from tileseg.vectorize import Polygons
+from tileseg.window import Window
 
 __all__ = ["quicklook"]
 
@@ -20,61 +23,93 @@ logger = logging.getLogger(__name__)
 _SIDE = 1200  # pixels of the longer side of each picture
 _STRETCH = (1, 99)  # percentiles of the valid pixels
 _LEGEND = 20  # classes that the legend names, the commonest
+_DETAIL = 256  # pixels of the side of what is shown with polygons
 _DISPLAY = ("red", "green", "blue")
 
 
-def quicklook(scene: Scene, bands: tuple[Band, ...], mask: Path, card: Card) -> bytes:
-    """Return a PNG: the scene on the left, its mask and the legend on the right.
+def quicklook(
+    scene: Scene,
+    bands: tuple[Band, ...],
+    mask: Path,
+    card: Card,
+    polygons: Polygons | None = None,
+) -> bytes:
+    """Return a PNG: the scene, its mask and the legend; a detail with its polygons.
 
     Args:
         scene: the scene.
         bands: those that the network saw, in its order.
         mask: its finished mask.
         card: the model's, for class names and colours.
+        polygons: the mask's, if they were made.
     """
-    height, width = scene.geobox.height, scene.geobox.width
-    scale = min(1.0, _SIDE / max(height, width))
-    shape = max(1, round(height * scale)), max(1, round(width * scale))
-    labels = _read(str(mask), (1,), shape)[0]
-    picture = _rgb(scene, bands, labels == NODATA, shape)
+    whole = scene.geobox.window
+    shape = _fit(whole)
+    labels = _read(str(mask), (1,), whole, shape)[0]
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
-    figure = Figure(figsize=(12, panel + 1.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(picture)
+    panels = 2
+    if polygons is not None:
+        panels, panel = 3, max(panel, 6.0)  # the detail is square
+    figure = Figure(figsize=(6 * panels, panel + 1.0), layout="constrained")
+    left, right, *more = figure.subplots(1, panels)
+    _show(left, _rgb(scene, bands, labels == NODATA, whole), whole)
     left.set_title(Path(scene.href).name)
-    right.imshow(_colored(labels, card))
+    _show(right, _colored(labels, card), whole)
     right.set_title(f"{card.name} {card.version}")
-    for axes in (left, right):
-        axes.set_axis_off()
+    if polygons is not None:
+        at = _liveliest(labels, whole)
+        frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)
+        frame.set(edgecolor="white", linewidth=1.5)
+        left.add_patch(frame)
+        part = _read(str(mask), (1,), at, (at.height, at.width))[0]
+        _show(more[0], _rgb(scene, bands, part == NODATA, at), at)
+        more[0].add_collection(_outlines(polygons, at, card), autolim=False)
+        more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(labels, card), loc="outside lower center", ncols=5)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _read(path: str, indexes: tuple[int, ...], shape: tuple[int, int]) -> NDArray[Any]:
+def _fit(window: Window) -> tuple[int, int]:
+    """Return the (height, width) that a window is shown with."""
+    scale = min(1.0, _SIDE / max(window.height, window.width))
+    return max(1, round(window.height * scale)), max(1, round(window.width * scale))
+
+
+def _show(axes: Any, picture: NDArray[Any], window: Window) -> None:  # noqa: ANN401  (matplotlib's)
+    """Draw a picture so that coordinates are pixel corners of the scene."""
+    extent = (window.col, window.col_stop, window.row_stop, window.row)
+    axes.imshow(picture, extent=extent)
+    axes.set_xlim(*extent[:2])
+    axes.set_ylim(*extent[2:])
+    axes.set_axis_off()
+
+
+def _read(
+    path: str, indexes: tuple[int, ...], window: Window, shape: tuple[int, int]
+) -> NDArray[Any]:
     """Return bands decimated to `shape`, from overviews where there are any."""
     with gdal_env(), open_dataset(path) as dataset:
         pixels: NDArray[Any] = dataset.read(
-            list(indexes), out_shape=(len(indexes), *shape)
+            list(indexes), window=window.slices, out_shape=(len(indexes), *shape)
         )
     return pixels
 
 
 def _rgb(
-    scene: Scene,
-    bands: tuple[Band, ...],
-    is_nodata: NDArray[np.bool_],
-    shape: tuple[int, int],
+    scene: Scene, bands: tuple[Band, ...], is_nodata: NDArray[np.bool_], window: Window
 ) -> NDArray[np.float64]:
-    """Return the scene stretched to 0..1, (height, width, 3), white where nodata."""
+    """Return a window stretched to 0..1, as `is_nodata` by 3, white where that is."""
+    shape = is_nodata.shape
     by_name = {(band.name or "").casefold(): band for band in scene.bands}
     if all(name in by_name for name in _DISPLAY):
         shown = tuple(by_name[name] for name in _DISPLAY)
     else:
         shown = bands[:3] if len(bands) >= len(_DISPLAY) else bands[:1] * 3
     try:
-        pixels = _read(scene.path, tuple(band.index for band in shown), shape)
+        indexes = tuple(band.index for band in shown)
+        pixels = _read(scene.path, indexes, window, (shape[0], shape[1]))
     except GDAL_ERRORS as err:  # a damaged block: the mask is there all the same
         logger.warning("%s: no picture of the scene: %s", scene.href, err)
         return np.ones((*shape, 3))
@@ -86,6 +121,43 @@ def _rgb(
         pixels = ((pixels - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
     pixels[:, is_nodata] = 1
     return np.moveaxis(pixels, 0, -1)
+
+
+def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
+    """Return the detail in which the classes are most evenly mixed."""
+    scale = labels.shape[0] / whole.height, labels.shape[1] / whole.width
+    side = min(_DETAIL, whole.height), min(_DETAIL, whole.width)
+    corners = [
+        (row, col)
+        for row in range(0, whole.height - side[0] + 1, side[0])
+        for col in range(0, whole.width - side[1] + 1, side[1])
+    ]
+
+    def mixture(corner: tuple[int, int]) -> float:
+        first, last = (
+            [int((corner[axis] + add[axis]) * scale[axis]) for axis in (0, 1)]
+            for add in ((0, 0), side)
+        )
+        part = labels[first[0] : last[0], first[1] : last[1]]
+        counts = np.bincount(part.ravel(), minlength=NODATA + 1)
+        share = counts[:NODATA] / max(1, counts.sum())
+        return -float((share * np.log(np.maximum(share, 1e-9))).sum())
+
+    return Window(*max(corners, key=mixture), *side)
+
+
+def _outlines(polygons: Polygons, window: Window, card: Card) -> LineCollection:
+    """Return the rings of the polygons that a window meets, in their colours."""
+    colors = {item.value: f"#{item.color}" for item in card.classes}
+    lines, shades = [], []
+    for outline, value in zip(polygons.outlines, polygons.classes, strict=True):
+        left, top, right, bottom = outline.bounds
+        box = Window(int(top), int(left), int(bottom - top), int(right - left))
+        if box.intersect(window).size:
+            rings = (outline.exterior, *outline.interiors)
+            lines += [np.asarray(ring.coords) for ring in rings]
+            shades += [colors[int(value)]] * len(rings)
+    return LineCollection(lines, colors=shades, linewidths=1.2)
 
 
 def _colored(labels: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:
