@@ -98,6 +98,18 @@ def test_a_damaged_block_is_named_and_nothing_is_published(
     assert {item.name for item in tmp_path.iterdir()} - names == {"out.work"}
 
 
+def test_without_leave_every_bad_shard_is_named_and_the_others_are_made(job, damaged):
+    assert damaged
+
+    values = run(job()).values
+
+    counts = values["counts"]
+    holes = needing(BROKEN)
+    assert holes == {Shard(*item["shard"]) for item in values["failures"]}
+    assert counts["shards_failed"] == len(holes)
+    assert counts["shards_done"] + counts["shards_failed"] == counts["shards"] == 20
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"run_shards": (1, 1)}, {"run_shards": (2, 2)}, {"workers": 2}],

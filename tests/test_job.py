@@ -547,3 +547,53 @@ def test_a_shard_is_named_by_row_and_column(job):
     files = {item.name for item in (plan_folder(kept) / "shards").iterdir()}
     expected = {f"{Shard(r, c).name}.tif" for r in range(3) for c in range(2)}
     assert expected == files
+
+
+def test_a_float_scene_whose_nodata_is_nan_is_segmented(job, tmp_path):
+    """NaN equals nothing, not even itself; the map is that of the same integers."""
+    pixels = random_pixels(HEIGHT, WIDTH, seed=1)
+    floats = np.where(pixels == 0, np.nan, pixels).astype(np.float32)
+    path = make_scene(tmp_path / "float.tif", floats, nodata=np.nan)
+
+    succeed(job("whole"))
+    values = succeed(job("floats", input=str(path)))
+
+    assert values["scene"]["nodata"] == ["nan"] * 3
+    np.testing.assert_array_equal(
+        read(tmp_path / "whole" / "mask.tif"), read(tmp_path / "floats" / "mask.tif")
+    )
+
+
+def test_what_was_measured_of_the_precision_outlives_an_interruption(job):
+    """A resumed job publishes the check that the first attempt made."""
+    task = job(precision="bf16")
+    assert run(task, stop_after(task, 2)).error
+    check = json.loads(next(task.work_path.glob("*/plan.json")).read_text())
+
+    values = succeed(task)
+
+    assert values["counts"]["shards_reused"] >= 2
+    assert values["precision_check"] == check["precision_check"]
+    assert values["precision_check"]["tiles"] > 0
+
+
+def test_a_work_directory_in_the_output_is_refused(job, tmp_path):
+    """It would be replaced with the results, and take the work along."""
+    for work in ("out", "out/deeper/work"):
+        record = run(job(work=str(tmp_path / work)))
+
+        assert record.values["exit_code"] == ExitCode.USAGE
+        assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_after_publishing_leaves_no_work_behind(job, monkeypatch):
+    """The next run finds the result complete, and clears up what is left."""
+    monkeypatch.setattr("tileseg.job._clean", lambda *_, **__: None)
+    task = job()
+    plan = succeed(task)["plan_id"]
+    assert (task.work_path / plan).is_dir()
+    monkeypatch.undo()
+
+    succeed(task)
+
+    assert not (task.work_path / plan).exists()

@@ -105,13 +105,23 @@ def test_a_directory_of_others_is_never_ours(output, files):
     assert before == snapshot(output)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "mask.tif.aux.xml"])
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "other.tif.aux.xml"])
 def test_a_file_that_the_record_does_not_list_is_named(output, name):
     put(output)
     (output / name).write_text("mine")
 
     with pytest.raises(OutputError, match=name):
         published(output)
+
+
+def test_a_viewers_notes_on_one_of_our_files_are_no_harm(output):
+    """QGIS and gdalinfo leave statistics beside a raster; they go with it."""
+    put(output, "one")
+    (output / "mask.tif.aux.xml").write_text("<PAMDataset/>")
+
+    assert published(output) is not None
+    put(output, "two")
+    assert not (output / "mask.tif.aux.xml").exists()
 
 
 def test_an_output_that_is_a_file_is_refused(output):

@@ -354,8 +354,29 @@ def test_an_alpha_band_counts_beside_nodata(nodata, folder):
 
     valid = validity(path, bands=scene.select((1, 2)))
 
-    assert scene.has_mask
+    assert scene.alpha == 4
     np.testing.assert_array_equal([[True, False, nodata is None, False]], valid)
+
+
+def test_an_internal_mask_counts_beside_an_alpha_band(folder):
+    """What either of them hides is invalid."""
+    pixels = np.full((4, 16, 16), 5, dtype="uint16")
+    pixels[3] = 65_535
+    pixels[3, :4] = 0
+    path = folder / "scene.tif"
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        make_plain(path, pixels, photometric="RGB", alpha="YES")
+        with rasterio.open(path, "r+") as dataset:
+            is_shown = np.full((16, 16), fill_value=True)
+            is_shown[:, :6] = False
+            dataset.write_mask(is_shown)
+    scene = open_scene(str(path))
+
+    valid = validity(path, bands=scene.select((1, 2)))
+
+    expected = np.full((16, 16), fill_value=True)
+    expected[:4] = expected[:, :6] = False
+    np.testing.assert_array_equal(expected, valid)
 
 
 @pytest.fixture

@@ -240,9 +240,12 @@ class _Shift:
                     with _our_errors():
                         answer = ray.get(ref)
                 except RayActorError as err:
-                    yield from self._lost(name, method, err)
+                    outcomes = self._lost(name, method, err)
                 else:
-                    yield from self._answered(name, method, answer)
+                    outcomes = self._answered(name, method, answer)
+                for outcome in outcomes:
+                    yield outcome
+                    pulse(self._tiles.total())
             pulse(self._tiles.total())
 
     def _answered(self, name: str, method: str, answer: Any) -> Iterator[Outcome]:  # noqa: ANN401  (what the method returns)

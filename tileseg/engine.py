@@ -143,7 +143,9 @@ class LocalEngine:
             crew.finish()
             while crew.is_at_work:
                 pulse(crew.tiles)
-                yield from crew.collect(_PULSE_SECONDS)
+                for outcome in crew.collect(_PULSE_SECONDS):
+                    yield outcome
+                    pulse(crew.tiles)
         finally:
             crew.close()
 
