@@ -42,6 +42,7 @@ ORDER = (
     "cluster",
     "stitch",
     "publish",
+    "bucket",
     "report",
     "evaluate",
     "train",
@@ -58,6 +59,7 @@ OWN_NAMES = {"__version__"}
 OWNERS = {
     "click": {"cli", "options"},
     "matplotlib": {"report"},
+    "obstore": {"bucket"},
     "pyarrow": {"features"},
     "pyogrio": {"features"},
     "pyproj": {"area", "features"},
@@ -69,7 +71,16 @@ OWNERS = {
     "tqdm": {"cli"},
 }
 
-HEAVY = {"matplotlib", "pyarrow", "pyogrio", "rasterio", "ray", "shapely", "torch"}
+HEAVY = {
+    "matplotlib",
+    "obstore",
+    "pyarrow",
+    "pyogrio",
+    "rasterio",
+    "ray",
+    "shapely",
+    "torch",
+}
 
 # `__init__` stands outside the order: it names things of every layer, lazily.
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

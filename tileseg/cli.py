@@ -93,7 +93,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     with one_line_errors(), _signals(), Staff() as staff:
         values = {**_job_file(options.pop("config")), **_given(options)}
         night = Night(find_scenes(options["scenes"]))
-        output = Path(values.get("output", "out"))
+        output = values.get("output", "out")
         for facts in _one_each(list(night.waiting), values):
             record = _run(facts, staff, is_taken=night.has(facts["output"]))
             night.add(facts["output"], record)
@@ -199,13 +199,15 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the fields of a job for each scene, with directories of their own."""
-    output = Path(values.get("output", "out"))
+    from tileseg.settings import within
+
+    output = values.get("output", "out")
     work = values.get("work")
     return [
         {
             **values,
             "input": name,
-            "output": str(output / Path(name).stem),
+            "output": within(output, Path(name).stem),
             "work": str(Path(work) / Path(name).stem) if work else "",
         }
         for name in inputs
@@ -248,7 +250,7 @@ def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
         f"{job.input}: {estimate['shards']} shards in {estimate['runs']} runs, "
         f"{estimate['tiles']} tiles, {estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
         f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
-        f"the results would go to {job.output_path}",
+        f"the results would go to {job.destination}",
         err=True,
     )
 

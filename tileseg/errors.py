@@ -19,6 +19,7 @@ __all__ = [
     "PreemptedError",
     "RefusedError",
     "StopSignal",
+    "StorageError",
     "TileError",
     "TilesegError",
     "UsageError",
@@ -80,6 +81,12 @@ class OutputError(TilesegError):
     """The output or the work directory cannot be written."""
 
     exit_code = ExitCode.OUTPUT
+
+
+class StorageError(TilesegError):
+    """The object store kept failing; trying again later may help."""
+
+    exit_code = ExitCode.STORAGE
 
 
 class ModelError(TilesegError):

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from tileseg import publish
+from tileseg.bucket import open_place
 from tileseg.errors import (
     BusyError,
     ExitCode,
@@ -121,15 +122,16 @@ def run(
 
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
+    place = open_place(job)
     task = prepare(job)
     record.add_task(task)
-    held = publish.published(job.output_path)
-    if held and publish.is_complete(job.output_path, held, task.request_id):
-        logger.info("%s: nothing to do, %s is complete", job.input, job.output_path)
+    held = place.published()
+    if held and place.is_complete(held, task.request_id):
+        logger.info("%s: nothing to do, %s is complete", job.input, place)
         record.adopt(held)
         _clean(job, held["plan_id"], is_whole=True)
         return
-    publish.check_free(job.output_path, held, task.request_id, overwrite=job.overwrite)
+    publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
     engine = staff.engine(job)
     plan = _resolve(task, engine)
     workers = engine.workers(_device(plan))
@@ -138,16 +140,15 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         record.close("dry-run", ExitCode.OK)
         return
     ledger = Ledger(job.work_path, plan)
-    with lock(job.work_path), publish.staging(job.output_path) as folder:
+    with lock(job.work_path), place.staging() as folder:
         # Again, now that nobody else can publish: another run may just have ended.
-        held = publish.published(job.output_path)
-        publish.check_free(
-            job.output_path, held, task.request_id, overwrite=job.overwrite
-        )
+        held = place.published()
+        publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
         task.identity.remember(job.work_path)
         receipts = _process(task, ledger, engine, record, progress)
         task.identity.check_unchanged()
         _build(task, ledger, receipts, record, folder)
+        _close(place, record, folder)
     _clean(job, plan.plan_id, is_whole=not record.failures)
 
 
@@ -241,7 +242,7 @@ def _build(
     record: Record,
     folder: Path,
 ) -> None:
-    """Make every product in `folder`, the record last."""
+    """Make every product in `folder`."""
     from tileseg.report import quicklook
     from tileseg.stitch import looks, stitch
 
@@ -261,7 +262,13 @@ def _build(
     mask = folder / "mask.tif"
     picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
     write_whole(folder / "quicklook.png", picture)
-    record.values["outputs"] = publish.list_outputs(folder)
+
+
+def _close(place: publish.Place, record: Record, folder: Path) -> None:
+    """Write the record of what is in `folder`, where it is to be published."""
+    is_whole = not record.failures
+    plan_id = record.values["plan_id"]
+    record.values["outputs"] = place.list_outputs(folder, plan_id, is_whole=is_whole)
     if record.failures:
         record.close("partial", ExitCode.PARTIAL)
     else:

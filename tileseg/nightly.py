@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from tileseg.bucket import leave
 from tileseg.errors import ExitCode, InputError, worst
-from tileseg.ledger import write_whole
 from tileseg.record import Record
 
 __all__ = ["SUMMARY", "Night", "find_scenes"]
@@ -102,15 +102,14 @@ class Night:
             "scenes": self.scenes + left,
         }
 
-    def leave(self, output: Path) -> None:
+    def leave(self, output: str) -> None:
         """Write the summary beside the scenes' results.
 
         Raises:
-            OutputError: it cannot be written.
+            TilesegError: it cannot be written.
         """
-        write_whole(
-            output / SUMMARY, (json.dumps(self.summary(), indent=1) + "\n").encode()
-        )
+        data = (json.dumps(self.summary(), indent=1) + "\n").encode()
+        leave(output, SUMMARY, data)
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""

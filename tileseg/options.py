@@ -17,14 +17,15 @@ _OPTIONS = (
     ),
     click.option(
         "--output",
-        metavar="DIR",
-        help="Where the results go; of several inputs, a directory each in it."
+        metavar="DIR|URL",
+        help="Where the results go, s3://bucket/prefix too; of several inputs, a"
+        " directory each in it."
         "  [default: out/<scene stem>]",
     ),
     click.option(
         "--work",
         metavar="DIR",
-        help="Where unfinished work lives.  [default: <output>.work]",
+        help="Where unfinished work lives, on a disk.  [default: <output>.work]",
     ),
     click.option(
         "--engine",

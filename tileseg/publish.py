@@ -8,17 +8,75 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tileseg.errors import BusyError, OutputError
 
-__all__ = ["file_sha256", "is_complete", "list_outputs", "published", "staging"]
+__all__ = [
+    "Folder",
+    "Place",
+    "check_free",
+    "file_sha256",
+    "is_complete",
+    "list_outputs",
+    "published",
+    "staging",
+]
 
 RECORD = "run.json"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+
+
+class Place(Protocol):
+    """Where the outputs of one scene go, and what a job does there."""
+
+    def published(self) -> dict[str, Any] | None:
+        """Return the record of what is there; None if it is empty."""
+
+    def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
+        """Return whether `record` answers the request and its files are intact."""
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """Give an empty local folder; publish it if all goes well."""
+
+    def list_outputs(
+        self, folder: Path, plan_id: str, *, is_whole: bool
+    ) -> list[dict[str, Any]]:
+        """Return path, bytes and sha256 of every file of the folder, once published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A local directory as the place of one scene's outputs."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        """Return its path."""
+        return str(self.path)
+
+    def published(self) -> dict[str, Any] | None:
+        """See `published` below."""
+        return published(self.path)
+
+    def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
+        """See `is_complete` below."""
+        return is_complete(self.path, record, request_id)
+
+    def staging(self) -> AbstractContextManager[Path]:
+        """See `staging` below."""
+        return staging(self.path)
+
+    def list_outputs(
+        self, folder: Path, plan_id: str, *, is_whole: bool
+    ) -> list[dict[str, Any]]:
+        """See `list_outputs` below; every plan's files have the same names."""
+        del plan_id, is_whole
+        return list_outputs(folder)
 
 
 def published(output: Path) -> dict[str, Any] | None:
@@ -69,7 +127,11 @@ def is_complete(output: Path, record: dict[str, Any] | None, request_id: str) ->
 
 
 def check_free(
-    output: Path, record: dict[str, Any] | None, request_id: str, *, overwrite: bool
+    output: Place | Path,
+    record: dict[str, Any] | None,
+    request_id: str,
+    *,
+    overwrite: bool,
 ) -> None:
     """Refuse to replace another complete plan unasked.
 

@@ -12,7 +12,9 @@ from typing import Any, get_args, get_origin
 
 from tileseg.errors import UsageError
 
-__all__ = ["Job", "default_model", "read_job"]
+__all__ = ["Job", "default_model", "is_remote", "read_job", "within"]
+
+_STORES = ("s3://", "gs://", "az://")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,9 +26,9 @@ class Job:
     model: str = ""
     """Model folder; empty for the land-cover model that comes with tileseg."""
     output: str = ""
-    """Output directory; empty for out/<scene stem>."""
+    """Output directory or s3://bucket/prefix; empty for out/<scene stem>."""
     work: str = ""
-    """Work directory; empty for <output>.work."""
+    """Work directory, a local one; empty for <output>.work, of a bucket in out/."""
     engine: str = "auto"
     """`local`, `ray`, or `auto`: Ray inside a Ray job or where RAY_ADDRESS says one."""
     workers: int | None = None
@@ -64,6 +66,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse what no run could mean."""
+        _check_address(self.output)
         for item in fields(self):
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
@@ -116,20 +119,60 @@ class Job:
         return "ray" if address and not is_for_jobs else "local"
 
     @property
+    def destination(self) -> str:
+        """Where the outputs go: a local path, or an address in an object store."""
+        return self.output or str(Path("out") / Path(self.input).stem)
+
+    @property
     def output_path(self) -> Path:
-        """Where the outputs go."""
-        return Path(self.output or Path("out") / Path(self.input).stem)
+        """Where local outputs go."""
+        return Path(self.destination)
 
     @property
     def work_path(self) -> Path:
         """Where unfinished work lives."""
+        if self.work:
+            return Path(self.work)
         output = self.output_path
-        return Path(self.work) if self.work else output.with_name(output.name + ".work")
+        if is_remote(self.destination):
+            output = Path("out") / output.name
+        return output.with_name(output.name + ".work")
 
     @property
     def model_path(self) -> Path:
         """The model folder."""
         return Path(self.model) if self.model else default_model()
+
+
+def is_remote(output: str) -> bool:
+    """Return whether an output is in an object store."""
+    return output.startswith(_STORES)
+
+
+def within(output: str, name: str) -> str:
+    """Return the output of one scene among those that share `output`.
+
+    Raises:
+        UsageError: `output` is no address that may be shown.
+    """
+    _check_address(output)
+    if is_remote(output):
+        return f"{output.rstrip('/')}/{name}"
+    return str(Path(output) / name)
+
+
+def _check_address(output: object) -> None:
+    """Refuse an address that is none of ours or may hold a secret, not repeating it."""
+    if not isinstance(output, str) or "://" not in output:
+        return
+    if not is_remote(output):
+        msg = f"output: wanted a directory or one of {', '.join(_STORES)}"
+        raise UsageError(msg)
+    bucket, *prefix = output.partition("://")[2].rstrip("/").split("/")
+    is_plain = bool(bucket and prefix) and not {"", ".", ".."} & set(prefix)
+    if not is_plain or "@" in bucket or "?" in output:
+        msg = "output: wanted bucket and prefix, no user, key or query: s3://maps/2024"
+        raise UsageError(msg)
 
 
 def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)

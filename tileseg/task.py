@@ -13,7 +13,7 @@ from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identity, identify
 from tileseg.ledger import digest
 from tileseg.scene import CACHE_BYTES, Band, Scene, open_scene
-from tileseg.settings import Job
+from tileseg.settings import Job, is_remote
 
 __all__ = ["Task", "prepare"]
 
@@ -162,7 +162,10 @@ def _refuse_vanishing(job: Job) -> None:
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     if not (config.get("runtime_env") or {}).get("working_dir"):
         return
-    for name, path in {"output": job.output_path, "work": job.work_path}.items():
+    paths = {"output": job.output_path, "work": job.work_path}
+    if is_remote(job.destination):
+        del paths["output"]
+    for name, path in paths.items():
         if not path.is_absolute():
             msg = (
                 f"--{name} {path}: would vanish with the job's uploaded working "
@@ -173,6 +176,8 @@ def _refuse_vanishing(job: Job) -> None:
 
 def _refuse_nesting(job: Job) -> None:
     """Refuse a work directory that the results would replace."""
+    if is_remote(job.destination):
+        return
     if job.work_path.resolve().is_relative_to(job.output_path.resolve()):
         msg = f"--work {job.work_path}: lies in --output {job.output_path}"
         raise UsageError(msg)

@@ -1,0 +1,561 @@
+"""An object store holds nothing, the old version or the new one; never a mix.
+
+The store is a real S3 server on loopback.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+
+import obstore
+import pytest
+from click.testing import CliRunner
+from making import make_scene, random_pixels
+from obstore.exceptions import BaseError, GenericError
+from obstore.store import from_url
+
+from tileseg import bucket
+from tileseg.bucket import Bucket, open_place
+from tileseg.cli import main
+from tileseg.errors import BusyError, ExitCode, OutputError, StorageError, UsageError
+from tileseg.job import run
+from tileseg.settings import Job
+
+SECRET = "open-sesame-4711"  # noqa: S105  (of the server that is started here)
+PRODUCTS = {"mask.tif", "confidence.tif", "quicklook.png"}
+START_SECONDS = 60
+NUMBERS = count()
+PLAIN = str.maketrans("/?", "--")
+
+
+def free_ports(number):
+    """Return ports that nobody has; all are held until all are known."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for item in held:
+            item.bind(("127.0.0.1", 0))
+        return [item.getsockname()[1] for item in held]
+
+
+def start(folder):
+    """Start a server that keeps its files in a folder; return it and its address."""
+    names = ("s3", "master", "volume", "filer")
+    ports = free_ports(2 * len(names))
+    words = [
+        f"-{name}.port{kind}={ports.pop()}" for name in names for kind in ("", ".grpc")
+    ]
+    identity = {
+        "name": "test",
+        "credentials": [{"accessKey": "tester", "secretKey": SECRET}],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [
+                Path(sys.executable).with_name("weed"),
+                "server",
+                f"-dir={folder / 'data'}",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                "-s3",
+                f"-s3.config={folder / 's3.json'}",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-volume.max=20",
+                "-master.volumeSizeLimitMB=64",
+                "-master.telemetry=false",
+                *words,
+            ],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
+    return server, f"http://127.0.0.1:{words[0].partition('=')[2]}"
+
+
+def await_bucket(server, folder):
+    """Wait until the server takes an object; it makes the bucket for it."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            obstore.put(from_url("s3://maps/first"), "object", b"x")
+        except (BaseError, OSError):
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail((folder / "log").read_text()[-2000:])
+            time.sleep(0.2)
+        else:
+            return
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server(tmp_path_factory):
+    """A server, its address and credentials in the environment, as users have them."""
+    folder = tmp_path_factory.mktemp("s3")
+    process, address = start(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", address)
+        patch.setenv("AWS_ALLOW_HTTP", "true")
+        patch.setenv("AWS_REGION", "us-east-1")
+        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        try:
+            await_bucket(process, folder)
+            yield
+        finally:
+            process.kill()  # it is slow to end otherwise, and its files are nobody's
+            process.wait()
+
+
+@pytest.fixture
+def output(request):
+    """A prefix of its own, named as scenes may be."""
+    name = f"{request.node.name} {next(NUMBERS)}".translate(PLAIN)
+    return f"s3://maps/night 1/{name}"
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    return make_scene(folder / "scene.tif", random_pixels(130, 171))
+
+
+@pytest.fixture
+def job(tmp_path, scene, model_path, output):
+    """Make a job whose outputs go to the store."""
+
+    def make(**options):
+        facts = {
+            "input": str(scene),
+            "model": str(model_path),
+            "output": output,
+            "work": str(tmp_path / "work"),
+            "shard": 96,
+            "precision": "fp32",
+            "confidence": True,
+        }
+        return Job(**{**facts, **options})
+
+    return make
+
+
+def succeed(job):
+    """Run a job that must end well, and return its record's values."""
+    record = run(job)
+
+    assert record.error is None
+    assert record.values["exit_code"] == ExitCode.OK
+    return record.values
+
+
+def objects(output):
+    """Return path to (etag, last modified, size) of all objects of a prefix."""
+    listed = obstore.list(Bucket(output, Path())._store).collect()
+    return {i["path"]: (i["e_tag"], i["last_modified"], i["size"]) for i in listed}
+
+
+def fetch(output, path):
+    return bytes(obstore.get(Bucket(output, Path())._store, path).bytes())
+
+
+def version(output):
+    """Follow the record as a reader does: its request and the products' bytes."""
+    record = json.loads(fetch(output, "run.json"))
+    files = {item["path"]: fetch(output, item["path"]) for item in record["outputs"]}
+    return record["request_id"], files
+
+
+def stage(output, work, name, *, plan="a" * 32, request="one", status="complete"):
+    """Publish a version without a job."""
+    place = Bucket(output, work)
+    place.published()
+    with place.staging() as folder:
+        fill(place, folder, name, plan=plan, request=request, status=status)
+    return place
+
+
+def fill(place, folder, name, *, plan="a" * 32, request="one", status="complete"):
+    (folder / "mask.tif").write_text(name)
+    is_whole = status == "complete"
+    record = {
+        "status": status,
+        "request_id": request,
+        "plan_id": plan,
+        "outputs": place.list_outputs(folder, plan, is_whole=is_whole),
+    }
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+# The whole job
+
+
+def test_the_store_gets_the_bytes_that_a_directory_gets(job, output, tmp_path):
+    local = job(output=str(tmp_path / "out"), work=str(tmp_path / "other"))
+    succeed(local)
+
+    values = succeed(job())
+
+    plan_id = values["plan_id"]
+    paths = {f"{plan_id}/{name}" for name in PRODUCTS}
+    assert paths | {"run.json"} == set(objects(output))
+    assert paths == {item["path"] for item in values["outputs"]}
+    assert values == json.loads(fetch(output, "run.json"))
+    for name in PRODUCTS:
+        expected = (local.output_path / name).read_bytes()
+        assert expected == fetch(output, f"{plan_id}/{name}")
+    assert {"inputs.json", "lock"} == {i.name for i in job().work_path.iterdir()}
+
+
+def test_a_second_run_touches_nothing(job, output, monkeypatch):
+    first = succeed(job())
+    before = objects(output)
+    monkeypatch.setattr(obstore, "put", lambda *_args, **_more: pytest.fail("put"))
+
+    second = succeed(job())
+
+    assert first == second
+    assert before == objects(output)
+
+
+def test_a_second_run_loads_no_torch(job, output):
+    """Nor does it need what it would take to run: it ends before that."""
+    succeed(job())
+    facts = {"input": job().input, "model": job().model, "output": output}
+    facts |= {"work": job().work, "shard": 96, "precision": "fp32", "confidence": True}
+    program = (
+        "import sys; from tileseg.job import run; from tileseg.settings import Job; "
+        f"r = run(Job(**{facts!r})); print(r.error, r.is_news, 'torch' in sys.modules)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+
+    assert done.stdout.split() == ["None", "False", "False"]
+
+
+def test_another_plan_is_refused_and_replaces_the_old_one_if_asked(job, output):
+    old = succeed(job())
+    before = objects(output)
+
+    refused = run(job(confidence=False))
+
+    assert refused.values["exit_code"] == ExitCode.BUSY
+    assert f"{output}: holds the result of another plan" in str(refused.error)
+    assert before == objects(output)
+
+    new = succeed(job(confidence=False, overwrite=True))
+
+    plan_id = new["plan_id"]
+    expected = {"run.json", f"{plan_id}/mask.tif", f"{plan_id}/quicklook.png"}
+    assert plan_id != old["plan_id"]
+    assert expected == set(objects(output))
+
+
+def test_a_missing_product_is_made_again(job, output):
+    values = succeed(job())
+    before = objects(output)
+    path = f"{values['plan_id']}/mask.tif"
+    obstore.delete(Bucket(output, Path())._store, path)
+
+    again = succeed(job())
+
+    assert again["plan_id"] == values["plan_id"]
+    assert before[path][0] == objects(output)[path][0]
+
+
+def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
+    words = ["nightly", "--scenes", scene.parent, "--output", output + "/"]
+    words += ["--model", model_path, "--work", tmp_path / "work"]
+
+    first, second = (CliRunner().invoke(main, list(map(str, words))) for _ in "12")
+
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    summary = json.loads(fetch(output, "night.json"))
+    (told,) = summary["scenes"]
+    assert [told] == json.loads(second.stdout.splitlines()[-1])["scenes"]
+    assert told["state"] == "unchanged"
+    assert told["output"] == f"{output}/scene"
+    assert "run.json" in objects(told["output"])
+
+
+def test_an_uploaded_working_directory_lets_the_store_through(job, monkeypatch):
+    config = json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}})
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
+
+    succeed(job(engine="local"))
+    refused = run(job(engine="local", work=""))
+
+    assert refused.values["exit_code"] == ExitCode.USAGE
+    assert str(refused.error).startswith("--work out/")
+
+
+# The switch
+
+
+class CrashError(BaseException):
+    """The process dies here."""
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_failed_upload_leaves_the_old_version(job, output, monkeypatch, number):
+    """Whichever put fails, the record's too; the same command then makes it good."""
+    succeed(job(blend="cosine"))
+    before = version(output)
+    put, calls = obstore.put, []
+
+    def fail(*args, **options):
+        calls.append(args)
+        if len(calls) == number:
+            raise GenericError("the line is dead")
+        return put(*args, **options)
+
+    monkeypatch.setattr(obstore, "put", fail)
+    failed = run(job(overwrite=True))
+    monkeypatch.setattr(obstore, "put", put)
+
+    assert failed.values["exit_code"] == ExitCode.STORAGE
+    assert len(calls) == number
+    assert before == version(output)
+
+    values = succeed(job(overwrite=True))
+
+    assert values["counts"]["shards_reused"] == values["counts"]["shards"]
+    assert before[0] != version(output)[0]
+    assert {values["plan_id"], "run.json"} == {
+        path.partition("/")[0] for path in objects(output)
+    }
+
+
+def test_what_a_killed_upload_left_is_not_foreign(output, tmp_path, monkeypatch):
+    put = obstore.put
+
+    def die(store, path, *args, **options):
+        if path == "run.json":
+            raise CrashError
+        return put(store, path, *args, **options)
+
+    monkeypatch.setattr(obstore, "put", die)
+    with pytest.raises(CrashError):
+        stage(output, tmp_path, "half")
+    monkeypatch.undo()
+    assert list(objects(output)) == [f"{'a' * 32}/mask.tif"]
+
+    stage(output, tmp_path, "whole")
+
+    assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_loser_of_a_race_is_told_and_changes_nothing(output, tmp_path, is_first):
+    if not is_first:
+        stage(output, tmp_path / "old", "old")
+    loser = Bucket(output, tmp_path / "loser")
+    loser.published()
+
+    def lose():
+        with loser.staging() as folder:
+            fill(loser, folder, "loser", plan="b" * 32)
+            stage(output, tmp_path / "winner", "winner", plan="c" * 32, request="two")
+
+    with pytest.raises(BusyError, match="meanwhile"):
+        lose()
+
+    assert version(output) == ("two", {f"{'c' * 32}/mask.tif": b"winner"})
+
+
+def test_a_lost_answer_is_no_lost_race(output, tmp_path, monkeypatch):
+    """The record was written, the answer was not seen, and the retry was refused."""
+    put = obstore.put
+
+    def put_twice(store, path, *args, **options):
+        if path == "run.json":
+            put(store, path, *args, **options)
+        return put(store, path, *args, **options)
+
+    monkeypatch.setattr(obstore, "put", put_twice)
+
+    stage(output, tmp_path, "mine")
+
+    assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"mine"})
+
+
+def test_holes_that_are_filled_change_no_listed_object(output, tmp_path):
+    """The plan is the same one, so its complete outputs need another home."""
+    stage(output, tmp_path, "with holes", status="partial")
+    (path,) = version(output)[1]
+
+    place = Bucket(output, tmp_path)
+    place.published()
+    with place.staging() as folder:
+        fill(place, folder, "whole")
+        assert path != f"{'a' * 32}/mask.tif"
+
+    assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
+    assert {"run.json", f"{'a' * 32}/mask.tif"} == set(objects(output))
+
+
+def test_old_objects_that_cannot_be_deleted_are_no_failure(
+    output, tmp_path, monkeypatch
+):
+    stage(output, tmp_path, "old")
+
+    def refuse(*_args):
+        raise GenericError("no")
+
+    monkeypatch.setattr(obstore, "delete", refuse)
+    stage(output, tmp_path, "new", plan="b" * 32)
+
+    assert version(output)[1] == {f"{'b' * 32}/mask.tif": b"new"}
+
+
+def test_a_large_object_goes_up_in_parts(output, tmp_path, monkeypatch):
+    monkeypatch.setattr(bucket, "_PART_BYTES", 5 << 20)  # the least that S3 takes
+    data = os.urandom(12_000_000)
+    (tmp_path / "large").write_bytes(data)
+
+    Bucket(output, tmp_path).put("large", tmp_path / "large")
+
+    assert data == fetch(output, "large")
+    assert objects(output)["large"][0].endswith('-3"')
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"outputs": []}',
+        json.dumps(
+            {
+                "request_id": "",
+                "plan_id": "",
+                "status": "complete",
+                "outputs": [{"path": "../other/mask.tif", "bytes": 1}],
+            }
+        ),
+    ],
+)
+def test_a_record_of_others_is_never_ours(output, tmp_path, text):
+    place = Bucket(output, tmp_path)
+    place.put("run.json", text.encode())
+
+    with pytest.raises(OutputError, match=r"run\.json is none of tileseg"):
+        place.published()
+
+
+@pytest.mark.parametrize("path", ["notes.txt", "mask.tif", "2024/mask.tif"])
+def test_a_prefix_of_others_is_never_ours(output, job, path):
+    Bucket(output, Path()).put(path, b"mine")
+    before = objects(output)
+
+    record = run(job(overwrite=True))
+
+    assert record.values["exit_code"] == ExitCode.OUTPUT
+    assert "no run.json of tileseg" in str(record.error)
+    assert before == objects(output)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ("AWS_SECRET_ACCESS_KEY", "hush-horse", ExitCode.OUTPUT),
+        ("AWS_ACCESS_KEY_ID", "hush-nobody", ExitCode.OUTPUT),
+        ("AWS_ENDPOINT_URL", "http://me:hush@127.0.0.1:1", ExitCode.STORAGE),
+    ],
+)
+def test_a_store_that_says_no_is_told_in_one_line_without_a_secret(
+    monkeypatch, output, job, tmp_path, fault
+):
+    name, value, code = fault
+    monkeypatch.setattr(bucket, "_RETRIES", 1)
+    monkeypatch.setenv(name, value)
+    words = ["segment", "--input", job().input, "--model", job().model]
+    words += ["--output", output, "--work", job().work, "-v"]
+
+    result = CliRunner().invoke(main, list(map(str, words)))
+
+    assert result.exit_code == code
+    told = [line for line in result.stderr.splitlines() if line.startswith("tileseg:")]
+    assert len(told) == 1
+    assert told[0].startswith(f"tileseg: {output}: run.json cannot be read (")
+    everything = result.output + "".join(
+        item.read_text() for item in tmp_path.rglob("*.json")
+    )
+    for secret in (SECRET, "hush", "127.0.0.1", "Debug"):
+        assert secret not in everything
+
+
+def test_a_bucket_that_is_not_there_is_an_output_error(tmp_path):
+    place = Bucket("s3://nowhere/maps", tmp_path)
+
+    with pytest.raises(OutputError, match="404 NoSuchBucket"):
+        place.published()
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_a_store_that_keeps_failing_is_a_storage_error(
+    output, tmp_path, monkeypatch, status
+):
+    def fail(*_args, **_options):
+        msg = f"Server returned non-2xx status code: {status} <Code>SlowDown</Code>"
+        raise GenericError(msg)
+
+    monkeypatch.setattr(obstore, "get", fail)
+
+    with pytest.raises(StorageError, match=f"{status} SlowDown.*later"):
+        Bucket(output, tmp_path).published()
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch, job):
+    monkeypatch.setattr(bucket, "find_spec", lambda _name: None)
+
+    with pytest.raises(UsageError, match=r"pip install 'tileseg\[remote\]'"):
+        open_place(job())
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "s3://",
+        "s3://maps",
+        "s3://maps/",
+        "s3://maps//a",
+        "s3://maps/../a",
+        "s3://me:hush@maps/a",
+        "az://maps/a?sig=hush",
+        "https://maps/a",
+    ],
+)
+def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(output):
+    with pytest.raises(UsageError, match="output: wanted") as caught:
+        Job(input="scene.tif", output=output)
+
+    assert "hush" not in str(caught.value)
+
+
+def test_a_night_does_not_repeat_a_secret_either(scene):
+    words = ["nightly", "--scenes", scene.parent, "--output", "s3://me:hush@maps/a"]
+
+    result = CliRunner().invoke(main, list(map(str, words)))
+
+    assert result.exit_code == ExitCode.USAGE
+    assert "hush" not in result.output
+
+
+def test_unfinished_work_stays_on_the_disk():
+    assert Job(input="a.tif", output="s3://b/maps/2024/").work_path == Path(
+        "out/2024.work"
+    )
