@@ -375,12 +375,12 @@ def test_what_somebody_puts_there_meanwhile_is_not_lost(output):
     def put_while_somebody_writes():
         with staging(output) as folder:
             fill(folder, "new")
-            (output / "mask.tif.aux.xml").write_text("<mine/>")
+            (output / "notes.txt").write_text("<mine/>")
 
     with pytest.raises(OutputError, match=r"mask\.tif\.aux\.xml"):
         put_while_somebody_writes()
 
-    assert (output / "mask.tif.aux.xml").read_text() == "<mine/>"
+    assert (output / "notes.txt").read_text() == "<mine/>"
     assert json.loads((output / "run.json").read_text())["request_id"] == "old"
 
 
