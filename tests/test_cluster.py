@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,9 +141,62 @@ def test_the_only_worker_killed_comes_back(job, expected, tmp_path):
         def kill():
             os.kill(pids(staff, task)[0], signal.SIGKILL)
 
-        succeed(task, after(task, 10, kill), staff)
+        values = succeed(task, after(task, 10, kill), staff)
 
     assert expected == products(tmp_path / "out")
+    assert values["counts"]["worker_restarts"] == 1
+
+
+class PoisonNetwork(bench.SimulatedNetwork):
+    """Ends its process at the sight of a pixel."""
+
+    def __call__(self, tiles):
+        if (tiles > 1e3).any():
+            os._exit(9)
+        return super().__call__(tiles)
+
+
+class PoisonRecipe(bench.SimulatedRecipe):
+    """A recipe for workers that a pixel kills."""
+
+    __slots__ = ()
+
+    def network(self):
+        return PoisonNetwork(Recipe.network(self), self.rate)
+
+
+def use(monkeypatch, kind):
+    """Give the workers recipes of another kind."""
+    make = Recipe.of
+
+    def of(*args):
+        recipe = make(*args)
+        facts = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
+        return kind(**facts, rate=50_000)
+
+    monkeypatch.setattr("tileseg.worker.Recipe.of", of)
+
+
+class StillbornRecipe(PoisonRecipe):
+    """A recipe whose network kills the process that loads it."""
+
+    __slots__ = ()
+
+    def network(self):
+        os._exit(9)
+
+
+def test_workers_that_die_of_the_network_are_not_hired_for_ever(job, monkeypatch):
+    """No shard is blamed; when no worker is left the job ends, resumable."""
+    use(monkeypatch, StillbornRecipe)
+    task = job(engine="ray", workers=1)
+
+    values = run(task).values
+
+    assert values["exit_code"] == ExitCode.SHARDS
+    assert "no worker is left" in values["error"]
+    assert values["failures"] == []
+    assert values["counts"]["worker_restarts"] == 3
 
 
 @pytest.fixture(scope="module")
@@ -198,24 +252,6 @@ def test_scenes_share_the_workers(job, tmp_path, staff):
     assert digests(tmp_path / "alone") == digests(tmp_path / "two")
 
 
-class PoisonNetwork(bench.SimulatedNetwork):
-    """Ends its process at the sight of a pixel."""
-
-    def __call__(self, tiles):
-        if (tiles > 1e3).any():
-            os._exit(9)
-        return super().__call__(tiles)
-
-
-class PoisonRecipe(bench.SimulatedRecipe):
-    """A recipe for workers that a pixel kills."""
-
-    __slots__ = ()
-
-    def network(self):
-        return PoisonNetwork(Recipe.network(self), self.rate)
-
-
 @pytest.fixture
 def poisoned(scene, tmp_path, monkeypatch):
     """A scene one of whose pixels kills the process that looks at it."""
@@ -224,14 +260,7 @@ def poisoned(scene, tmp_path, monkeypatch):
         dataset.write(
             np.full((3, 1, 1), 60_000, "uint16"), window=((700, 701), (300, 301))
         )
-    make = Recipe.of
-
-    def of(*args):
-        recipe = make(*args)
-        facts = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
-        return PoisonRecipe(**facts, rate=50_000)
-
-    monkeypatch.setattr("tileseg.worker.Recipe.of", of)
+    use(monkeypatch, PoisonRecipe)
     return make_model(tmp_path / "bright", mean=(0.0,) * 3, std=(5e-3,) * 3), copy
 
 
@@ -288,6 +317,38 @@ def test_a_work_directory_that_a_worker_does_not_see_is_named(job, staff):
 
     with pytest.raises(OutputError, match="--work must lie on storage"):
         list(engine.outcomes(Recipe.of(task, ledger, device), [Run(task.grid.shape)]))
+
+
+def test_a_worker_without_a_plan_says_so(staff, job):
+    """Its process died between two calls, and the new one knows nothing."""
+    actor = next(iter(staff.engine(job(engine="ray")).actors.values()))
+    ray.get(actor.rest.remote())
+
+    assert ray.get(actor.work.remote([], 0.0)) is None
+
+
+def test_another_file_at_the_same_path_is_no_scene_of_ours(job, staff):
+    """A node that sees other bytes there takes no part; nobody is left here."""
+    engine = staff.engine(job(engine="ray"))
+    task = prepare(job())
+    ledger = Ledger(Path(job().work_path), Plan(task.request, {"batch_size": 1}))
+    ledger.open()
+    recipe = Recipe.of(task, ledger, engine.resolve(job()))
+    other = replace(recipe, scene=replace(task.scene, size=7))
+    actor = next(iter(engine.actors.values()))
+
+    assert "instead of 7" in ray.get(actor.begin.remote(other))
+
+
+def test_an_address_where_nobody_is_is_named(job, monkeypatch):
+    """At once: Ray itself would wait for ever."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    values = run(job()).values
+
+    assert values["exit_code"] == ExitCode.USAGE
+    assert "RAY_ADDRESS=127.0.0.1:1" in values["error"]
 
 
 def test_a_gpu_that_no_node_has_is_not_waited_for_unasked(job):

@@ -78,7 +78,6 @@ def test_no_shard_is_lost_or_done_twice_when_workers_die(seed):
     simulation.finish(death=0.02)
 
     assert Counter(everything) == simulation.done + simulation.given_up
-    assert set(simulation.done.values()) | {1} == {1}
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -103,7 +102,7 @@ def test_leases_shrink_towards_the_end():
     while not leases.is_done:
         for name in ("one", "other"):
             for run in leases.take(name):
-                sizes.append(run.shards.height)
+                sizes.append(run.shards.size)
                 for shard in run:
                     leases.settle(name, shard)
 
@@ -118,3 +117,23 @@ def test_one_worker_reads_a_run_in_one_piece():
     (run,) = leases.take("only")
 
     assert everything == list(run)
+
+
+@pytest.mark.parametrize(
+    ("side", "workers"), [(8, 2), (8, 8), (14, 4), (14, 16), (27, 16)]
+)
+def test_nobody_waits_long_for_the_last_one(side, workers):
+    """Workers of equal speed end within twice the time of a perfect division."""
+    leases, everything = make_leases(side, side, workers)
+    held = {f"worker {number}": [] for number in range(workers)}
+
+    steps = 0
+    while not leases.is_done:
+        steps += 1
+        for name, shards in held.items():
+            for run in leases.take(name):
+                shards += list(run)
+            if shards:
+                leases.settle(name, shards.pop(0))
+
+    assert steps <= 2 * -(-len(everything) // workers)

@@ -76,6 +76,15 @@ def test_a_second_night_does_nothing(night, tmp_path):
     assert before == after
 
 
+def test_a_scene_is_known_however_its_path_is_spelt(night, archive):
+    """By its bytes: a moved mount or a relative path makes no new scene."""
+    night()
+
+    _, _, summary = night(scenes=archive.parent / "scenes" / ".." / "scenes")
+
+    assert summary["counts"]["unchanged"] == 2
+
+
 def test_only_the_new_scene_is_segmented(night, archive, tmp_path):
     night()
     sums = digests(tmp_path / "maps" / "b")

@@ -96,7 +96,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
         output = values.get("output", "out")
         for facts in _one_each(list(night.waiting), values):
             record = _run(facts, staff, is_taken=night.has(facts["output"]))
-            night.add(facts["output"], record)
+            night.add(facts["input"], facts["output"], record)
             if record.values["exit_code"] in _STOPPED:
                 break
         if not values.get("dry_run"):

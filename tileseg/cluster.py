@@ -7,6 +7,7 @@ never pass the object store. Who has which lease is kept in `leases.py`.
 import logging
 import os
 import signal
+import socket
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -25,6 +26,7 @@ from tileseg.leases import MAX_TRIES, Leases
 from tileseg.memory import peak_rss_mb
 from tileseg.model import Device, device_memory_mb, resolve_device
 from tileseg.precision import Check, compare
+from tileseg.scene import Scene
 from tileseg.settings import Job
 from tileseg.task import Task
 from tileseg.worker import Recipe
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
 _POLL_SECONDS = 1.0
 _PATIENCE_SECONDS = 30.0  # between two words about nobody being there yet
-_MAX_FALSE_STARTS = 3  # of one worker, before it took part in a plan
+_MAX_FALSE_STARTS = 3  # in a row, of one worker that holds no lease yet
+_CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +85,23 @@ class _Station:
         """See how well the device's numbers agree with fp32."""
         return compare(task, device)
 
-    def begin(self, recipe: Recipe) -> str | None:
-        """Turn to a plan; return why this node cannot take part, if it cannot."""
+    def rest(self) -> None:
+        """Leave the plan, where it is."""
         if self._crew:
             self._crew.close()
+        self._crew = None
+
+    def begin(self, recipe: Recipe) -> str | None:
+        """Turn to a plan; return why this node cannot take part, if it cannot."""
+        self.rest()
         if not (Path(recipe.folder) / "plan.json").is_file():
             msg = (
                 f"{recipe.folder}: not seen from node {self.hello().node}: --work must "
                 "lie on storage that all nodes mount at the same place"
             )
             raise OutputError(msg)
+        if problem := _other_scene(recipe.scene):
+            return problem
         wanted = recipe.device
         kind = wanted.name.partition(":")[0]
         hardware = resolve_device(kind, wanted.precision).hardware
@@ -100,14 +110,30 @@ class _Station:
         # Of a CPU, Ray gave this process its share; a GPU's share reads for it.
         threads = 1 if kind == "cpu" else _cpus_per_gpu()
         self._crew = Crew([recipe.on(wanted, read_threads=threads)])
+        self._crew.wait_loaded()  # who dies of the network dies without a lease
         return None
 
-    def work(self, runs: list[Run], wait: float) -> _Report:
-        """Take on more runs; report after `wait` seconds or the next outcome."""
-        assert self._crew, "begin comes first"
+    def work(self, runs: list[Run], wait: float) -> _Report | None:
+        """Take on more runs; report after `wait` seconds or the next outcome.
+
+        None: this process knows of no plan, since the one that did died between calls.
+        """
+        if self._crew is None:
+            return None
         self._crew.give(runs)
         outcomes = self._crew.collect(wait)
         return _Report(outcomes, self._crew.tiles, device_memory_mb(), peak_rss_mb())
+
+
+def _other_scene(scene: Scene) -> str | None:
+    """Return how what this node sees of a scene is not what the driver described."""
+    try:
+        size = Path(scene.path).stat().st_size
+    except OSError as err:
+        return f"does not see {scene.path}: {err.strerror}"
+    if size != scene.size:
+        return f"sees another {scene.path}, of {size} bytes instead of {scene.size}"
+    return None
 
 
 _Actor = ray.remote(
@@ -157,11 +183,16 @@ class RayEngine:
         """
         self.start()
         self._shift = _Shift(self, recipe, runs)
-        yield from self._shift.outcomes(pulse)
+        try:
+            yield from self._shift.outcomes(pulse)
+        finally:
+            # Else what is leased would go on beside the next plan, or after the job.
+            for actor in self.actors.values():
+                actor.rest.remote()
 
     def usage(self) -> Usage:
         """Return what the workers took for the last plan."""
-        return self._shift.usage if self._shift else Usage()
+        return self._shift.usage if self._shift else Usage(workers=0)
 
     def close(self) -> None:
         """Let the actors go, and Ray if it was started here."""
@@ -197,18 +228,27 @@ class RayEngine:
         return f"{gpu}{self._options['num_cpus']} CPUs"
 
     def _ask(self, method: str, *args: object) -> Any:  # noqa: ANN401  (what the method returns)
-        """Return what the first worker to be there answers."""
+        """Return what the first worker to be there answers.
+
+        Raises:
+            LostError: it killed the process, each time.
+        """
         self.start()
-        there = {
-            actor.hello.options(max_task_retries=-1).remote(): actor
-            for actor in self.actors.values()
-        }
-        while not (ready := ray.wait(list(there), timeout=_PATIENCE_SECONDS)[0]):
-            logger.info("Ray: waiting for a worker with %s", self._share())
-        actor = there[ready[0]]
-        with _our_errors():
-            call = getattr(actor, method).options(max_task_retries=-1)
-            return ray.get(call.remote(*args))
+        for _ in range(MAX_TRIES):
+            there = {
+                actor.hello.options(max_task_retries=-1).remote(): actor
+                for actor in self.actors.values()
+            }
+            while not (ready := ray.wait(list(there), timeout=_PATIENCE_SECONDS)[0]):
+                logger.info("Ray: waiting for a worker with %s", self._share())
+            try:
+                ray.get(ready[0])
+                with _our_errors():
+                    return ray.get(getattr(there[ready[0]], method).remote(*args))
+            except RayActorError as err:
+                logger.warning("Ray: a worker died: %s", str(err).splitlines()[0])
+        msg = f"{MAX_TRIES} workers died before the plan was made; look at Ray's logs"
+        raise LostError(msg)
 
 
 class _Shift:
@@ -217,9 +257,10 @@ class _Shift:
     def __init__(self, engine: RayEngine, recipe: Recipe, runs: Sequence[Run]) -> None:
         """Call every actor to the plan."""
         self._engine, self._recipe = engine, recipe
-        self.usage = Usage(retries=0, restarts=0)
+        self.usage = Usage(workers=0, retries=0, restarts=0)
         self._leases = Leases(recipe.grid, runs, len(engine.actors))
         self._tiles: Counter[str] = Counter()
+        self._took_part: set[str] = set()
         self._false_starts: Counter[str] = Counter()
         self._calls: dict[Any, tuple[str, str]] = {}
         for name in engine.actors:
@@ -234,57 +275,69 @@ class _Shift:
             done, _ = ray.wait(
                 list(self._calls), timeout=_POLL_SECONDS, fetch_local=False
             )
-            for ref in done:
-                name, method = self._calls.pop(ref)
-                try:
-                    with _our_errors():
-                        answer = ray.get(ref)
-                except RayActorError as err:
-                    outcomes = self._lost(name, method, err)
-                else:
-                    outcomes = self._answered(name, method, answer)
-                for outcome in outcomes:
-                    yield outcome
-                    pulse(self._tiles.total())
+            # All are called again before anything is yielded, which may take long.
+            outcomes = [outcome for ref in done for outcome in self._answer(ref)]
+            for outcome in outcomes:
+                yield outcome
+                pulse(self._tiles.total())
             pulse(self._tiles.total())
 
-    def _answered(self, name: str, method: str, answer: Any) -> Iterator[Outcome]:  # noqa: ANN401  (what the method returns)
-        """Deal with an answer, and call the worker again."""
+    def _answer(self, ref: Any) -> list[Outcome]:  # noqa: ANN401  (Ray's reference)
+        """Deal with the answer to a call, and call the worker again."""
+        name, method = self._calls.pop(ref)
+        try:
+            with _our_errors():
+                answer = ray.get(ref)
+        except RayActorError as err:
+            return self._lost(name, method, str(err).splitlines()[0])
         if method == "hello":
             logger.info("%s: process %d on %s", name, answer.pid, answer.node)
             self._call(name, "begin", self._recipe)
-            return
+            return []
         if method == "begin" and answer:
             logger.warning("%s: not used: it %s", name, answer)
             self._engine.dismiss(name)
-            return
-        if method == "work":
-            self.usage = self.usage.with_peaks(answer.device_mb, answer.rss_mb)
-            self._tiles[name] = answer.tiles
-            for outcome in answer.outcomes:
-                self._leases.settle(name, outcome.shard)
-            yield from answer.outcomes
+            return []
+        if method == "work" and answer is None:
+            return self._lost(name, method, "its process died between two calls")
+        if method == "begin":
+            self._false_starts[name] = 0
+        outcomes = [] if method == "begin" else self._take_in(name, answer)
         self._call(name, "work", self._leases.take(name), _POLL_SECONDS)
+        return outcomes
 
-    def _lost(self, name: str, method: str, error: RayActorError) -> Iterator[Outcome]:
-        """Lease again what a worker had; yield what is given up."""
-        logger.warning("%s: lost: %s", name, str(error).splitlines()[0])
+    def _take_in(self, name: str, report: _Report) -> list[Outcome]:
+        """Take note of what a worker did."""
+        self.usage = self.usage.with_peaks(report.device_mb, report.rss_mb)
+        self._tiles[name] = report.tiles
+        if report.outcomes:
+            self._took_part.add(name)
+            self.usage = replace(self.usage, workers=len(self._took_part))
+        for outcome in report.outcomes:
+            self._leases.settle(name, outcome.shard)
+        return report.outcomes
+
+    def _lost(self, name: str, method: str, reason: str) -> list[Outcome]:
+        """Lease again what a worker had; return what is given up."""
+        logger.warning("%s: lost: %s", name, reason)
         given_up = self._leases.lose(name)
         self.usage = replace(
             self.usage,
             retries=self._leases.retries,
             restarts=(self.usage.restarts or 0) + 1,
         )
-        for shard in given_up:
-            msg = f"shard {shard.name}: {MAX_TRIES} workers died of it"
-            yield Failure(shard, LostError(msg))
         self._false_starts[name] += method != "work"
         if self._false_starts[name] >= _MAX_FALSE_STARTS:
             self._engine.dismiss(name)
-            return
-        if method == "hello":  # it died for good: Ray restarts all others
-            self._engine.hire(name)
-        self._hello(name)
+        else:
+            if method == "hello":  # it died for good: Ray restarts all others
+                self._engine.hire(name)
+            self._hello(name)
+        text = "shard %s: %d workers died of it"
+        return [
+            Failure(shard, LostError(text % (shard.name, MAX_TRIES)))
+            for shard in given_up
+        ]
 
     def _hello(self, name: str) -> None:
         """Ask a worker whether it is there; answered when it is, however late."""
@@ -300,18 +353,19 @@ def _connect() -> bool:
     """Connect to the cluster there is, or start one here; return whether we did.
 
     Ray's own handler of SIGTERM is put aside: ours ends a job resumably.
+
+    Raises:
+        UsageError: RAY_ADDRESS says a cluster, and nobody is there.
     """
     if ray.is_initialized():
         return False
+    _refuse_nobody(os.environ.get("RAY_ADDRESS", ""))
     handler = signal.getsignal(signal.SIGTERM)
     # What workers print stays in Ray's own logs: stdout is for our line of JSON.
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     try:
         ray.init(address="auto", **quiet)
     except ConnectionError:
-        if address := os.environ.get("RAY_ADDRESS"):
-            msg = f"RAY_ADDRESS={address}: no Ray cluster answers there"
-            raise UsageError(msg) from None
         # Nobody else may reach a cluster of our own: no dashboard, loopback only.
         ray.init("local", include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
     finally:
@@ -320,11 +374,23 @@ def _connect() -> bool:
     return True
 
 
+def _refuse_nobody(address: str) -> None:
+    """Refuse an address `host:port` that does not answer; Ray would wait for ever."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as err:
+        msg = f"RAY_ADDRESS={address}: no Ray cluster answers there"
+        raise UsageError(msg) from err
+
+
 def _demand(job: Job, nodes: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]:
     """Return how many workers there shall be, and what each asks Ray for.
 
-    A GPU each where the cluster has any, else a fair share of the CPUs, as many as one
-    node has at most. Ray gives torch as many threads.
+    A GPU each where the cluster has any, else as many CPUs as all of them can have.
+    Ray gives torch as many threads.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in alive))
@@ -338,7 +404,9 @@ def _demand(job: Job, nodes: list[dict[str, Any]]) -> tuple[int, dict[str, Any]]
         raise UsageError(msg)
     places = gpus if on_gpu else sum(number > 0 for number in cpus)
     workers = job.workers or max(1, places)
-    share = 1 if on_gpu else max(1, min(max(cpus), sum(cpus) // workers))
+    share = 1
+    while not on_gpu and sum(n // (share + 1) for n in cpus) >= workers:
+        share += 1
     return workers, {"num_cpus": share, "num_gpus": int(on_gpu)}
 
 

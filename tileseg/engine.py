@@ -52,6 +52,8 @@ Pulse = Callable[[int], None]
 class Usage:
     """What the workers took for a plan, and what befell them."""
 
+    workers: int
+    """How many took part."""
     retries: int | None = None
     """Shards handed out again after a worker was lost; None where none can be."""
     restarts: int | None = None
@@ -114,6 +116,7 @@ class LocalEngine:
     def __init__(self, workers: int | None = None) -> None:
         """Want so many workers; None for one per GPU, or one on the CPU."""
         self._workers = workers
+        self._crew_size = 0
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this machine has."""
@@ -132,10 +135,12 @@ class LocalEngine:
     ) -> Generator[Outcome]:
         """Yield one outcome for each shard; see `Engine`."""
         threads = 1 if recipe.device.name == "cpu" else os.cpu_count() or 1
+        names = self.workers(recipe.device)
+        self._crew_size = len(names)
         crew = Crew(
             [
                 recipe.on(replace(recipe.device, name=name), read_threads=threads)
-                for name in self.workers(recipe.device)
+                for name in names
             ]
         )
         try:
@@ -151,7 +156,7 @@ class LocalEngine:
 
     def usage(self) -> Usage:
         """Return what the workers took; they are part of this process."""
-        return Usage(device_mb=device_memory_mb())
+        return Usage(workers=self._crew_size, device_mb=device_memory_mb())
 
     def close(self) -> None:
         """Do nothing: the threads ended with their runs."""
@@ -169,6 +174,7 @@ class Crew:
         self._workers: list[Worker] = []
         self._ended = 0
         self._error: BaseException | None = None
+        self._loaded = threading.Semaphore(0)
         self._results: queue.SimpleQueue[Outcome | BaseException | None] = (
             queue.SimpleQueue()
         )
@@ -180,6 +186,11 @@ class Crew:
         ]
         for thread in self._threads:
             thread.start()
+
+    def wait_loaded(self) -> None:
+        """Come back when every worker has its network, or could not have it."""
+        for _ in self._threads:
+            self._loaded.acquire()
 
     @property
     def tiles(self) -> int:
@@ -237,7 +248,10 @@ class Crew:
     def _serve(self, recipe: Recipe) -> None:
         """Work until nothing is left to take."""
         try:
-            worker = Worker(recipe, self._stop)
+            try:
+                worker = Worker(recipe, self._stop)
+            finally:
+                self._loaded.release()
             self._workers.append(worker)
             while self._has_more():
                 self._work(worker)

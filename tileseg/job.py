@@ -217,20 +217,22 @@ def _process(
     def pulse(tiles: int) -> None:
         progress(min(before + tiles, total), total)
 
-    recipe = Recipe.of(task, ledger, device)
-    with closing(engine.outcomes(recipe, runs, pulse)) as outcomes:
-        for outcome in outcomes:
-            if isinstance(outcome, Failure):
-                record.add_failure(outcome, task.grid)
-                if not task.job.allow_partial and len(record.failures) >= _ENOUGH_BAD:
-                    break
-                continue
-            task.identity.check_unchanged()  # else these may be another file's pixels
-            ledger.record(outcome)
-            receipts[outcome.shard] = outcome
-    record.add_usage(engine.usage())
-    record.add_receipts(receipts, task)
-    if record.failures and not (task.job.allow_partial and receipts):
+    recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
+    try:
+        with closing(engine.outcomes(recipe, runs, pulse)) as outcomes:
+            for outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    record.add_failure(outcome, task.grid)
+                    if len(record.failures) >= _ENOUGH_BAD and not allow_partial:
+                        break
+                    continue
+                task.identity.check_unchanged()  # else another file's pixels
+                ledger.record(outcome)
+                receipts[outcome.shard] = outcome
+    finally:
+        record.add_usage(engine.usage())
+        record.add_receipts(receipts, task)
+    if record.failures and not (allow_partial and receipts):
         raise record.failures[0].error
     return receipts
 

@@ -15,7 +15,7 @@ MAX_TRIES = 3
 """Workers that a shard may cost before it is given up."""
 
 _QUEUED = 3  # leases a worker holds: it reads one, predicts another, waits for none
-_SPLIT = 3  # a lease is this part of an even share, so that the ends come together
+_SPLIT = 2  # a lease is this part of an even share, so that the ends come together
 _UNREPORTED = 4  # shards behind the first missing one that a worker may be at
 
 
@@ -45,16 +45,19 @@ class Leases:
     def take(self, worker: str) -> list[Run]:
         """Return what `worker` gets now, in order; often nothing.
 
-        A shard that was in hand when a worker died goes to somebody who has nothing
-        else: should it kill again, nobody is charged for its neighbours.
+        Nobody holds more than an even share of what is left, but for one lease. A shard
+        that was in hand when a worker died goes to somebody who has nothing else:
+        should it kill again, nobody is charged for its neighbours.
         """
         missing = self._missing.setdefault(worker, {})
         if not missing and not self._todo and self._suspects:
             return [self._lease(worker, self._suspects.popleft())]
         if any(self._tries[shard] for shard in missing):
             return []
-        runs = []
+        runs: list[Run] = []
         while self._todo and len(set(missing.values())) < _QUEUED:
+            if missing and len(missing) * self._workers >= self._left():
+                break
             runs.append(self._lease(worker, self._cut()))
         return runs
 
@@ -83,17 +86,23 @@ class Leases:
             self._todo.extendleft(reversed(kept))
         return given_up
 
+    def _left(self) -> int:
+        return sum(run.shards.size for run in self._todo)
+
     def _cut(self) -> Run:
-        """Take a lease off the first run."""
+        """Take a lease off the first run: rows of it, or where they are few a part."""
+        left = self._left()
         box = self._todo.popleft().shards
+        share = box.size
         if self._workers > 1:
-            left = box.size + sum(run.shards.size for run in self._todo)
-            rows = max(1, left // (_SPLIT * self._workers) // box.width)
-            if rows < box.height:
-                below = Window(box.row + rows, box.col, box.height - rows, box.width)
-                self._todo.appendleft(Run(below))
-                box = Window(box.row, box.col, rows, box.width)
-        return Run(box)
+            share = max(1, left // (_SPLIT * self._workers))
+        rows = min(box.height, max(1, share // box.width))
+        width = min(box.width, share)
+        right = Window(box.row, box.col + width, rows, box.width - width)
+        below = Window(box.row + rows, box.col, box.height - rows, box.width)
+        rest = [Run(window) for window in (right, below) if window.size]
+        self._todo.extendleft(reversed(rest))
+        return Run(Window(box.row, box.col, rows, width))
 
     def _lease(self, worker: str, run: Run) -> Run:
         self._missing[worker] |= dict.fromkeys(run, run)

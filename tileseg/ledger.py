@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from tileseg.errors import BusyError, OutputError
 from tileseg.grid import Shard
@@ -107,7 +108,8 @@ class Receipt:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, even after a crash."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{_TEMPORARY}")
+    # Not the pid: two nodes may have the same, and a worker given up may still write.
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

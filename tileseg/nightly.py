@@ -59,16 +59,16 @@ class Night:
     )
     _start: float = field(default_factory=perf_counter)
 
-    def add(self, output: str, record: Record) -> None:
+    def add(self, scene: str, output: str, record: Record) -> None:
         """Take note of how the next scene ended."""
         values = record.values
         state = "done" if record.is_news else "unchanged"
         if values["exit_code"] != ExitCode.OK:
             state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
-        self.waiting.remove(values["scene"]["href"])
+        self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
             {
-                "scene": values["scene"]["href"],
+                "scene": scene,
                 "output": output,
                 "state": state,
                 "exit_code": values["exit_code"],

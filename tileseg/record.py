@@ -138,12 +138,17 @@ class Record:
         )
 
     def add_usage(self, usage: "Usage") -> None:
-        """Say what the workers took and what befell them."""
+        """Say who took part, what they took and what befell them."""
         self.values["memory"]["device_mb"] = usage.device_mb
         self.values["counts"] |= {
             "retries": usage.retries,
             "worker_restarts": usage.restarts,
         }
+        if usage.workers:  # else all was done before
+            self._workers = usage.workers
+            engine = self.values["engine"]
+            engine["workers"] = usage.workers
+            engine["devices"] = engine["devices"][: usage.workers]
         self._workers_rss_mb = usage.rss_mb
 
     @contextmanager
