@@ -137,7 +137,7 @@ class Bench:
         return self.task.job.batch_size or default_batch(self.device)
 
     def engine(self, engine: Engine, folder: Path) -> dict[str, float]:
-        """Time an engine from its first lease to its last receipt."""
+        """Time an engine from being given the scene to its last receipt."""
         resolved = {
             "device": self.device.name,
             "hardware": self.device.hardware,

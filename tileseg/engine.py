@@ -59,9 +59,9 @@ class Usage:
     restarts: int | None = None
     """Workers that were lost and replaced; None where none can be."""
     device_mb: float | None = None
-    """Most memory that torch held on a GPU; None without one."""
+    """Most memory that torch held on a GPU since it was started; None without one."""
     rss_mb: float = 0
-    """Most memory of a worker process; 0 where workers are part of this one."""
+    """Most memory of a worker process in its life; 0 where workers are part of this."""
 
     def with_peaks(self, device_mb: float | None, rss_mb: float) -> "Usage":
         """Return the same with these peaks, where they are higher."""
