@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,7 +217,9 @@ def measure(bench: Bench, engines: Sequence[str], rounds: int) -> dict[str, Any]
 def _round(
     bench: Bench, engines: Sequence[str], folder: Path
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    rate = bench.rate or network_alone(bench.task, bench.device, bench.batch, 5)
+    with ThreadPoolExecutor(1) as pool:  # as an engine's worker, off the main thread
+        args = bench.task, bench.device, bench.batch, 5
+        rate = bench.rate or pool.submit(network_alone, *args).result()
     yield "network alone", {"tiles_s": rate}
     for name in engines:
         with Staff() as staff:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -349,6 +350,39 @@ def test_an_address_where_nobody_is_is_named(job, monkeypatch):
 
     assert values["exit_code"] == ExitCode.USAGE
     assert "RAY_ADDRESS=127.0.0.1:1" in values["error"]
+
+
+def test_sigterm_ends_a_ray_job_resumably(job, tmp_path, staff):
+    """Exit 75, also where Ray is waiting and raises an interruption of its own."""
+    assert staff.engine(job(engine="ray"))  # has all the CPUs
+    address = ray.get_runtime_context().gcs_address
+    command = ["jobs/segment.py", "--input", job().input, "--output", tmp_path / "out"]
+    with subprocess.Popen(
+        [sys.executable, *command, "--model", job().model],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while "asked for" not in (line := process.stderr.readline()):
+            assert line, "it ended"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+
+    assert process.returncode == ExitCode.PREEMPTED, err
+    assert json.loads(out)["exit_code"] == ExitCode.PREEMPTED
+
+
+@pytest.mark.parametrize("address", ["nonsense", "http://127.0.0.1:8265"])
+def test_an_address_that_is_none_of_a_cluster_is_named(job, monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+
+    values = run(job(engine="ray")).values
+
+    assert values["exit_code"] == ExitCode.USAGE
+    assert address in values["error"]
 
 
 def test_a_gpu_that_no_node_has_is_not_waited_for_unasked(job):

@@ -85,6 +85,19 @@ def test_a_scene_is_known_however_its_path_is_spelt(night, archive):
     assert summary["counts"]["unchanged"] == 2
 
 
+def test_the_results_of_an_older_version_are_kept(night, tmp_path):
+    """They are no failure: an upgrade must not turn a whole archive red."""
+    night()
+    before = digests(tmp_path / "maps" / "b")
+
+    code, lines, summary = night("--confidence")
+
+    assert states(summary)["b.tif"] == states(summary)["c.TIFF"] == "kept"
+    assert [line["exit_code"] for line in lines] == [3, 8, 8]
+    assert code == 3  # of the scene that is none
+    assert before == digests(tmp_path / "maps" / "b")
+
+
 def test_only_the_new_scene_is_segmented(night, archive, tmp_path):
     night()
     sums = digests(tmp_path / "maps" / "b")

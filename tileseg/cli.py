@@ -270,6 +270,7 @@ def one_line_errors() -> Iterator[None]:
 def _signals() -> Iterator[None]:
     """Let SIGTERM and SIGINT end the job resumably; a second one ends it at once."""
     errors = {signal.SIGTERM: PreemptedError, signal.SIGINT: InterruptedRunError}
+    StopSignal.latest = None
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)

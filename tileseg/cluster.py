@@ -167,6 +167,9 @@ class RayEngine:
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32, on a worker."""
+        if task.job.model:  # relative to where the driver runs
+            job = replace(task.job, model=str(task.job.model_path.absolute()))
+            task = replace(task, job=job)
         check: Check = self._ask("compare", task, device)
         return check
 
@@ -350,24 +353,29 @@ class _Shift:
 
 
 def _connect() -> bool:
-    """Connect to the cluster there is, or start one here; return whether we did.
+    """Connect to the cluster of RAY_ADDRESS, or start one here; return whether we did.
 
     Ray's own handler of SIGTERM is put aside: ours ends a job resumably.
 
     Raises:
-        UsageError: RAY_ADDRESS says a cluster, and nobody is there.
+        UsageError: RAY_ADDRESS is no address of a cluster, or nobody is there.
     """
     if ray.is_initialized():
         return False
-    _refuse_nobody(os.environ.get("RAY_ADDRESS", ""))
+    address = os.environ.get("RAY_ADDRESS", "")
+    _refuse_nobody(address)
     handler = signal.getsignal(signal.SIGTERM)
     # What workers print stays in Ray's own logs: stdout is for our line of JSON.
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if not address:
+        # Not whatever Ray runs on this machine: it may be anybody's, with other code.
+        # And nobody else may reach ours: no dashboard, loopback only.
+        quiet |= {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        # Nobody else may reach a cluster of our own: no dashboard, loopback only.
-        ray.init("local", include_dashboard=False, _node_ip_address=_LOOPBACK, **quiet)
+        ray.init(address or "local", **quiet)
+    except (ConnectionError, ValueError) as err:
+        msg = f"RAY_ADDRESS={address}: no Ray cluster answers there, wanted host:port"
+        raise UsageError(msg) from err
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

@@ -15,6 +15,7 @@ __all__ = [
     "InterruptedRunError",
     "LostError",
     "ModelError",
+    "OtherPlanError",
     "OutputError",
     "PreemptedError",
     "RefusedError",
@@ -111,6 +112,10 @@ class BusyError(TilesegError):
     exit_code = ExitCode.BUSY
 
 
+class OtherPlanError(BusyError):
+    """The output holds a complete result of another plan, and nobody said overwrite."""
+
+
 class PreemptedError(TilesegError):
     """SIGTERM came; the job resumes where it stopped."""
 
@@ -126,7 +131,10 @@ class InterruptedRunError(TilesegError):
 class StopSignal(KeyboardInterrupt):
     """A signal came, wherever the program was: past every `except Exception`."""
 
+    latest: ClassVar[TilesegError | None] = None
+    """The last one's error: Ray raises a KeyboardInterrupt in the place of ours."""
+
     def __init__(self, error: TilesegError) -> None:
         """Say with which error the job ends."""
         super().__init__(str(error))
-        self.error = error
+        self.error = StopSignal.latest = error

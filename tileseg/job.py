@@ -106,10 +106,9 @@ def run(
         with ExitStack() as stack:
             staff = staff or stack.enter_context(Staff())
             _segment(job, record, progress, staff)
-    except StopSignal as err:
-        record.fail(err.error)
     except KeyboardInterrupt:
-        record.fail(InterruptedRunError("interrupted; the same command resumes"))
+        plain = InterruptedRunError("interrupted; the same command resumes")
+        record.fail(StopSignal.latest or plain)
     except TilesegError as err:
         record.fail(err)
     except Exception as err:

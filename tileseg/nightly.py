@@ -9,14 +9,14 @@ from time import perf_counter
 from typing import Any
 
 from tileseg.bucket import leave
-from tileseg.errors import ExitCode, InputError, worst
+from tileseg.errors import ExitCode, InputError, OtherPlanError, worst
 from tileseg.record import Record
 
 __all__ = ["SUMMARY", "Night", "find_scenes"]
 
 SUMMARY = "night.json"
 _SUFFIXES = (".tif", ".tiff")
-_STATES = ("done", "unchanged", "partial", "failed", "waiting")
+_STATES = ("done", "unchanged", "kept", "partial", "failed", "waiting")
 
 
 def find_scenes(source: str) -> list[str]:
@@ -63,7 +63,9 @@ class Night:
         """Take note of how the next scene ended."""
         values = record.values
         state = "done" if record.is_news else "unchanged"
-        if values["exit_code"] != ExitCode.OK:
+        if isinstance(record.error, OtherPlanError):
+            state = "kept"  # of an older version or other options; no work of tonight
+        elif values["exit_code"] != ExitCode.OK:
             state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
@@ -84,7 +86,9 @@ class Night:
     @property
     def exit_code(self) -> int:
         """The exit code that speaks for all."""
-        return worst(item["exit_code"] for item in self.scenes)
+        return worst(
+            item["exit_code"] for item in self.scenes if item["state"] != "kept"
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return it as JSON values."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tileseg.errors import BusyError, OutputError
+from tileseg.errors import BusyError, OtherPlanError, OutputError
 
 __all__ = [
     "Folder",
@@ -136,7 +136,7 @@ def check_free(
     """Refuse to replace another complete plan unasked.
 
     Raises:
-        BusyError: there is one, and no `overwrite`.
+        OtherPlanError: there is one, and no `overwrite`.
     """
     if overwrite or record is None or record["status"] != "complete":
         return
@@ -146,7 +146,7 @@ def check_free(
         f"{output}: holds the result of another plan ({record['plan_id']}); "
         "use --overwrite or another --output"
     )
-    raise BusyError(msg)
+    raise OtherPlanError(msg)
 
 
 def file_sha256(path: Path) -> str:
