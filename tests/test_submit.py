@@ -55,6 +55,9 @@ class Cluster:
         words = ["start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
         words += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1"]
         words += [f"--dashboard-port={dashboard}", "--object-store-memory=80000000"]
+        # Ports that are fixed otherwise: another Ray on this machine may have them.
+        words += [f"--dashboard-agent-listen-port={free_port()}"]
+        words += ["--ray-client-server-port", str(free_port())]
         self.log = (self.folder / "head.log").open("w")
         self.head = subprocess.Popen(
             [RAY, *words],
@@ -82,17 +85,23 @@ class Cluster:
 
     def submit(self, *words):
         """Run `ray job submit`; return its exit status and all that it printed."""
-        ended = subprocess.run(
-            [RAY, "job", "submit", *map(str, words)],
-            cwd=self.repository,
-            env={**self.environment, "RAY_API_SERVER_ADDRESS": self.api},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=SECONDS,
-            check=False,
-        )
-        return ended.returncode, re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout)
+        deadline = time.monotonic() + SECONDS
+        while True:
+            ended = subprocess.run(
+                [RAY, "job", "submit", *map(str, words)],
+                cwd=self.repository,
+                env={**self.environment, "RAY_API_SERVER_ADDRESS": self.api},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=SECONDS,
+                check=False,
+            )
+            # The head answers some seconds before it can start jobs.
+            is_early = "No available agent to submit job" in ended.stdout
+            if not is_early or time.monotonic() > deadline:
+                return ended.returncode, re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout)
+            time.sleep(2)
 
     def close(self):
         self.head.terminate()
