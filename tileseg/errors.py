@@ -10,6 +10,8 @@ from typing import ClassVar
 
 __all__ = [
     "BusyError",
+    "DeviceFaultError",
+    "DeviceMemoryError",
     "ExitCode",
     "InputError",
     "InterruptedRunError",
@@ -94,6 +96,14 @@ class ModelError(TilesegError):
     """The card, the weights or the device is at fault."""
 
     exit_code = ExitCode.MODEL
+
+
+class DeviceFaultError(ModelError):
+    """The device failed in a way that leaves it unusable to this process."""
+
+
+class DeviceMemoryError(ModelError):
+    """The device's memory does not hold the network and one batch."""
 
 
 class TileError(ModelError):
