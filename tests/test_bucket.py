@@ -5,11 +5,8 @@ The store is a real S3 server on loopback.
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
@@ -17,8 +14,8 @@ import obstore
 import pytest
 from click.testing import CliRunner
 from making import make_scene, random_pixels
-from obstore.exceptions import BaseError, GenericError
-from obstore.store import from_url
+from obstore.exceptions import GenericError
+from s3 import SECRET, serve
 
 from tileseg import bucket
 from tileseg.bucket import Bucket, open_place
@@ -27,93 +24,15 @@ from tileseg.errors import BusyError, ExitCode, OutputError, StorageError, Usage
 from tileseg.job import run
 from tileseg.settings import Job
 
-SECRET = "open-sesame-4711"  # noqa: S105  (of the server that is started here)
 PRODUCTS = {"mask.tif", "confidence.tif", "quicklook.png"}
-START_SECONDS = 60
 NUMBERS = count()
 PLAIN = str.maketrans("/?", "--")
 
 
-def free_ports(number):
-    """Return ports that nobody has; all are held until all are known."""
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for item in held:
-            item.bind(("127.0.0.1", 0))
-        return [item.getsockname()[1] for item in held]
-
-
-def start(folder):
-    """Start a server that keeps its files in a folder; return it and its address."""
-    names = ("s3", "master", "volume", "filer")
-    ports = free_ports(2 * len(names))
-    words = [
-        f"-{name}.port{kind}={ports.pop()}" for name in names for kind in ("", ".grpc")
-    ]
-    identity = {
-        "name": "test",
-        "credentials": [{"accessKey": "tester", "secretKey": SECRET}],
-        "actions": ["Admin", "Read", "Write", "List"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            [
-                Path(sys.executable).with_name("weed"),
-                "server",
-                f"-dir={folder / 'data'}",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                "-s3",
-                f"-s3.config={folder / 's3.json'}",
-                "-s3.port.iceberg=0",
-                "-s3.port.lance=0",
-                "-volume.max=20",
-                "-master.volumeSizeLimitMB=64",
-                "-master.telemetry=false",
-                *words,
-            ],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-        )
-    return server, f"http://127.0.0.1:{words[0].partition('=')[2]}"
-
-
-def await_bucket(server, folder):
-    """Wait until the server takes an object; it makes the bucket for it."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            obstore.put(from_url("s3://maps/first"), "object", b"x")
-        except (BaseError, OSError):
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail((folder / "log").read_text()[-2000:])
-            time.sleep(0.2)
-        else:
-            return
-
-
 @pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory):
-    """A server, its address and credentials in the environment, as users have them."""
-    folder = tmp_path_factory.mktemp("s3")
-    process, address = start(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", address)
-        patch.setenv("AWS_ALLOW_HTTP", "true")
-        patch.setenv("AWS_REGION", "us-east-1")
-        patch.setenv("AWS_ACCESS_KEY_ID", "tester")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        try:
-            await_bucket(process, folder)
-            yield
-        finally:
-            process.kill()  # it is slow to end otherwise, and its files are nobody's
-            process.wait()
+    with serve(tmp_path_factory.mktemp("s3")) as address:
+        yield address
 
 
 @pytest.fixture
