@@ -16,7 +16,6 @@ from tileseg.errors import (
     BusyError,
     ExitCode,
     InterruptedRunError,
-    StopSignal,
     TilesegError,
     UsageError,
 )
@@ -24,6 +23,7 @@ from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, find_plan, lock, write_whole
 from tileseg.record import Record
 from tileseg.settings import Job
+from tileseg.stopping import Stop
 from tileseg.task import Task, prepare
 
 if TYPE_CHECKING:
@@ -47,8 +47,9 @@ class Staff:
     Late, so that a job with nothing to do starts neither torch nor Ray.
     """
 
-    def __init__(self) -> None:
-        """Hire nobody yet."""
+    def __init__(self, stop: Stop | None = None) -> None:
+        """Hire nobody yet; work until somebody asks to `stop`."""
+        self.stop = stop or Stop()
         self._engine: Engine | None = None
 
     def engine(self, job: Job) -> "Engine":
@@ -80,7 +81,7 @@ def _hire(job: Job) -> "Engine":
     if job.engine_kind == "local":
         from tileseg.engine import LocalEngine
 
-        return LocalEngine(job.workers)
+        return LocalEngine(job.workers, job.patience)
     if find_spec("ray") is None:
         msg = "engine ray: Ray is not installed; pip install 'tileseg[ray]'"
         raise UsageError(msg)
@@ -102,13 +103,19 @@ def run(
         staff: who does it; without it an engine is hired for this job alone.
     """
     record = Record(job.input)
+    with ExitStack() as stack:
+        staff = staff or stack.enter_context(Staff())
+        _end_well(job, record, progress, staff)
+    return record
+
+
+def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
+    """Do a job; turn what ends it into a word in the record and the work directory."""
     try:
-        with ExitStack() as stack:
-            staff = staff or stack.enter_context(Staff())
-            _segment(job, record, progress, staff)
-    except KeyboardInterrupt:
+        _segment(job, record, progress, staff)
+    except KeyboardInterrupt:  # Ray raises one of its own in the place of ours
         plain = InterruptedRunError("interrupted; the same command resumes")
-        record.fail(StopSignal.latest or plain)
+        record.fail(staff.stop.error or plain)
     except TilesegError as err:
         record.fail(err)
     except Exception as err:
@@ -117,7 +124,6 @@ def run(
     is_ours = not isinstance(record.error, BusyError)  # else another's work directory
     if record.error and is_ours and record.values["plan_id"] and job.work_path.is_dir():
         _leave_word(job.work_path, record)
-    return record
 
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
@@ -144,7 +150,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         held = place.published()
         publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
         task.identity.remember(job.work_path)
-        receipts = _process(task, ledger, engine, record, progress)
+        receipts = _process(task, ledger, staff, record, progress)
         task.identity.check_unchanged()
         _build(task, ledger, receipts, record, folder)
         _close(place, record, folder)
@@ -197,12 +203,13 @@ def _checked(
 
 
 def _process(
-    task: Task, ledger: Ledger, engine: "Engine", record: Record, progress: Progress
+    task: Task, ledger: Ledger, staff: Staff, record: Record, progress: Progress
 ) -> dict[Shard, Receipt]:
     """Make every shard that is not done yet; return all receipts."""
     from tileseg.engine import Failure
     from tileseg.worker import Recipe
 
+    engine, stop = staff.engine(task.job), staff.stop
     receipts = ledger.open()
     record.reused = frozenset(receipts)
     shards = list(Run(task.grid.shape))
@@ -215,10 +222,15 @@ def _process(
 
     def pulse(tiles: int) -> None:
         progress(min(before + tiles, total), total)
+        if stop.obey(task.job.grace_seconds):
+            engine.wind_down()
 
     recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
     try:
-        with closing(engine.outcomes(recipe, runs, pulse)) as outcomes:
+        with (
+            stop.patient(),
+            closing(engine.outcomes(recipe, runs, pulse)) as outcomes,
+        ):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     record.add_failure(outcome, task.grid)

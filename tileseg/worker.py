@@ -91,9 +91,15 @@ class Recipe:
 class Worker:
     """One network on one device, one handle on the scene."""
 
-    def __init__(self, recipe: Recipe, stop: threading.Event) -> None:
-        """Load the network; work until `stop` is set."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        stop: threading.Event,
+        enough: threading.Event | None = None,
+    ) -> None:
+        """Load the network; work until `stop`, or the row of shards after `enough`."""
         self._recipe = recipe
+        self._enough = enough or threading.Event()
         grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
         self._reader = Reader(
@@ -134,7 +140,11 @@ class Worker:
                 rows = self._predictor.rows(
                     run, strips, confidence=self._recipe.confidence
                 )
-                yield from _cut(self._recipe.grid, run, rows)
+                for shard, labels in _cut(self._recipe.grid, run, rows):
+                    yield shard, labels
+                    is_last = shard.col + 1 == run.shards.col_stop
+                    if is_last and self._enough.is_set():
+                        return
 
     def _strips(self, runs: Iterable[Run]) -> Generator[Run | Strip | None]:
         """Yield each run, its strips, then None.
