@@ -63,6 +63,8 @@ class Usage:
 
     workers: int
     """How many took part."""
+    hardware: tuple[str, ...] | None = None
+    """Of each of them; None for what the plan says."""
     retries: int | None = None
     """Shards handed out again after a worker was lost; None where none can be."""
     restarts: int | None = None

@@ -149,6 +149,9 @@ class Record:
             engine = self.values["engine"]
             engine["workers"] = usage.workers
             engine["devices"] = engine["devices"][: usage.workers]
+            if usage.hardware:
+                kind = engine["devices"][0].partition(" ")[0]
+                engine["devices"] = [f"{kind} ({model})" for model in usage.hardware]
         self._workers_rss_mb = usage.rss_mb
 
     @contextmanager

@@ -19,6 +19,7 @@ from tileseg.card import NODATA, Card
 from tileseg.encode import shard_bytes
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
+from tileseg.identity import Identity
 from tileseg.ledger import Artifact, Ledger, Receipt, write_whole
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
@@ -44,6 +45,8 @@ class Recipe:
     """All a worker needs; plain values, so that it travels to where the worker is."""
 
     scene: Scene
+    identity: Identity
+    """Of the scene's bytes."""
     bands: tuple[Band, ...]
     grid: Grid
     model: str
@@ -65,6 +68,7 @@ class Recipe:
         """Say how a worker takes part in a task."""
         return cls(
             scene=task.scene,
+            identity=task.identity,
             bands=task.bands,
             grid=task.grid,
             model=task.job.model and str(task.job.model_path.absolute()),
