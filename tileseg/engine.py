@@ -3,6 +3,7 @@
 Knows shards and receipts, no pixels.
 """
 
+import gc
 import logging
 import os
 import queue
@@ -201,6 +202,7 @@ class Crew:
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         """Begin; one worker for each recipe, all of the same plan."""
+        gc.collect()  # a failed crew may hold most of a device's memory, in cycles
         self._stop = threading.Event()
         self._enough = threading.Event()
         self._todo: deque[Run] = deque()

@@ -14,6 +14,7 @@ from tileseg import publish
 from tileseg.bucket import open_place
 from tileseg.errors import (
     BusyError,
+    DeviceMemoryError,
     ExitCode,
     InterruptedRunError,
     TilesegError,
@@ -139,22 +140,20 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
     engine = staff.engine(job)
     plan = _resolve(task, engine)
-    workers = engine.workers(_device(plan))
-    record.add_plan(plan, task, engine.kind, workers)
+    record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
     if job.dry_run:
         record.close("dry-run", ExitCode.OK)
         return
-    ledger = Ledger(job.work_path, plan)
     with lock(job.work_path), place.staging() as folder:
         # Again, now that nobody else can publish: another run may just have ended.
         held = place.published()
         publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
         task.identity.remember(job.work_path)
-        receipts = _process(task, ledger, staff, record, progress)
+        ledger, receipts = _carry_out(task, plan, staff, record, progress)
         task.identity.check_unchanged()
         _build(task, ledger, receipts, record, folder)
         _close(place, record, folder)
-    _clean(job, plan.plan_id, is_whole=not record.failures)
+    _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
 
 
 def _resolve(task: Task, engine: "Engine") -> Plan:
@@ -200,6 +199,34 @@ def _checked(
             logger.warning("%s: going on in fp32", task.job.input)
             device = replace(device, precision="fp32")
     return device, asdict(check)
+
+
+def _carry_out(
+    task: Task, plan: Plan, staff: Staff, record: Record, progress: Progress
+) -> tuple[Ledger, dict[Shard, Receipt]]:
+    """Make every shard, with smaller batches where the device's memory demands it."""
+    while True:
+        ledger = Ledger(task.job.work_path, plan)
+        try:
+            return ledger, _process(task, ledger, staff, record, progress)
+        except DeviceMemoryError as err:
+            plan = _halved(plan, err)
+        # Not within `except`: the error's frames hold what filled the memory.
+        engine = staff.engine(task.job)
+        record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
+
+
+def _halved(plan: Plan, error: DeviceMemoryError) -> Plan:
+    """Return the plan with half the batch."""
+    batch = plan.resolved["batch_size"]
+    if batch == 1:
+        msg = (
+            f"{error}, even for one tile at a time; free the device's memory, or use "
+            "another --device or a smaller model"
+        )
+        raise DeviceMemoryError(msg) from error
+    logger.warning("%s; going on with %d tiles in a batch", error, batch // 2)
+    return replace(plan, resolved={**plan.resolved, "batch_size": batch // 2})
 
 
 def _process(

@@ -130,20 +130,33 @@ def find_plan(
 ) -> Plan | None:
     """Return a plan begun for this request and hardware, if the work directory has one.
 
+    Of several the one with the smallest batch: the device's memory was too small for
+    the others.
+
     Args:
         work: the work directory.
         request: what is asked for.
         machine: the part of `resolved` that this machine decides.
     """
+    wanted = digest(request)
+    begun = [
+        plan
+        for plan in _plans(work)
+        if plan.request_id == wanted and machine.items() <= plan.resolved.items()
+    ]
+    return min(begun, key=lambda plan: plan.resolved["batch_size"], default=None)
+
+
+def _plans(work: Path) -> Iterator[Plan]:
+    """Yield the plans begun in a work directory."""
     for path in sorted(work.glob("*/plan.json")):
         try:
             plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
-            is_same = digest(plan.request) == digest(request)
-            if is_same and machine.items() <= plan.resolved.items():
-                return plan
-        except (OSError, ValueError, TypeError, AttributeError):
+            is_plan = plan.request_id and plan.resolved["batch_size"] > 0
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    return None
+        if is_plan:
+            yield plan
 
 
 class Ledger:
@@ -161,6 +174,7 @@ class Ledger:
             self.folder / "plan.json",
             json.dumps(asdict(self.plan), indent=1).encode(),
         )
+        self._remove_given_up()
         for stale in (
             *self.folder.glob(f"**/*{_TEMPORARY}"),
             *self.folder.parent.glob(f"*{_TEMPORARY}"),
@@ -171,6 +185,15 @@ class Ledger:
             for receipt in self._receipts()
             if all(self._verifies(item) for item in receipt.artifacts.values())
         }
+
+    def _remove_given_up(self) -> None:
+        """Forget the plans that are this one but for a batch that was too large."""
+        work, mine = self.folder.parent, self.plan.resolved
+        for plan in _plans(work):
+            batch = plan.resolved["batch_size"]
+            larger = Plan(self.plan.request, {**mine, "batch_size": batch})
+            if batch > mine["batch_size"] and plan.plan_id == larger.plan_id:
+                Ledger(work, plan).remove()
 
     def remove(self) -> None:
         """Forget the plan's work."""

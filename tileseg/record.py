@@ -95,7 +95,9 @@ class Record:
         self.values["seconds"]["open"] = self._elapsed()
 
     def add_plan(self, plan: Plan, task: Task, engine: str, workers: list[str]) -> None:
-        """Say what will be done, and by whom."""
+        """Say what will be done, and by whom; nothing has failed yet."""
+        self.failures.clear()
+        self.values["failures"] = []
         grid, resolved = task.grid, plan.resolved
         self._workers = len(workers)
         # A dry run checks no precision, so it cannot know what a run would decide.
