@@ -166,14 +166,14 @@ class PoisonRecipe(bench.SimulatedRecipe):
         return PoisonNetwork(Recipe.network(self), self.rate)
 
 
-def use(monkeypatch, kind):
+def use(monkeypatch, kind, rate=50_000):
     """Give the workers recipes of another kind."""
     make = Recipe.of
 
     def of(*args):
         recipe = make(*args)
         facts = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
-        return kind(**facts, rate=50_000)
+        return kind(**facts, rate=rate)
 
     monkeypatch.setattr("tileseg.worker.Recipe.of", of)
 
