@@ -38,6 +38,7 @@ from tileseg.ledger import Ledger, Plan
 from tileseg.model import Device, Network, default_batch, load_module
 from tileseg.model import load as load_network
 from tileseg.settings import Job
+from tileseg.storage import Disk
 from tileseg.task import Task, prepare
 from tileseg.worker import Recipe
 
@@ -145,7 +146,7 @@ class Bench:
             "precision": self.device.precision,
             "batch_size": self.batch,
         }
-        ledger = Ledger(folder, Plan(self.task.request, resolved))
+        ledger = Ledger(Disk(folder), Plan(self.task.request, resolved))
         ledger.open()
         recipe = Recipe.of(self.task, ledger, self.device)
         if self.rate:

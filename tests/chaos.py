@@ -186,7 +186,9 @@ class Attempt:
         }
         environ["TILESEG_FAULTS_LOG"] = str(folder / "log")
         paths = [str(self._streams / name) for name in ("out", "err")]
-        self.process = context.Process(target=_live, args=(words, faulty, paths, environ))
+        self.process = context.Process(
+            target=_live, args=(words, faulty, paths, environ)
+        )
         self.process.start()
 
     def end(self, kill_after=HANG_SECONDS):
@@ -363,7 +365,9 @@ class Arena:
         """Start jobs at once; return how many published, and the exit codes."""
         place, folder = self.place(f"race-{number}")
         (folder / "log").write_text("")
-        switch = "publish._replace" if self.output == "local" else "bucket.Bucket._switch"
+        switch = (
+            "publish._replace" if self.output == "local" else "bucket.Bucket._switch"
+        )
         attempts = []
         for runner in range(count):
             # In every other race they do not meet before they publish.
@@ -409,7 +413,9 @@ def make(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first", type=int, default=0, help="number of the first round")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first round"
+    )
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--output", choices=PLACES, default="local")
     parser.add_argument("--work", choices=PLACES, default="local")

@@ -22,9 +22,10 @@ from tileseg.card import NODATA
 from tileseg.errors import ExitCode, InputError
 from tileseg.job import Staff, run
 from tileseg.leases import MAX_TRIES
-from tileseg.ledger import Ledger, Plan, write_whole
+from tileseg.ledger import Ledger, Plan
 from tileseg.publish import file_sha256
 from tileseg.settings import Job
+from tileseg.storage import Disk
 from tileseg.task import prepare
 from tileseg.worker import Recipe
 
@@ -308,9 +309,12 @@ def test_a_damaged_block_fails_as_it_does_locally(job, scene, tmp_path, staff):
     assert digests(tmp_path / "local") == digests(tmp_path / "far")
 
 
-def test_a_work_directory_that_no_worker_sees_is_named(job, staff, monkeypatch):
+def test_a_work_directory_that_no_worker_sees_is_named(
+    job, staff, monkeypatch, tmp_path
+):
     """Before a shard is made, and with what to do about it."""
-    monkeypatch.setattr("tileseg.shift.write_whole", lambda *_: None)  # elsewhere
+    elsewhere = Disk(tmp_path / "elsewhere")
+    monkeypatch.setattr("tileseg.shift.open_storage", lambda _: elsewhere)
 
     values = run(job(engine="ray"), quiet, staff).values
 
@@ -333,11 +337,11 @@ def test_another_file_at_the_same_path_is_no_scene_of_ours(job, staff):
     """A node that sees other bytes there takes no part; nobody is left here."""
     engine = staff.engine(job(engine="ray"))
     task = prepare(job())
-    ledger = Ledger(Path(job().work_path), Plan(task.request, {"batch_size": 1}))
+    ledger = Ledger(Disk(job().work_path), Plan(task.request, {"batch_size": 1}))
     ledger.open()
     recipe = Recipe.of(task, ledger, engine.resolve(job()))
     copy = replace(task.identity, stamp=(1, 2, 3))
-    write_whole(ledger.folder / NONCE, b"nonce")
+    ledger.folder.write(NONCE, b"nonce")
     actor = next(iter(engine.pool.actors.values()))
 
     def begin(identity):

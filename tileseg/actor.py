@@ -6,7 +6,6 @@ Pixels and weights never pass Ray: leases come in, receipts go out.
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from uuid import uuid4
 
@@ -17,9 +16,9 @@ from tileseg.engine import Crew, Failure, Outcome
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
 from tileseg.identity import Identity, look
-from tileseg.ledger import write_whole
 from tileseg.memory import peak_rss_mb
 from tileseg.model import Device, device_memory_mb, resolve_device
+from tileseg.objects import open_storage
 from tileseg.precision import Check, compare
 from tileseg.settings import Job
 from tileseg.task import Task, versions
@@ -194,20 +193,20 @@ class _Meters:
 
 def _check_folder(folder: str, nonce: str) -> None:
     """Refuse a node that does not see, or cannot write, the driver's work directory."""
-    place = Path(folder)
+    place = open_storage(folder)
     try:
-        seen = (place / NONCE).read_text()
+        seen = place.read(NONCE)
     except OSError:
-        seen = ""
-    if seen != nonce:
+        seen = b""
+    if seen != nonce.encode():
         msg = (
             f"{folder}: is not the driver's directory here: --work must lie on "
             "storage that all nodes mount at the same place"
         )
         raise OutputError(msg)
-    probe = place / f"{NONCE}.{uuid4().hex}"
-    write_whole(probe, b"")
-    probe.unlink(missing_ok=True)
+    probe = f"{NONCE}.{uuid4().hex}"
+    place.write(probe, b"")
+    place.remove(probe)
 
 
 def _check_scene(scene: Identity) -> None:

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import monotonic
 from typing import Any
 from uuid import uuid4
@@ -23,7 +22,7 @@ from tileseg.engine import Failure, Outcome, Pulse, Usage
 from tileseg.errors import DeviceFaultError, LostError, TilesegError, UsageError
 from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES, Leases
-from tileseg.ledger import write_whole
+from tileseg.objects import open_storage
 from tileseg.pool import Patience, Pool, draining_nodes
 from tileseg.task import versions
 from tileseg.watch import Watch
@@ -71,7 +70,7 @@ class Shift:
         self._refusal: TilesegError | None = None
         self._calls: dict[Any, tuple[str, str]] = {}
         self._nonce = uuid4().hex
-        write_whole(Path(recipe.folder) / NONCE, self._nonce.encode())
+        open_storage(recipe.folder).write(NONCE, self._nonce.encode())
         self._versions = versions(polygons=recipe.polygons)
         self._seats = {name: _Seat() for name in pool.actors}
         for name in self._seats:

@@ -20,9 +20,10 @@ from tileseg.encode import shard_bytes
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identity
-from tileseg.ledger import Artifact, Ledger, Receipt, write_whole
+from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
+from tileseg.objects import open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
@@ -59,7 +60,7 @@ class Recipe:
     confidence: bool
     polygons: bool
     folder: str
-    """The plan's directory."""
+    """The plan's directory, wherever it is."""
     read_threads: int = 1
     """GDAL's decoding threads."""
 
@@ -79,7 +80,7 @@ class Recipe:
             batch=ledger.plan.resolved["batch_size"],
             confidence=task.job.confidence,
             polygons=bool(task.job.polygons),
-            folder=str(ledger.folder.absolute()),
+            folder=ledger.folder.address,
         )
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
@@ -104,6 +105,7 @@ class Worker:
         """Load the network; work until `stop`, or the row of shards after `enough`."""
         self._recipe = recipe
         self._enough = enough or threading.Event()
+        self._folder = open_storage(recipe.folder)
         grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
         self._reader = Reader(
@@ -217,7 +219,7 @@ class Worker:
         )
 
     def _write_artifact(self, name: str, data: bytes) -> Artifact:
-        write_whole(Path(self._recipe.folder) / name, data)
+        self._folder.write(name, data)
         return Artifact(name, len(data), hashlib.sha256(data).hexdigest())
 
     def _since_last(self) -> dict[str, float]:
