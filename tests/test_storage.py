@@ -25,7 +25,7 @@ from s3 import serve
 from tileseg.errors import ExitCode, OutputError, UsageError
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt, find_plan
+from tileseg.ledger import Artifact, Ledger, Plan, Receipt, find_plan, forget
 from tileseg.objects import Objects, open_storage
 from tileseg.settings import Job
 
@@ -206,7 +206,7 @@ def test_removing_a_plan_leaves_other_plans(ledger, storage):
         finish(item)
         item.flush()
 
-    ledger.remove()
+    forget(storage, PLAN.plan_id)
 
     assert not any(name.startswith(PLAN.plan_id) for name in left(storage.address))
     assert len(other.open()) == 1
@@ -226,6 +226,18 @@ def test_a_receipt_that_the_store_refused_is_no_secret(monkeypatch):
     with pytest.raises(OutputError, match=r"receipts: .*json cannot be written"):
         refused.flush()
     refused.flush()
+
+
+@pytest.mark.parametrize("plan_id", ["", ".", "..", "../other", "theirs", "a/b"])
+def test_what_is_no_plan_id_removes_nothing(storage, plan_id):
+    """It stands in a run.json, which others may have written."""
+    for name in ("theirs/file", "a/b/file", "file"):
+        storage.write(name, b"theirs")
+    before = left(storage.address)
+
+    forget(storage, plan_id)
+
+    assert before == left(storage.address)
 
 
 # Jobs

@@ -223,7 +223,9 @@ class _Entries:
         pending = self._pending
         while len(pending) >= _ENTRIES_AHEAD or (pending and pending[0].done()):
             pending.popleft().result()
-        pending.append(self._pool.submit(self._place.write, f"{uuid4().hex}.json", entry))
+        pending.append(
+            self._pool.submit(self._place.write, f"{uuid4().hex}.json", entry)
+        )
 
     def flush(self) -> None:
         if self._pool:
