@@ -4,9 +4,13 @@ The store is a real S3 server on loopback.
 """
 
 import hashlib
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from itertools import count
@@ -445,3 +449,34 @@ def test_an_uploaded_working_directory_lets_work_in_a_store_through(job, monkeyp
     work = f"s3://maps/{next(NUMBERS)}"
 
     assert run(job(engine="local", work=work, dry_run=True)).error is None
+
+
+@pytest.mark.slow
+def test_workers_of_ray_share_no_disk_but_the_store(job, tmp_path, undisturbed):
+    """They write shards to it and the driver reads them there."""
+    pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="ts", dir="/tmp")
+    (Path(folder) / "ray").mkdir()
+    (tmp_path / "job.toml").write_text("shard = 96\nrun_shards = [1, 1]\n")
+    work = f"s3://maps/ray/{next(NUMBERS)}"
+    words = ["--input", job().input, "--model", job().model, "--output", job().output]
+    words += ["--work", work, "--precision", "fp32", "--confidence"]
+    words += ["--polygons", "fgb", "--config", tmp_path / "job.toml"]
+    settings = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "jobs/segment.py", "--engine", "ray", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, **settings, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["engine"]["kind"] == "ray"
+    assert undisturbed == products(tmp_path / "out")
+    assert left(work) == {"inputs.json"}
