@@ -256,6 +256,26 @@ def test_a_failed_upload_leaves_the_old_version(job, output, monkeypatch, number
     }
 
 
+def test_an_object_that_did_not_arrive_whole_is_not_published(job, output, monkeypatch):
+    """What the record lists is looked at again before the switch."""
+    succeed(job(blend="cosine"))
+    before = version(output)
+    put = obstore.put
+
+    def lose_the_end(store, path, data, **options):
+        if path.endswith("mask.tif"):
+            data = data.read_bytes()[:-1]
+        return put(store, path, data, **options)
+
+    monkeypatch.setattr(obstore, "put", lose_the_end)
+    failed = run(job(overwrite=True))
+    monkeypatch.undo()
+
+    assert failed.values["exit_code"] == ExitCode.STORAGE
+    assert "mask.tif: got" in str(failed.error)
+    assert before == version(output)
+
+
 def test_what_a_killed_upload_left_is_not_foreign(output, tmp_path, monkeypatch):
     put = obstore.put
 

@@ -15,7 +15,7 @@ from making import digests, make_scene, random_pixels, snapshot
 from tileseg.errors import ExitCode, OutputError
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest
+from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest, forget
 from tileseg.settings import Job
 from tileseg.storage import Disk, write_whole
 
@@ -189,7 +189,7 @@ def test_removing_a_plan_leaves_other_plans(ledger):
         item.open()
         finish(item)
 
-    ledger.remove()
+    forget(Disk(ledger.folder.path.parent), PLAN.plan_id)
 
     assert not ledger.folder.path.exists()
     assert len(other.open()) == 1

@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from making import make_scene, random_pixels, snapshot
+from making import digests, make_scene, random_pixels, snapshot
 from s3 import serve
 
 from tileseg import lock
@@ -25,12 +25,15 @@ from tileseg.storage import Disk
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = count()
-STALE = 3.0  # a store tells whole seconds
+STALE = 2.0
+LONG_ENOUGH = STALE + 1.3  # a store tells whole seconds
 
 HOLD = """
 import sys, time
+from tileseg import lock
 from tileseg.lock import hold
 from tileseg.objects import open_storage
+lock._BEAT_SECONDS = 0.5
 with hold(open_storage(sys.argv[1]), "a plan"):
     print("held", flush=True)
     time.sleep(60)
@@ -156,7 +159,7 @@ def test_of_many_at_once_one_has_it(work):
 def test_an_owner_that_beats_is_never_stale(work, monkeypatch):
     monkeypatch.setattr(lock, "_BEAT_SECONDS", 0.5)
     with hold(work, "a plan") as held:
-        time.sleep(STALE + 2)
+        time.sleep(LONG_ENOUGH)
 
         assert not is_free(work)
         held.renew()
@@ -173,10 +176,10 @@ def test_a_frozen_owner_keeps_the_lock_for_a_while(work, owner):
 @pytest.mark.usefixtures("impatient")
 def test_a_frozen_owner_loses_the_lock_and_takes_nothing_back(work, owner):
     owner.send_signal(signal.SIGSTOP)
-    time.sleep(STALE + 2)
+    time.sleep(LONG_ENOUGH)
     with hold(work, "another plan") as held:
         owner.send_signal(signal.SIGCONT)
-        time.sleep(1.5 * lock._BEAT_SECONDS)  # it has seen by now that it lost
+        time.sleep(1.5)  # it has seen by now that it lost
         owner.send_signal(signal.SIGINT)  # and ends
         owner.wait()
 
@@ -192,7 +195,7 @@ def test_whoever_was_frozen_is_told_so(work, monkeypatch):
 
     def be_late():
         with hold(work, "a plan") as held:
-            time.sleep(STALE + 2)
+            time.sleep(LONG_ENOUGH)
             with hold(work, "another plan"):
                 with pytest.raises(BusyError, match="stood still"):
                     held.renew()
@@ -298,6 +301,7 @@ def published(output):
     return {name: (place.look(name), place.modified(name)) for name in place.names()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["shards", "products"])
 @pytest.mark.parametrize(
     "others", [{}, {"work": "another"}, {"blend": "cosine"}, {"output": "s3"}], ids=str
@@ -316,7 +320,7 @@ def test_a_frozen_owner_that_wakes_up_late_changes_nothing(
         assert late.stdout.readline() == "frozen\n"
         early = run(Job(**second))
         monkeypatch.setattr(lock, "_STALE_SECONDS", STALE)
-        time.sleep(STALE + 2)
+        time.sleep(LONG_ENOUGH)
         taken = run(Job(**second))
         before = published(second["output"])
         late.send_signal(signal.SIGCONT)
@@ -342,3 +346,35 @@ def test_a_frozen_owner_that_wakes_up_late_changes_nothing(
         assert left(open_storage(facts["work"])) == {"inputs.json"}
     names = {item.name for item in tmp_path.iterdir()} - {"work", "another"}
     assert names <= {"out"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["shards", "products"])
+def test_a_late_owner_does_not_disturb_its_successor(
+    tmp_path, facts, point, monkeypatch
+):
+    """It wakes up while the second is at work on the same plan, and ends with 8."""
+    job = Job(**facts)
+    late = spawn(FROZEN.format(facts=facts, point=point))
+    ended = []
+
+    def wake():
+        late.send_signal(signal.SIGCONT)
+        ended.append(late.communicate(timeout=120)[0])
+
+    try:
+        assert late.stdout.readline() == "frozen\n"
+        monkeypatch.setattr(lock, "_STALE_SECONDS", STALE)
+        time.sleep(LONG_ENOUGH)
+        first = iter([wake])
+        taken = run(job, lambda *_: next(first, lambda: None)())
+    finally:
+        late.kill()
+        late.wait()
+
+    assert late.returncode == ExitCode.BUSY, ended
+    assert taken.values["exit_code"] == ExitCode.OK, taken.error
+    assert left(open_storage(job.work)) == {"inputs.json"}
+    other = Job(**{**facts, "output": str(tmp_path / "other"), "work": ""})
+    assert run(other).error is None
+    assert digests(tmp_path / "out") == digests(tmp_path / "other")

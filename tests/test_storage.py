@@ -4,9 +4,13 @@ The store is a real S3 server on loopback.
 """
 
 import hashlib
+import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import replace
 from itertools import count
@@ -25,7 +29,7 @@ from s3 import serve
 from tileseg.errors import ExitCode, OutputError, UsageError
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt, find_plan
+from tileseg.ledger import Artifact, Ledger, Plan, Receipt, find_plan, forget
 from tileseg.objects import Objects, open_storage
 from tileseg.settings import Job
 
@@ -206,7 +210,7 @@ def test_removing_a_plan_leaves_other_plans(ledger, storage):
         finish(item)
         item.flush()
 
-    ledger.remove()
+    forget(storage, PLAN.plan_id)
 
     assert not any(name.startswith(PLAN.plan_id) for name in left(storage.address))
     assert len(other.open()) == 1
@@ -226,6 +230,18 @@ def test_a_receipt_that_the_store_refused_is_no_secret(monkeypatch):
     with pytest.raises(OutputError, match=r"receipts: .*json cannot be written"):
         refused.flush()
     refused.flush()
+
+
+@pytest.mark.parametrize("plan_id", ["", ".", "..", "../other", "theirs", "a/b"])
+def test_what_is_no_plan_id_removes_nothing(storage, plan_id):
+    """It stands in a run.json, which others may have written."""
+    for name in ("theirs/file", "a/b/file", "file"):
+        storage.write(name, b"theirs")
+    before = left(storage.address)
+
+    forget(storage, plan_id)
+
+    assert before == left(storage.address)
 
 
 # Jobs
@@ -433,3 +449,34 @@ def test_an_uploaded_working_directory_lets_work_in_a_store_through(job, monkeyp
     work = f"s3://maps/{next(NUMBERS)}"
 
     assert run(job(engine="local", work=work, dry_run=True)).error is None
+
+
+@pytest.mark.slow
+def test_workers_of_ray_share_no_disk_but_the_store(job, tmp_path, undisturbed):
+    """They write shards to it and the driver reads them there."""
+    pytest.importorskip("ray")
+    folder = tempfile.mkdtemp(prefix="ts", dir="/tmp")
+    (Path(folder) / "ray").mkdir()
+    (tmp_path / "job.toml").write_text("shard = 96\nrun_shards = [1, 1]\n")
+    work = f"s3://maps/ray/{next(NUMBERS)}"
+    words = ["--input", job().input, "--model", job().model, "--output", job().output]
+    words += ["--work", work, "--precision", "fp32", "--confidence"]
+    words += ["--polygons", "fgb", "--config", tmp_path / "job.toml"]
+    settings = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
+
+    try:
+        done = subprocess.run(
+            [sys.executable, "jobs/segment.py", "--engine", "ray", *map(str, words)],
+            cwd=ROOT,
+            env={**os.environ, **settings, "RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1])["engine"]["kind"] == "ray"
+    assert undisturbed == products(tmp_path / "out")
+    assert left(work) == {"inputs.json"}

@@ -21,7 +21,7 @@ from tileseg.errors import (
     UsageError,
 )
 from tileseg.grid import Run, Shard
-from tileseg.ledger import Ledger, Plan, Receipt, find_plan
+from tileseg.ledger import Ledger, Plan, Receipt, find_plan, forget
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.record import Record
@@ -367,7 +367,7 @@ def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:
     work = open_storage(job.workplace)
     work.remove(_LAST_ATTEMPT)
     if is_whole and not job.keep_work:
-        work.below(plan_id).clear()
+        forget(work, plan_id)
 
 
 def _leave_word(job: Job, record: Record) -> None:

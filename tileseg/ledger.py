@@ -7,6 +7,7 @@ Everything lives in `<work>/<plan_id>/`: `plan.json`, the journal of receipts an
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,12 @@ from tileseg.grid import Shard
 from tileseg.overlap import side_by_side
 from tileseg.storage import Storage
 
-__all__ = ["Artifact", "Ledger", "Plan", "Receipt", "digest", "find_plan"]
+__all__ = ["Artifact", "Ledger", "Plan", "Receipt", "digest", "find_plan", "forget"]
 
 logger = logging.getLogger(__name__)
 
 _ID_DIGITS = 32
+_ID = re.compile(rf"[0-9a-f]{{{_ID_DIGITS}}}")
 
 
 def digest(value: Any) -> str:  # noqa: ANN401  (anything that JSON can say)
@@ -130,6 +132,12 @@ def _plans(work: Storage) -> Iterator[Plan]:
             yield plan
 
 
+def forget(work: Storage, plan_id: str) -> None:
+    """Remove a plan's work; what is no id, in a record of others, names nothing."""
+    if _ID.fullmatch(plan_id):
+        work.below(plan_id).clear()
+
+
 class Ledger:
     """One plan's part of the work directory."""
 
@@ -165,11 +173,7 @@ class Ledger:
             batch = plan.resolved["batch_size"]
             larger = Plan(self.plan.request, {**mine, "batch_size": batch})
             if batch > mine["batch_size"] and plan.plan_id == larger.plan_id:
-                Ledger(self._work, plan).remove()
-
-    def remove(self) -> None:
-        """Forget the plan's work."""
-        self.folder.clear()
+                forget(self._work, plan.plan_id)
 
     def record(self, receipt: Receipt) -> None:
         """Add a receipt to the journal.

@@ -105,6 +105,8 @@ def _held(lock: "_Lock", plan_id: str | None) -> Iterator[Hold]:
     held = Hold(lock)
     try:
         yield held
+    except BusyError:
+        raise
     except Exception:
         with suppress(OutputError, StorageError):
             held.renew()
