@@ -41,6 +41,7 @@ ORDER = (
     "leases",
     "cluster",
     "stitch",
+    "verify",
     "publish",
     "bucket",
     "report",

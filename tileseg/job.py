@@ -23,7 +23,7 @@ from tileseg.errors import (
 )
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, find_plan, lock, write_whole
-from tileseg.record import Record
+from tileseg.record import Record, count_pixels
 from tileseg.settings import Job
 from tileseg.task import Task, prepare
 
@@ -272,7 +272,9 @@ def _build(
     """Make every product in `folder`."""
     from tileseg.report import quicklook
     from tileseg.stitch import looks, stitch
+    from tileseg.verify import verify_confidence, verify_mask
 
+    box, mask = task.scene.geobox, folder / "mask.tif"
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.input, product)
@@ -282,11 +284,14 @@ def _build(
             }
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
+            if path == mask:
+                verify_mask(path, box, count_pixels(receipts.values()))
+            else:
+                verify_confidence(path, box, mask)
     polygons = None
     if task.job.polygons:
         with record.stage("vectorize"):
             polygons = _vectorize(task, ledger, receipts, folder)
-    mask = folder / "mask.tif"
     picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
     write_whole(folder / "quicklook.png", picture)
 

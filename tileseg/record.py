@@ -5,7 +5,7 @@ All keys are always there, null where they do not apply.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
@@ -22,7 +22,7 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from tileseg.engine import Failure, Usage
 
-__all__ = ["Record"]
+__all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
     "seconds": "total open read wait forward write stitch vectorize",
@@ -175,7 +175,7 @@ class Record:
             "shards_reused": len(self.reused),
             "shards_failed": len(self.failures),
         }
-        pixels = sum((Counter(item.pixels) for item in done), Counter())
+        pixels = count_pixels(done)
         total = task.grid.scene.size
         self.values["pixels"] = {
             "total": total,
@@ -230,6 +230,11 @@ class Record:
 
     def _elapsed(self) -> float:
         return perf_counter() - self._start
+
+
+def count_pixels(receipts: Iterable[Receipt]) -> Counter[int]:
+    """Return the pixels of all receipts together, by mask value."""
+    return sum((Counter(item.pixels) for item in receipts), Counter())
 
 
 def _work(receipts: list[Receipt], key: str) -> float:
