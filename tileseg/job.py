@@ -103,6 +103,7 @@ def run(
         staff: who does it; without it an engine is hired for this job alone.
     """
     record = Record(job.input)
+    record.values["job"] = job.given()
     try:
         with ExitStack() as stack:
             staff = staff or stack.enter_context(Staff())
@@ -292,6 +293,10 @@ def _build(
     if task.job.polygons:
         with record.stage("vectorize"):
             polygons = _vectorize(task, ledger, receipts, folder)
+    if failures := record.values["failures"]:
+        from tileseg.features import write_failures
+
+        write_failures(failures, box, folder / "failures.geojson")
     picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
     write_whole(folder / "quicklook.png", picture)
 

@@ -58,6 +58,7 @@ class Record:
             "status": "failed",
             "exit_code": int(ExitCode.BUG),
             "error": None,
+            "job": None,
             "request_id": None,
             "plan_id": None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
