@@ -35,6 +35,7 @@ ORDER = (
     "identity",
     "settings",
     "task",
+    "preflight",
     "precision",
     "worker",
     "engine",

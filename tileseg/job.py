@@ -23,6 +23,7 @@ from tileseg.errors import (
 )
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, find_plan, lock, write_whole
+from tileseg.preflight import preflight
 from tileseg.record import Record, count_pixels
 from tileseg.settings import Job
 from tileseg.task import Task, prepare
@@ -133,6 +134,8 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _clean(job, held["plan_id"], is_whole=True)
         return
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
+    if not job.dry_run:
+        preflight(task)
     engine = staff.engine(job)
     plan = _resolve(task, engine)
     record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
