@@ -1,7 +1,10 @@
 """A job can be run again from its record; what is done already costs nothing."""
 
 import json
+import subprocess
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +14,8 @@ from tileseg.cli import main
 from tileseg.errors import UsageError
 from tileseg.settings import Job, read_job
 
+ROOT = Path(__file__).parents[1]
+NOT_NEEDED = {"matplotlib", "obstore", "pyarrow", "pyogrio", "ray", "shapely", "torch"}
 EVERYTHING = {
     "input": "scene.tif",
     "model": "model",
@@ -83,6 +88,43 @@ def test_a_rerun_from_the_record_of_a_complete_job_does_nothing(record, tmp_path
     assert result.exit_code == 0
     assert before == snapshot(tmp_path)
     assert values_of(result) == json.loads(record.read_text())
+
+
+RERUN = """
+import atexit, sys
+from tileseg.cli import main
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+main(["segment", "--config", sys.argv[1]])
+"""
+
+
+def test_a_rerun_loads_neither_torch_nor_what_makes_products(
+    scene, model_path, tmp_path
+):
+    """And writes nothing: not even a folder's time of change moves."""
+    options = ["--input", scene, "--model", model_path, "--output", tmp_path / "out"]
+    options += ["--polygons", "geojson", "--confidence"]
+    assert call("segment", *options).exit_code == 0
+    before = times(tmp_path)
+
+    ended = subprocess.run(
+        [sys.executable, "-c", RERUN, str(tmp_path / "out/run.json")],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    loaded = set(ended.stderr.splitlines()[-1].split())
+    assert "tileseg.job" in loaded
+    assert set() == loaded & NOT_NEEDED
+    assert before == times(tmp_path)
+    assert "nothing to do" in ended.stderr
+
+
+def times(folder):
+    """Return when every file and folder below was last changed."""
+    return {item: item.stat().st_mtime_ns for item in (folder, *folder.rglob("*"))}
 
 
 def test_options_win_over_the_record(record, tmp_path):

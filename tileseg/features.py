@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import ceil, floor, hypot, isfinite, log10, tau
+from math import floor, tau
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from pyogrio import errors
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
+from tileseg.area import lonlat_digits
 from tileseg.errors import OutputError
 from tileseg.geobox import GeoBox
 from tileseg.vectorize import Polygons
 
-__all__ = ["lonlat_digits", "write_failures", "write_features"]
+__all__ = ["write_failures", "write_features"]
 
 _DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 _OGR_OPTIONS = {
@@ -45,9 +46,7 @@ _WRITE_ERRORS = (
     errors.GeometryError,
 )
 _ROW_GROUP = 1 << 16  # features that a reader of GeoParquet takes or leaves at once
-_DIGITS = 7  # of a degree: a centimetre
 _SIDE_PIECES = 16  # of a side that is projected: straight on one map, not on another
-_CORNER = ((0, 0), (0, 1), (1, 0))  # of a pixel, and the corners next to it
 
 
 def write_features(
@@ -127,27 +126,6 @@ def _footprint(window: Sequence[int], geobox: GeoBox) -> Any:  # noqa: ANN401  (
     to_lonlat = Transformer.from_crs(geobox.crs, "OGC:CRS84", always_xy=True)
     x, y = shapely.get_coordinates(outline).T
     return outline if np.isfinite(to_lonlat.transform(x, y)).all() else None
-
-
-def lonlat_digits(geobox: GeoBox) -> int | None:
-    """Return the digits of a degree that tell a scene's pixels apart.
-
-    At least seven, and as many as a hundredth of a pixel needs, else small pixels
-    would be rounded into invalid polygons. None where nothing leads to longitude and
-    latitude: no CRS, or one of another world.
-    """
-    if geobox.crs is None:
-        return None
-    column, row = geobox.width // 2, geobox.height // 2
-    places = [geobox.transform @ (column + x, row + y) for x, y in _CORNER]
-    try:
-        crs = CRS.from_wkt(geobox.crs)
-        to_lonlat = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
-        (x, y), *others = [to_lonlat.transform(*place) for place in places]
-    except ProjError:
-        return None
-    size = min(hypot(east - x, north - y) for east, north in others)
-    return max(_DIGITS, ceil(2 - log10(size))) if isfinite(size) and size else None
 
 
 def _grounded(outlines: NDArray[Any], transform: Affine) -> NDArray[Any]:
