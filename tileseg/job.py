@@ -288,10 +288,10 @@ def _build(
             }
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
-            if path == mask:
-                verify_mask(path, box, count_pixels(receipts.values()))
-            else:
-                verify_confidence(path, box, mask)
+    with record.stage("verify"):
+        verify_mask(mask, box, count_pixels(receipts.values()))
+        if task.job.confidence:
+            verify_confidence(folder / "confidence.tif", box, mask)
     polygons = None
     if task.job.polygons:
         with record.stage("vectorize"):

@@ -3,6 +3,7 @@
 What is needed is bounded from above: masks as if they did not compress.
 """
 
+import os
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def _check_room(needs: list[_Need]) -> None:
     needed = round(_RESERVE * sum(need.bytes for need in needs))
     room = shutil.disk_usage(needs[0].folder)
     if room.total and room.free < needed:  # some network disks know no sizes
-        options = " and ".join(need.option for need in needs)
+        options = " and ".join({need.option: None for need in needs})
         msg = (
             f"{options}: may need {needed} bytes, {room.free} are free in "
             f"{needs[0].folder}; make room, or choose another disk for one of them"
@@ -89,4 +90,6 @@ def _share_to_do(task: Task) -> float:
 
 def _nearest(path: Path) -> Path:
     """Return the path, or the nearest of its parents that there is."""
-    return next(item for item in (path, *path.absolute().parents) if item.exists())
+    # os.path: what may not be looked into is not there, and its parent is tried.
+    parents = (path, *path.absolute().parents)
+    return next(item for item in parents if os.path.exists(item))  # noqa: PTH110

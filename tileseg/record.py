@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
-    "seconds": "total open read wait forward write stitch vectorize",
+    "seconds": "total open read wait forward write stitch verify vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256 etag",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend",
