@@ -24,10 +24,10 @@ SCRIPTS = Path(sys.executable).parent
 
 # run.json as the contract has it: these keys are always there.
 KEYS = {
-    "": "status exit_code error request_id plan_id started seconds scene model grid "
-    "engine counts pixels hectares rates decode precision_check memory failures "
+    "": "status exit_code error job request_id plan_id started seconds scene model "
+    "grid engine counts pixels hectares rates decode precision_check memory failures "
     "outputs",
-    "seconds": "total open read wait forward write stitch vectorize",
+    "seconds": "total open read wait forward write stitch verify vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend",

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from click.testing import CliRunner
 from making import after, digests, make_model, make_scene, random_pixels, read
 from test_engine import damage
@@ -293,6 +294,41 @@ def test_without_leave_a_lost_shard_is_exit_12(job, poisoned, tmp_path, staff):
     assert values["exit_code"] == ExitCode.SHARDS
     assert values["counts"]["shards_done"] == 103
     assert not (tmp_path / "out").exists()
+
+
+class CrampedNetwork(bench.SimulatedNetwork):
+    """A network on a device whose memory holds three tiles."""
+
+    def __init__(self, network):
+        self.card, self.device, self._network = network.card, network.device, network
+
+    def __call__(self, tiles):
+        if len(tiles) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+        return self._network(tiles)
+
+
+class CrampedRecipe(bench.SimulatedRecipe):
+    """A recipe for workers with little memory."""
+
+    __slots__ = ()
+
+    def network(self):
+        return CrampedNetwork(Recipe.network(self))
+
+
+def test_too_little_memory_on_a_worker_halves_the_batch_of_all(
+    job, staff, tmp_path, monkeypatch
+):
+    """No worker is lost over it."""
+    succeed(job("local", batch_size=2))
+    use(monkeypatch, CrampedRecipe)
+
+    values = succeed(job(engine="ray", batch_size=8), quiet, staff)
+
+    assert values["engine"]["batch_size"] == 2
+    assert values["counts"]["worker_restarts"] == 0
+    assert digests(tmp_path / "local") == digests(tmp_path / "out")
 
 
 def test_a_damaged_block_fails_as_it_does_locally(job, scene, tmp_path, staff):

@@ -20,8 +20,9 @@ from shapely.geometry import shape
 from test_engine import damage
 from test_products import SYSTEMS, TRANSFORMS
 
+from tileseg.area import lonlat_digits
 from tileseg.errors import OutputError, UsageError
-from tileseg.features import lonlat_digits, write_features
+from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.grid import Shard
 from tileseg.job import run

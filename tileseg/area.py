@@ -1,17 +1,19 @@
-"""How many hectares a pixel covers, row by row. Knows coordinate systems, no files."""
+"""How large a pixel is, in hectares or degrees. Knows coordinate systems, no files."""
 
-from math import degrees
+from math import ceil, degrees, hypot, isfinite, log10
 
 import numpy as np
 from numpy.typing import NDArray
-from pyproj import CRS, Geod
-from pyproj.exceptions import CRSError
+from pyproj import CRS, Geod, Transformer
+from pyproj.exceptions import CRSError, ProjError
 
 from tileseg.geobox import GeoBox
 
-__all__ = ["row_hectares"]
+__all__ = ["lonlat_digits", "row_hectares"]
 
 _HECTARE = 10_000.0  # square metres
+_DIGITS = 7  # of a degree: a centimetre
+_CORNER = ((0, 0), (0, 1), (1, 0))  # of a pixel, and the corners next to it
 
 
 def row_hectares(geobox: GeoBox) -> NDArray[np.float64] | None:
@@ -46,3 +48,24 @@ def _pixel(geobox: GeoBox, geod: Geod, row: int, unit: float) -> float:
     longitudes, latitudes = unit * np.array(places).T
     area, _ = geod.polygon_area_perimeter(longitudes, latitudes)
     return abs(float(area)) / _HECTARE
+
+
+def lonlat_digits(geobox: GeoBox) -> int | None:
+    """Return the digits of a degree that tell a scene's pixels apart.
+
+    At least seven, and as many as a hundredth of a pixel needs, else small pixels
+    would be rounded into invalid polygons. None where nothing leads to longitude and
+    latitude: no CRS, or one of another world.
+    """
+    if geobox.crs is None:
+        return None
+    column, row = geobox.width // 2, geobox.height // 2
+    places = [geobox.transform @ (column + x, row + y) for x, y in _CORNER]
+    try:
+        crs = CRS.from_wkt(geobox.crs)
+        to_lonlat = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
+        (x, y), *others = [to_lonlat.transform(*place) for place in places]
+    except ProjError:
+        return None
+    size = min(hypot(east - x, north - y) for east, north in others)
+    return max(_DIGITS, ceil(2 - log10(size))) if isfinite(size) and size else None

@@ -91,7 +91,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.nightly import Night, find_scenes
 
     with one_line_errors(), _signals() as stop, Staff(stop) as staff:
-        values = {**_job_file(options.pop("config")), **_given(options)}
+        values = {**_job_file(options.pop("config"), is_one=False), **_given(options)}
         night = Night(find_scenes(options["scenes"]))
         output = values.get("output", "out")
         for facts in _one_each(list(night.waiting), values):
@@ -166,7 +166,8 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
         UsageError: no scene, two scenes of one name, or a bad job file.
     """
     inputs = options.pop("inputs")
-    values = {**_job_file(options.pop("config")), **_given(options)}
+    file = _job_file(options.pop("config"), is_one=len(inputs) <= 1)
+    values = {**file, **_given(options)}
     listed = values.pop("input", ())
     inputs = inputs or ((listed,) if isinstance(listed, str) else listed)
     if not inputs:
@@ -182,10 +183,14 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
     return _one_each(inputs, values)
 
 
-def _job_file(path: str | None) -> dict[str, Any]:
-    from tileseg.settings import read_job
+def _job_file(path: str | None, *, is_one: bool) -> dict[str, Any]:
+    """Return what a job file says; for several scenes no places of a record's one."""
+    from tileseg.settings import is_record, read_job
 
-    return read_job(path) if path else {}
+    values = read_job(path) if path else {}
+    if path and is_record(path) and not is_one:
+        return {k: v for k, v in values.items() if k not in ("output", "work")}
+    return values
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ of rasterio and has settings of its own; GeoParquet by pyarrow.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import ceil, floor, hypot, isfinite, log10, tau
+from math import floor, tau
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from pyogrio import errors
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 
+from tileseg.area import lonlat_digits
 from tileseg.errors import OutputError
 from tileseg.geobox import GeoBox
 from tileseg.vectorize import Polygons
 
-__all__ = ["lonlat_digits", "write_features"]
+__all__ = ["write_failures", "write_features"]
 
-_LAYER = "polygons"
 _DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
 _OGR_OPTIONS = {
     # A GeoPackage says when it was changed: the same polygons give the same bytes.
@@ -46,8 +46,7 @@ _WRITE_ERRORS = (
     errors.GeometryError,
 )
 _ROW_GROUP = 1 << 16  # features that a reader of GeoParquet takes or leaves at once
-_DIGITS = 7  # of a degree: a centimetre
-_CORNER = ((0, 0), (0, 1), (1, 0))  # of a pixel, and the corners next to it
+_SIDE_PIECES = 16  # of a side that is projected: straight on one map, not on another
 
 
 def write_features(
@@ -78,41 +77,55 @@ def write_features(
             _write_parquet(columns, outlines, geobox.crs, path)
         else:
             table = pa.table({**columns, "geometry": _wkb(outlines)})
-            with _ogr_env():
-                pyogrio.write_arrow(
-                    table,
-                    path,
-                    layer=_LAYER,
-                    driver=_DRIVERS[path.suffix],
-                    geometry_name="geometry",
-                    geometry_type="Polygon",
-                    crs=geobox.crs,
-                    layer_options=options,
-                )
+            _write_ogr(table, geobox.crs, path, layer="polygons", **options)
     except _WRITE_ERRORS as err:
         msg = f"{path}: cannot be written: {err}"
         raise OutputError(msg) from err
 
 
-def lonlat_digits(geobox: GeoBox) -> int | None:
-    """Return the digits of a degree that tell a scene's pixels apart.
+def write_failures(
+    failures: Sequence[Mapping[str, Any]], geobox: GeoBox, path: Path
+) -> None:
+    """Write where shards failed, and why, as GeoJSON (RFC 7946).
 
-    At least seven, and as many as a hundredth of a pixel needs, else small pixels
-    would be rounded into invalid polygons. None where nothing leads to longitude and
-    latitude: no CRS, or one of another world.
+    The footprints are null where nothing leads to longitude and latitude.
+
+    Args:
+        failures: `shard`, `window` and `reason` of each, as in `run.json`.
+        geobox: the scene's.
+        path: the file to make.
+
+    Raises:
+        OutputError: it cannot be written.
     """
-    if geobox.crs is None:
-        return None
-    column, row = geobox.width // 2, geobox.height // 2
-    places = [geobox.transform @ (column + x, row + y) for x, y in _CORNER]
+    digits = lonlat_digits(geobox)
+    outlines = [
+        _footprint(item["window"], geobox) if digits else None for item in failures
+    ]
+    numbers = pa.list_(pa.int64())
+    columns = {
+        "shard": pa.array([item["shard"] for item in failures], numbers),
+        "window": pa.array([item["window"] for item in failures], numbers),
+        "reason": pa.array([item["reason"] for item in failures], pa.string()),
+        "geometry": _wkb(np.array(outlines, object)),
+    }
+    crs, options = (geobox.crs, _geojson(geobox)) if digits else (None, {})
     try:
-        crs = CRS.from_wkt(geobox.crs)
-        to_lonlat = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True)
-        (x, y), *others = [to_lonlat.transform(*place) for place in places]
-    except ProjError:
-        return None
-    size = min(hypot(east - x, north - y) for east, north in others)
-    return max(_DIGITS, ceil(2 - log10(size))) if isfinite(size) and size else None
+        _write_ogr(pa.table(columns), crs, path, layer="failures", **options)
+    except _WRITE_ERRORS as err:
+        msg = f"{path}: cannot be written: {err}"
+        raise OutputError(msg) from err
+
+
+def _footprint(window: Sequence[int], geobox: GeoBox) -> Any:  # noqa: ANN401  (shapely is untyped)
+    """Return a window on the ground; None where a corner is not on the Earth."""
+    row, col, height, width = window
+    pixels = shapely.box(col, row, col + width, row + height)
+    pieces = shapely.segmentize(pixels, max(height, width) / _SIDE_PIECES)
+    (outline,) = _grounded(np.array([pieces]), _turned(geobox))
+    to_lonlat = Transformer.from_crs(geobox.crs, "OGC:CRS84", always_xy=True)
+    x, y = shapely.get_coordinates(outline).T
+    return outline if np.isfinite(to_lonlat.transform(x, y)).all() else None
 
 
 def _grounded(outlines: NDArray[Any], transform: Affine) -> NDArray[Any]:
@@ -174,6 +187,28 @@ def _write_parquet(
     table = pa.table({**columns, "bbox": boxes, "geometry": _wkb(outlines)})
     table = table.replace_schema_metadata({"geo": json.dumps(facts)})
     pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP)
+
+
+def _write_ogr(
+    table: Any,  # noqa: ANN401  (pyarrow is untyped)
+    crs: str | None,
+    path: Path,
+    *,
+    layer: str,
+    **options: str,
+) -> None:
+    """Write a table with a column `geometry` in the format that the suffix says."""
+    with _ogr_env():
+        pyogrio.write_arrow(
+            table,
+            path,
+            layer=layer,
+            driver=_DRIVERS[path.suffix],
+            geometry_name="geometry",
+            geometry_type="Polygon",
+            crs=crs,
+            layer_options=options,
+        )
 
 
 def _projjson(crs: str | None) -> dict[str, Any] | None:

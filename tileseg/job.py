@@ -24,7 +24,8 @@ from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, find_plan, forget
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
-from tileseg.record import Record
+from tileseg.preflight import preflight
+from tileseg.record import Record, count_pixels
 from tileseg.settings import Job, is_remote
 from tileseg.stopping import Stop
 from tileseg.storage import write_whole
@@ -108,6 +109,7 @@ def run(
         staff: who does it; without it an engine is hired for this job alone.
     """
     record = Record(job.input)
+    record.values["job"] = job.given()
     with ExitStack() as stack:
         staff = staff or stack.enter_context(Staff())
         _end_well(job, record, progress, staff)
@@ -140,6 +142,8 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)
         return
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
+    if not job.dry_run:
+        preflight(task)
     engine = staff.engine(job)
     plan = _resolve(task, engine)
     record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
@@ -316,18 +320,27 @@ def _build(
     """Make every product in `folder`."""
     from tileseg.report import quicklook
     from tileseg.stitch import looks, stitch
+    from tileseg.verify import verify_confidence, verify_mask
 
+    box, mask = task.scene.geobox, folder / "mask.tif"
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.input, product)
             files = ledger.files(receipts, product)
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
+    with record.stage("verify"):
+        verify_mask(mask, box, count_pixels(receipts.values()))
+        if task.job.confidence:
+            verify_confidence(folder / "confidence.tif", box, mask)
     polygons = None
     if task.job.polygons:
         with record.stage("vectorize"):
             polygons = _vectorize(task, ledger, receipts, folder)
-    mask = folder / "mask.tif"
+    if failures := record.values["failures"]:
+        from tileseg.features import write_failures
+
+        write_failures(failures, box, folder / "failures.geojson")
     picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
     write_whole(folder / "quicklook.png", picture)
 

@@ -90,7 +90,8 @@ _OPTIONS = (
     click.option(
         "--config",
         metavar="FILE",
-        help="TOML with any of these and the rarer fields of a job; options win.",
+        help="TOML with any of these and the rarer fields of a job, or the run.json of"
+        " a job to be run again; options win.",
     ),
     click.option("-v", "--verbose", count=True, help="Say more."),
     click.option("-q", "--quiet", is_flag=True, help="Only errors."),

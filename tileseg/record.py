@@ -5,7 +5,7 @@ All keys are always there, null where they do not apply.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from math import isfinite
@@ -22,10 +22,10 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from tileseg.engine import Failure, Usage
 
-__all__ = ["Record"]
+__all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
-    "seconds": "total open read wait forward write stitch vectorize",
+    "seconds": "total open read wait forward write stitch verify vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256 etag",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend",
@@ -59,6 +59,7 @@ class Record:
             "status": "failed",
             "exit_code": int(ExitCode.BUG),
             "error": None,
+            "job": None,
             "request_id": None,
             "plan_id": None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -180,7 +181,7 @@ class Record:
             "shards_distrusted": self.distrusted,
             "shards_failed": len(self.failures),
         }
-        pixels = sum((Counter(item.pixels) for item in done), Counter())
+        pixels = count_pixels(done)
         total = task.grid.scene.size
         self.values["pixels"] = {
             "total": total,
@@ -235,6 +236,11 @@ class Record:
 
     def _elapsed(self) -> float:
         return perf_counter() - self._start
+
+
+def count_pixels(receipts: Iterable[Receipt]) -> Counter[int]:
+    """Return the pixels of all receipts together, by mask value."""
+    return sum((Counter(item.pixels) for item in receipts), Counter())
 
 
 def _work(receipts: list[Receipt], key: str) -> float:

@@ -1,5 +1,6 @@
 """What may be asked for one scene: the fields of a job, from wherever they come."""
 
+import json
 import os
 import tomllib
 from collections.abc import Callable
@@ -12,7 +13,14 @@ from typing import Any, get_args, get_origin
 
 from tileseg.errors import UsageError
 
-__all__ = ["Job", "default_model", "is_remote", "read_job", "within"]
+__all__ = [
+    "Job",
+    "default_model",
+    "is_record",
+    "is_remote",
+    "read_job",
+    "within",
+]
 
 _STORES = ("s3://", "gs://", "az://")
 
@@ -87,6 +95,18 @@ class Job:
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
             raise UsageError(msg)
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are no defaults, as JSON has them.
+
+        Not `overwrite` and `dry_run`, which were meant for the one run.
+        """
+        return {
+            item.name: list(value) if isinstance(value, tuple) else value
+            for item in fields(self)
+            if (value := getattr(self, item.name)) != item.default
+            and item.name not in ("overwrite", "dry_run")
+        }
 
     @staticmethod
     def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
@@ -234,13 +254,15 @@ def default_model() -> Path:
 
 
 def read_job(path: str) -> dict[str, Any]:
-    """Read the fields of a `Job` from a TOML file.
+    """Read the fields of a `Job` from a TOML file, or from a run's record (JSON).
 
     Raises:
         UsageError: the file is unreadable or names a field that there is not.
     """
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        is_json = is_record(path)
+        values = _recorded(path, json.loads(text)) if is_json else tomllib.loads(text)
     except (OSError, ValueError) as err:
         msg = f"{path}: cannot be read as a job file: {err}"
         raise UsageError(msg) from err
@@ -255,3 +277,21 @@ def read_job(path: str) -> dict[str, Any]:
             msg = f"{path}: {key}: got {value!r}, wanted {_said(hints[key])}"
             raise UsageError(msg)
     return values
+
+
+def is_record(path: str) -> bool:
+    """Return whether a job file is the record of a run."""
+    return Path(path).suffix == ".json"
+
+
+def _recorded(path: str, record: Any) -> dict[str, Any]:  # noqa: ANN401  (what JSON can say)
+    """Return the job of a run's record."""
+    wanted = "wanted run.json or last-attempt.json of tileseg, or a job file in TOML"
+    if not isinstance(record, dict) or not {"request_id", "plan_id"} <= record.keys():
+        msg = f"{path}: is no record of a run; {wanted}"
+        raise UsageError(msg)
+    job = record.get("job")
+    if not isinstance(job, dict):
+        msg = f"{path}: does not say which job it is the record of; {wanted}"
+        raise UsageError(msg)
+    return job

@@ -195,7 +195,7 @@ def _refuse_nesting(job: Job) -> None:
 
 
 def _check_lonlat(job: Job, scene: Scene) -> None:
-    from tileseg.features import lonlat_digits
+    from tileseg.area import lonlat_digits
 
     if lonlat_digits(scene.geobox) is None:
         msg = (

@@ -1,0 +1,98 @@
+"""Can the places be written, and is there room? Asked before anything is computed.
+
+What is needed is bounded from above: masks as if they did not compress.
+"""
+
+import os
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+
+from tileseg.errors import OutputError
+from tileseg.settings import is_remote
+from tileseg.task import Task
+
+__all__ = ["preflight"]
+
+_RESERVE = 1.1
+_OVERVIEWS = 4 / 3  # a raster with its overviews, in pixels of the raster
+_POLYGON_BYTES = 1  # of a pixel's polygons: roughly, nothing bounds them usefully
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What one place is asked to hold."""
+
+    option: str
+    """Which names it."""
+    folder: Path
+    """The nearest folder that there is already."""
+    bytes: float
+    """At most, or so."""
+
+
+def preflight(task: Task) -> None:
+    """Refuse places that cannot be written or hold what is to come.
+
+    Raises:
+        OutputError: one cannot be written, or has too little room.
+    """
+    disks = defaultdict(list)
+    for need in _needs(task):
+        try:
+            with TemporaryFile(dir=need.folder):
+                disks[need.folder.stat().st_dev].append(need)
+        except OSError as err:
+            msg = f"{need.option}: {need.folder} cannot be written: {err.strerror}"
+            raise OutputError(msg) from err
+    for needs in disks.values():
+        _check_room(needs)
+
+
+def _check_room(needs: list[_Need]) -> None:
+    """Compare what is needed with what is free on one disk."""
+    needed = round(_RESERVE * sum(need.bytes for need in needs))
+    room = shutil.disk_usage(needs[0].folder)
+    if room.total and room.free < needed:  # some network disks know no sizes
+        options = " and ".join({need.option: None for need in needs})
+        msg = (
+            f"{options}: may need {needed} bytes, {room.free} are free in "
+            f"{needs[0].folder}; make room, or choose another disk for one of them"
+        )
+        raise OutputError(msg)
+
+
+def _needs(task: Task) -> list[_Need]:
+    """Return what each local place is asked to hold."""
+    job, pixels = task.job, task.grid.scene.size
+    layers = 1 + job.confidence
+    polygons = _POLYGON_BYTES * bool(job.polygons)
+    # The products, and beside them the one that is being made: first without overviews.
+    results = pixels * (_OVERVIEWS * (layers + 1) + polygons)
+    has_disk = not is_remote(job.workplace)
+    if not is_remote(job.destination):
+        places = [("--output", job.output_path.resolve().parent, results)]
+    elif has_disk:  # where they are built before they go up
+        places = [("--work", job.work_path, results)]
+    else:
+        places = [("TMPDIR", Path(gettempdir()), results)]
+    if has_disk:
+        shards = _share_to_do(task) * pixels * (layers + polygons)
+        places.append(("--work", job.work_path, shards))
+    return [_Need(option, _nearest(path), size) for option, path, size in places]
+
+
+def _share_to_do(task: Task) -> float:
+    """Return the share of the shards that no earlier attempt can have made."""
+    folders = task.job.work_path.glob("*/shards")
+    done = max((len(list(item.glob("*[0-9].tif"))) for item in folders), default=0)
+    return max(0.0, 1 - done / task.grid.shape.size)
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest of its parents that there is."""
+    # os.path: what may not be looked into is not there, and its parent is tried.
+    parents = (path, *path.absolute().parents)
+    return next(item for item in parents if os.path.exists(item))  # noqa: PTH110
