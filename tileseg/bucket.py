@@ -12,7 +12,7 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from hashlib import sha256
 from importlib.util import find_spec
@@ -28,11 +28,11 @@ from tileseg.errors import (
     TilesegError,
     UsageError,
 )
-from tileseg.ledger import write_whole
+from tileseg.ledger import lock, write_whole
 from tileseg.settings import Job, is_remote
 
 if TYPE_CHECKING:
-    from obstore import PutMode, UpdateVersion
+    from obstore import ObjectMeta, PutMode, UpdateVersion
     from obstore.store import ObjectStore, RetryConfig
 
 __all__ = ["Bucket", "leave", "open_place"]
@@ -123,6 +123,23 @@ class Bucket:
             and any(item["path"].endswith("/mask.tif") for item in outputs)
             and all(self._size(item["path"]) == item["bytes"] for item in outputs)
         )
+
+    def sweep(self) -> None:
+        """Remove what killed runs left, here and in the work directory.
+
+        An object that is older than the record and not in it can be listed by nobody
+        any more: whoever put it there read an older record, and may not replace this.
+        """
+        if (folder := self._work / "staging").exists():
+            with suppress(TilesegError), lock(self._work):
+                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            written = {item["path"]: item["last_modified"] for item in self._list()}
+        except TilesegError:
+            return
+        record = written.get(publish.RECORD)
+        old = {path for path, time in written.items() if record and time < record}
+        self._forget(frozenset(filter(_PRODUCT.fullmatch, old - self._listed)))
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -238,19 +255,21 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
-    def _refuse_foreign(self) -> None:
-        """Refuse a prefix that holds more than what an interrupted upload left."""
+    def _list(self) -> "list[ObjectMeta]":
+        """Return all objects of the prefix."""
         import obstore
 
         with self._explained("cannot be listed"):
-            for chunk in obstore.list(self._store):
-                for item in chunk:
-                    if not _PRODUCT.fullmatch(item["path"]):
-                        msg = (
-                            f"{self}: holds objects but no run.json of tileseg; "
-                            "choose another output"
-                        )
-                        raise OutputError(msg)
+            return [item for chunk in obstore.list(self._store) for item in chunk]
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a prefix that holds more than what an interrupted upload left."""
+        if not all(_PRODUCT.fullmatch(item["path"]) for item in self._list()):
+            msg = (
+                f"{self}: holds objects but no run.json of tileseg; "
+                "choose another output"
+            )
+            raise OutputError(msg)
 
     def _parse(self, data: bytes) -> dict[str, Any]:
         """Return a record of ours; refuse any other, and paths out of the prefix."""

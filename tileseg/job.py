@@ -129,6 +129,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         logger.info("%s: nothing to do, %s is complete", job.input, place)
         record.adopt(held)
         _clean(job, held["plan_id"], is_whole=True)
+        place.sweep()
         return
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
     engine = staff.engine(job)

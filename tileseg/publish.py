@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ __all__ = [
     "list_outputs",
     "published",
     "staging",
+    "sweep",
 ]
 
 RECORD = "run.json"
@@ -39,6 +40,9 @@ class Place(Protocol):
 
     def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
         """Return whether `record` answers the request and its files are intact."""
+
+    def sweep(self) -> None:
+        """Remove what killed runs left of versions that are not the published one."""
 
     def staging(self) -> AbstractContextManager[Path]:
         """Give an empty local folder; publish it if all goes well."""
@@ -66,6 +70,10 @@ class Folder:
     def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
         """See `is_complete` below."""
         return is_complete(self.path, record, request_id)
+
+    def sweep(self) -> None:
+        """See `sweep` below."""
+        sweep(self.path)
 
     def staging(self) -> AbstractContextManager[Path]:
         """See `staging` below."""
@@ -278,3 +286,16 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code))
+
+
+def sweep(output: Path) -> None:
+    """Remove what killed runs left beside a published version.
+
+    Nothing is touched where nothing is left, or where another run is publishing.
+    """
+    place = output.resolve()
+    left = [_sibling(place, role) for role in ("staging", "old", "lock")]
+    if any(item.exists() for item in left):
+        with suppress(BusyError, OSError), _only_one(place):
+            recover(place)
+            shutil.rmtree(left[0], ignore_errors=True)
