@@ -6,6 +6,7 @@ if it is still the one that was read: a reader follows the old record or the new
 """
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from tileseg import publish
-from tileseg.errors import BusyError, OutputError, StorageError
+from tileseg.errors import BusyError, OutputError, StorageError, TilesegError
 from tileseg.objects import Objects
 from tileseg.settings import Job, is_remote
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from tileseg.objects import Version
 
 __all__ = ["Bucket", "open_place"]
+
+logger = logging.getLogger(__name__)
 
 _HOME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
 _PRODUCT = re.compile(rf"{_HOME.pattern}/\w[\w.]*", re.ASCII)
@@ -97,6 +100,27 @@ class Bucket:
             and any(item["path"].endswith("/mask.tif") for item in outputs)
             and all(size(item["path"]) == item["bytes"] for item in outputs)
         )
+
+    def sweep(self) -> None:
+        """Remove what killed runs left: what is not listed and cannot be any more.
+
+        What is older than the record is of a run that read the one before, and cannot
+        replace this one; what is younger may be another run's, on its way.
+        """
+        try:
+            items = self._objects.items()
+        except TilesegError as err:
+            logger.warning("%s", err)
+            return
+        record = items.get(publish.RECORD)
+        if not (record and self._seen and record["e_tag"] == self._seen.get("e_tag")):
+            return  # by another run
+        old = {
+            path
+            for path, item in items.items()
+            if item["last_modified"] < record["last_modified"]
+        }
+        self._objects.remove(*filter(_PRODUCT.fullmatch, old - self._listed))
 
     @contextmanager
     def staging(self) -> Iterator[Path]:

@@ -177,6 +177,7 @@ def _adopt(
     """Do nothing: what is published answers the request."""
     logger.info("%s: nothing to do, %s is complete", job.input, place)
     record.adopt(held)
+    place.sweep()
     _clean(job, held["plan_id"], is_whole=True)
 
 

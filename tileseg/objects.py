@@ -148,11 +148,15 @@ class Objects:
 
     def names(self) -> list[str]:
         """Return the names of all objects."""
+        return list(self.items())
+
+    def items(self) -> "dict[str, ObjectMeta]":
+        """Return what the store says of each object, by name."""
         import obstore
 
         with self._explained("cannot be listed"):
             chunks = list(obstore.list(self._store))
-        return [item["path"] for chunk in chunks for item in chunk]
+        return {item["path"]: item for chunk in chunks for item in chunk}
 
     def folders(self) -> list[str]:
         """See `Storage`."""

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,7 @@ __all__ = [
     "list_outputs",
     "published",
     "staging",
+    "sweep",
 ]
 
 RECORD = "run.json"
@@ -41,6 +42,9 @@ class Place(Protocol):
 
     def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
         """Return whether `record` answers the request and its files are intact."""
+
+    def sweep(self) -> None:
+        """Remove what killed runs left of versions that are not the published one."""
 
     def staging(self) -> AbstractContextManager[Path]:
         """Give an empty local folder; publish it if all goes well."""
@@ -68,6 +72,10 @@ class Folder:
     def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
         """See `is_complete` below."""
         return is_complete(self.path, record, request_id)
+
+    def sweep(self) -> None:
+        """See `sweep` below."""
+        sweep(self.path)
 
     def staging(self) -> AbstractContextManager[Path]:
         """See `staging` below."""
@@ -185,7 +193,6 @@ def staging(output: Path) -> Iterator[Path]:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             held = stack.enter_context(hold_file(_sibling(place, "lock")))
-            recover(place)
             _sweep(place)
             folder.mkdir()
         except OSError as err:
@@ -212,6 +219,80 @@ def recover(output: Path) -> None:
     if old.exists() and not place.exists():
         old.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Finish or undo what a crash cut in two, and remove what it left; hold the lock."""
+    recover(place)
+    for item in _leftovers(place):
+        shutil.rmtree(item, ignore_errors=True)
+
+
+def _leftovers(place: Path) -> list[Path]:
+    """Return what killed runs were building for the place, or had moved aside."""
+    mine = re.compile(rf"\.{re.escape(place.name)}\.(staging\.[0-9a-f]{{32}}|old)")
+    return [item for item in place.parent.iterdir() if mine.fullmatch(item.name)]
+
+
+def _sibling(place: Path, role: str) -> Path:
+    return place.with_name(f".{place.name}.{role}")
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders, innermost first, that are empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def _replace(folder: Path, place: Path) -> None:
+    """Move `folder` to `place`, whole; what was there goes."""
+    for item in folder.iterdir():
+        _sync(item)
+    _sync(folder)
+    if not place.exists():
+        folder.rename(place)
+    elif not _exchange(folder, place):
+        old = _sibling(place, "old")
+        place.rename(old)
+        folder.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two directories in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    names = (os.fsencode(one), os.fsencode(other))
+    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(code, os.strerror(code))
+
+
+def sweep(output: Path) -> None:
+    """Remove what killed runs left beside a published version.
+
+    Nothing is touched where nothing is left, or where another run is publishing.
+    """
+    place = output.resolve()
+    if any(item.exists() for item in (*_leftovers(place), _sibling(place, "lock"))):
+        with suppress(BusyError, OSError), hold_file(_sibling(place, "lock")):
+            _sweep(place)
 
 
 def _sweep(place: Path) -> None:
@@ -270,3 +351,16 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code))
+
+
+def sweep(output: Path) -> None:
+    """Remove what killed runs left beside a published version.
+
+    Nothing is touched where nothing is left, or where another run is publishing.
+    """
+    place = output.resolve()
+    left = [_sibling(place, role) for role in ("staging", "old", "lock")]
+    if any(item.exists() for item in left):
+        with suppress(BusyError, OSError), _only_one(place):
+            recover(place)
+            shutil.rmtree(left[0], ignore_errors=True)

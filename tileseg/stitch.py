@@ -8,7 +8,7 @@ from tileseg.card import CONFIDENCE_STEPS, Card
 from tileseg.encode import Look, create, write_cog
 from tileseg.errors import OutputError
 from tileseg.grid import Grid, Shard
-from tileseg.scene import GDAL_ERRORS, Scene, gdal_env, open_bytes, open_dataset
+from tileseg.scene import GDAL_ERRORS, Scene, gdal_env, open_bytes
 
 __all__ = ["looks", "stitch"]
 
