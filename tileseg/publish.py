@@ -221,8 +221,19 @@ def recover(output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def sweep(output: Path) -> None:
+    """Remove what killed runs left beside a published version.
+
+    Nothing is touched where nothing is left, or where another run is publishing.
+    """
+    place = output.resolve()
+    if any(item.exists() for item in (*_leftovers(place), _sibling(place, "lock"))):
+        with suppress(BusyError, OSError), hold_file(_sibling(place, "lock")):
+            _sweep(place)
+
+
 def _sweep(place: Path) -> None:
-    """Finish or undo what a crash cut in two, and remove what it left; hold the lock."""
+    """Finish or undo what crashes cut in two; remove what they left. Hold the lock."""
     recover(place)
     for item in _leftovers(place):
         shutil.rmtree(item, ignore_errors=True)
@@ -282,85 +293,3 @@ def _exchange(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code))
-
-
-def sweep(output: Path) -> None:
-    """Remove what killed runs left beside a published version.
-
-    Nothing is touched where nothing is left, or where another run is publishing.
-    """
-    place = output.resolve()
-    if any(item.exists() for item in (*_leftovers(place), _sibling(place, "lock"))):
-        with suppress(BusyError, OSError), hold_file(_sibling(place, "lock")):
-            _sweep(place)
-
-
-def _sweep(place: Path) -> None:
-    """Remove what killed runs were building for the place; hold its lock."""
-    mine = re.compile(rf"\.{re.escape(place.name)}\.staging\.[0-9a-f]{{32}}")
-    for item in place.parent.iterdir():
-        if mine.fullmatch(item.name):
-            shutil.rmtree(item, ignore_errors=True)
-
-
-def _sibling(place: Path, role: str) -> Path:
-    return place.with_name(f".{place.name}.{role}")
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove those of the folders, innermost first, that are empty."""
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:
-            return
-
-
-def _replace(folder: Path, place: Path) -> None:
-    """Move `folder` to `place`, whole; what was there goes."""
-    for item in folder.iterdir():
-        _sync(item)
-    _sync(folder)
-    if not place.exists():
-        folder.rename(place)
-    elif not _exchange(folder, place):
-        old = _sibling(place, "old")
-        place.rename(old)
-        folder.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    names = (os.fsencode(one), os.fsencode(other))
-    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code))
-
-
-def sweep(output: Path) -> None:
-    """Remove what killed runs left beside a published version.
-
-    Nothing is touched where nothing is left, or where another run is publishing.
-    """
-    place = output.resolve()
-    left = [_sibling(place, role) for role in ("staging", "old", "lock")]
-    if any(item.exists() for item in left):
-        with suppress(BusyError, OSError), _only_one(place):
-            recover(place)
-            shutil.rmtree(left[0], ignore_errors=True)
