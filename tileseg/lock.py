@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["Hold", "hold", "hold_file"]
 
 _BEAT_SECONDS = 4.0
 _STALE_SECONDS = 20.0  # without a beat: some were missed
+_SETTLE_SECONDS = 0.5
 _TRIES = 20  # against others that free or take it between two of our calls
 
 
@@ -184,9 +186,15 @@ class _FileLock:
         return True
 
     def _is_stale(self, file: IO[bytes]) -> bool:
+        """Look twice: who just got the file of a dead one may not have written yet."""
+        if self._age(file) > _STALE_SECONDS:
+            time.sleep(_SETTLE_SECONDS)
+        return self._age(file) > _STALE_SECONDS
+
+    def _age(self, file: IO[bytes]) -> float:
         with _temporary(self._path) as (_path, fresh):
             now = os.fstat(fresh.fileno()).st_mtime
-        return now - os.fstat(file.fileno()).st_mtime > _STALE_SECONDS
+        return now - os.fstat(file.fileno()).st_mtime
 
     def _replaced(self) -> IO[bytes]:
         """Put another file in the place of the one whose owner is frozen."""
