@@ -253,7 +253,7 @@ class _ObjectLock:
     def free(self) -> None:
         found = self._place.look("lock")
         if found and _parse(found[0]).get("id") == self._owner["id"]:
-            self._place.remove("lock", "clock")
+            self._place.remove("lock")
 
     @property
     def _text(self) -> bytes:
@@ -262,8 +262,10 @@ class _ObjectLock:
     def _is_stale(self, owner: Mapping[str, Any]) -> bool:
         if owner.get("space") == _pid_space() and _is_gone(owner.get("pid")):
             return True
-        self._place.write("clock", b"")
-        now, beat = self._place.modified("clock"), self._place.modified("lock")
+        fresh = f"lock.{uuid4().hex}{TEMPORARY}"
+        self._place.write(fresh, b"")
+        now, beat = self._place.modified(fresh), self._place.modified("lock")
+        self._place.remove(fresh)
         return bool(now and beat and (now - beat).total_seconds() > _STALE_SECONDS)
 
 
@@ -289,10 +291,12 @@ def _pid_space() -> str:
 
 
 def _is_gone(pid: object) -> bool:
+    """Return whether a process of this machine ended, nobody having asked how, too."""
     try:
         os.kill(int(str(pid)), 0)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except ProcessLookupError:
         return True
     except (OSError, ValueError):
         return False
-    return False
+    return stat.rpartition(")")[2].split()[0] == "Z"
