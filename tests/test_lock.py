@@ -3,6 +3,7 @@
 The store is a real S3 server on loopback; owners are real processes.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def is_free(work):
         return False
 
 
+def leave_lock(work):
+    """Leave the lock of a process that was killed long ago."""
+    killed = spawn(HOLD, work.address)
+    killed.stdout.readline()
+    killed.kill()
+    killed.communicate()
+    if isinstance(work, Disk):
+        os.utime(work.path / "lock", (0, 0))
+
+
 def left(work):
     if isinstance(work, Objects):
         return set(work.names())
@@ -102,10 +113,14 @@ def test_the_second_is_told_at_once_who_is_at_it(work, owner):
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.parametrize("is_reaped", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_owner_frees_the_lock_at_once(work, owner, number):
+def test_a_killed_owner_frees_the_lock_at_once(work, owner, number, is_reaped):
+    """Also where its parent never asks how it ended, as in many containers."""
     owner.send_signal(number)
-    owner.wait()
+    owner.stdout.read()  # until it is dead
+    if is_reaped:
+        owner.wait()
 
     assert is_free(work)
     assert left(work) == set()
@@ -126,8 +141,14 @@ def test_the_lock_is_free_after_an_error(work):
             raise ValueError("bug")
 
 
-def test_of_many_at_once_one_has_it(work):
-    """Those that come while it is held are told so; none waits, none shares it."""
+@pytest.mark.parametrize("is_left", [False, True])
+def test_of_many_at_once_one_has_it(work, is_left):
+    """Those that come while it is held are told so; none waits, none shares it.
+
+    Also where a run that was killed long ago left its lock.
+    """
+    if is_left:
+        leave_lock(work)
     inside, most, refused = [], [], []
     start, are_told = threading.Barrier(8), threading.Event()
 
@@ -256,7 +277,7 @@ if {point!r} == "products":
 job = Job(**{facts!r})
 progress = after(job, 2, freeze) if {point!r} == "shards" else lambda *_: None
 record = run(job, progress)
-print(record.error, flush=True)
+print("published" if record.is_news and not record.error else record.error)
 sys.exit(record.values["exit_code"])
 """
 
@@ -291,6 +312,20 @@ def test_two_jobs_at_once_publish_once(facts, owner):
     assert busy.values["exit_code"] == ExitCode.BUSY
     assert str(owner.pid) in busy.values["error"]
     assert free.values["exit_code"] == ExitCode.OK
+
+
+@pytest.mark.slow
+def test_jobs_that_start_together_publish_once(tmp_path, facts):
+    """The others are told so, or find the result; nothing is left over."""
+    jobs = [spawn(FROZEN.format(facts=facts, point="never")) for _ in range(4)]
+    said = [item.communicate(timeout=120)[0].strip() for item in jobs]
+
+    assert said.count("published") == 1
+    assert {item.returncode for item in jobs} <= {ExitCode.OK, ExitCode.BUSY}
+    assert left(open_storage(facts["work"])) == {"inputs.json"}
+    assert {item.name for item in tmp_path.iterdir()} <= {"out", "work"}
+    assert run(Job(**facts)).error is None
+    assert left(open_storage(facts["work"])) == {"inputs.json"}
 
 
 def published(output):

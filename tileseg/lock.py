@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["Hold", "hold", "hold_file"]
 
 _BEAT_SECONDS = 4.0
 _STALE_SECONDS = 20.0  # without a beat: some were missed
+_SETTLE_SECONDS = 0.5
 _TRIES = 20  # against others that free or take it between two of our calls
 
 
@@ -184,9 +186,15 @@ class _FileLock:
         return True
 
     def _is_stale(self, file: IO[bytes]) -> bool:
+        """Look twice: who just got the file of a dead one may not have written yet."""
+        if self._age(file) > _STALE_SECONDS:
+            time.sleep(_SETTLE_SECONDS)
+        return self._age(file) > _STALE_SECONDS
+
+    def _age(self, file: IO[bytes]) -> float:
         with _temporary(self._path) as (_path, fresh):
             now = os.fstat(fresh.fileno()).st_mtime
-        return now - os.fstat(file.fileno()).st_mtime > _STALE_SECONDS
+        return now - os.fstat(file.fileno()).st_mtime
 
     def _replaced(self) -> IO[bytes]:
         """Put another file in the place of the one whose owner is frozen."""
@@ -245,7 +253,7 @@ class _ObjectLock:
     def free(self) -> None:
         found = self._place.look("lock")
         if found and _parse(found[0]).get("id") == self._owner["id"]:
-            self._place.remove("lock", "clock")
+            self._place.remove("lock")
 
     @property
     def _text(self) -> bytes:
@@ -254,8 +262,10 @@ class _ObjectLock:
     def _is_stale(self, owner: Mapping[str, Any]) -> bool:
         if owner.get("space") == _pid_space() and _is_gone(owner.get("pid")):
             return True
-        self._place.write("clock", b"")
-        now, beat = self._place.modified("clock"), self._place.modified("lock")
+        fresh = f"lock.{uuid4().hex}{TEMPORARY}"
+        self._place.write(fresh, b"")
+        now, beat = self._place.modified(fresh), self._place.modified("lock")
+        self._place.remove(fresh)
         return bool(now and beat and (now - beat).total_seconds() > _STALE_SECONDS)
 
 
@@ -281,10 +291,12 @@ def _pid_space() -> str:
 
 
 def _is_gone(pid: object) -> bool:
+    """Return whether a process of this machine ended, nobody having asked how, too."""
     try:
         os.kill(int(str(pid)), 0)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except ProcessLookupError:
         return True
     except (OSError, ValueError):
         return False
-    return False
+    return stat.rpartition(")")[2].split()[0] == "Z"

@@ -128,7 +128,8 @@ class Disk:
     def sweep(self) -> None:
         """Remove what killed writers left in the folder itself."""
         for stale in self.path.glob(f"*{TEMPORARY}"):
-            stale.unlink(missing_ok=True)
+            with suppress(OSError):
+                stale.unlink()
 
     def journal(self, name: str) -> Journal:
         """Return the one in `<name>.jsonl`."""
