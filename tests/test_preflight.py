@@ -73,7 +73,7 @@ def test_a_place_that_cannot_be_written_is_named_first(
     values = run(job(**{place: str(tmp_path / path)})).values
 
     assert values["exit_code"] == ExitCode.OUTPUT
-    assert f"--{place}: " in values["error"]
+    assert f"--{place} {tmp_path / path}: " in values["error"]
     assert forwards == []
     assert before == snapshot(tmp_path)
 
@@ -95,7 +95,7 @@ def test_too_little_room_is_told_with_what_is_needed(
     needed, free = (int(word) for word in words if word.isdecimal())
     assert needed > 1.1 * pixels * (3 + 4 * len(options) / 2)
     assert free == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
-    assert "--output and --work" in values["error"]
+    assert f"--output {tmp_path / 'out'} and --work" in values["error"]
     assert str(tmp_path) in values["error"]
     assert forwards == []
     assert before == snapshot(tmp_path)
@@ -107,10 +107,10 @@ def test_what_an_earlier_attempt_made_needs_no_room(job):
     assert run(stopped, stop_after(stopped, 3)).error
     pixels = 130 * 171
 
-    by_option = {need.option: need.bytes for need in _needs(prepare(stopped))}
+    output, work = _needs(prepare(stopped))
 
-    assert by_option["--work"] <= pixels / 4
-    assert by_option["--output"] >= 2 * pixels
+    assert work.bytes <= pixels / 4
+    assert output.bytes >= 2 * pixels
 
 
 def test_a_disk_without_sizes_is_trusted(job, monkeypatch):

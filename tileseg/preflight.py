@@ -25,8 +25,8 @@ _POLYGON_BYTES = 1  # of a pixel's polygons: roughly, nothing bounds them useful
 class _Need:
     """What one place is asked to hold."""
 
-    option: str
-    """Which names it."""
+    place: str
+    """The option that names it, and what it says."""
     folder: Path
     """The nearest folder that there is already."""
     bytes: float
@@ -45,7 +45,7 @@ def preflight(task: Task) -> None:
             with TemporaryFile(dir=need.folder):
                 disks[need.folder.stat().st_dev].append(need)
         except OSError as err:
-            msg = f"{need.option}: {need.folder} cannot be written: {err.strerror}"
+            msg = f"{need.place}: cannot be written: {err.strerror} ({need.folder})"
             raise OutputError(msg) from err
     for needs in disks.values():
         _check_room(needs)
@@ -56,9 +56,9 @@ def _check_room(needs: list[_Need]) -> None:
     needed = round(_RESERVE * sum(need.bytes for need in needs))
     room = shutil.disk_usage(needs[0].folder)
     if room.total and room.free < needed:  # some network disks know no sizes
-        options = " and ".join({need.option: None for need in needs})
+        places = " and ".join({need.place: None for need in needs})
         msg = (
-            f"{options}: may need {needed} bytes, {room.free} are free in "
+            f"{places}: may need {needed} bytes, {room.free} are free in "
             f"{needs[0].folder}; make room, or choose another disk for one of them"
         )
         raise OutputError(msg)
@@ -72,15 +72,17 @@ def _needs(task: Task) -> list[_Need]:
     # The products, and beside them the one that is being made: first without overviews.
     results = pixels * (_OVERVIEWS * (layers + 1) + polygons)
     has_disk = not is_remote(job.workplace)
+    work = f"--work {job.work_path}", job.work_path
     if not is_remote(job.destination):
-        places = [("--output", job.output_path.resolve().parent, results)]
+        output = f"--output {job.output_path}", job.output_path.resolve().parent
     elif has_disk:  # where they are built before they go up
-        places = [("--work", job.work_path, results)]
+        output = work
     else:
-        places = [("TMPDIR", Path(gettempdir()), results)]
+        output = "TMPDIR", Path(gettempdir())
+    places = [(*output, results)]
     if has_disk:
         shards = _share_to_do(task) * pixels * (layers + polygons)
-        places.append(("--work", job.work_path, shards))
+        places.append((*work, shards))
     return [_Need(option, _nearest(path), size) for option, path, size in places]
 
 
