@@ -166,7 +166,7 @@ def test_a_shard_that_changes_behind_our_back_is_not_published(
     again = run(job).values
 
     assert record.values["exit_code"] == ExitCode.OUTPUT
-    assert f"{product}.tif: is not what was meant" in record.values["error"]
+    assert f"shards/0_0{suffix}.tif" in record.values["error"]
     assert again["exit_code"] == ExitCode.OK
     assert again["counts"]["shards_reused"] == 5
     expected = Job(**options, output=str(tmp_path / "expected"))

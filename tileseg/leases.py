@@ -57,6 +57,10 @@ class Leases:
         """Return whether a worker has leases."""
         return bool(self._missing.get(worker))
 
+    def is_on_trial(self, worker: str) -> bool:
+        """Return whether a worker has a shard that a lost one had in hand, alone."""
+        return any(self._tries[shard] for shard in self._missing.get(worker, {}))
+
     def take(self, worker: str) -> list[Run]:
         """Return what `worker` gets now, in order; often nothing.
 
@@ -67,7 +71,7 @@ class Leases:
         missing = self._missing.setdefault(worker, {})
         if not missing and not self._todo and self._suspects:
             return [self._lease(worker, self._suspects.popleft())]
-        if any(self._tries[shard] for shard in missing):
+        if self.is_on_trial(worker):
             return []
         runs: list[Run] = []
         while self._todo and len(set(missing.values())) < _QUEUED:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _DRAIN_SECONDS = 5.0  # between two looks for nodes that are about to go
 _IDLE_SECONDS = 30.0  # after which a worker that nothing is left for is let go
-_MAX_FALSE_STARTS = 3  # in a row, of one worker that holds no lease yet
+_MAX_FAILS = 3  # in a row, of one worker, that are no shard's doing
 
 
 @dataclass(slots=True)
@@ -44,7 +44,8 @@ class _Seat:
 
     node: str = ""
     hardware: str = ""
-    false_starts: int = 0
+    fails: int = 0
+    """Losses in a row, without a shard made in between, that are no shard's doing."""
     is_there: bool = False
     """Whether it answered since it was last lost."""
     is_leaving: bool = False
@@ -114,9 +115,9 @@ class Shift:
                 answer = ray.get(ref)
         except RayActorError as err:
             is_dead = method == "hello"  # Ray restarts all others
-            return self._lost(name, err, is_start=method != "work", is_dead=is_dead)
+            return self._lost(name, err, is_dead=is_dead)
         except DeviceFaultError as err:  # its process is of no use any more
-            return self._lost(name, err, is_start=method != "work", is_dead=True)
+            return self._lost(name, err, is_dead=True)
         except TilesegError as err:
             if method != "begin":
                 raise
@@ -128,7 +129,6 @@ class Shift:
             self._welcome(name, answer)
         elif method == "begin":
             self._seats[name].hardware = answer
-            self._seats[name].false_starts = 0
             self._go_on(name)
         elif answer is None:
             died = LostError("its process died between two calls")
@@ -162,6 +162,7 @@ class Shift:
         self._tiles[name] = report.tiles
         self.usage = self.usage.with_peaks(report.device_mb, report.rss_mb)
         if report.outcomes:
+            self._seats[name].fails = 0
             self._took_part[name] = self._seats[name].hardware
             hardware = tuple(self._took_part.values())
             self.usage = replace(self.usage, workers=len(hardware), hardware=hardware)
@@ -192,23 +193,19 @@ class Shift:
         self._call(name, "work", runs, _POLL_SECONDS, is_last=is_last)
 
     def _lost(
-        self,
-        name: str,
-        error: Exception,
-        *,
-        is_start: bool = False,
-        is_dead: bool = False,
+        self, name: str, error: Exception, *, is_dead: bool = False
     ) -> list[Outcome]:
         """Lease again what a worker had; return what is given up.
 
         Args:
             name: whose process is gone, or of no use.
             error: why.
-            is_start: whether it had no lease yet.
             is_dead: whether it takes a new actor, not only Ray's new process.
         """
         logger.warning("%s: lost: %s", name, str(error).splitlines()[0])
         seat = self._seats[name]
+        is_device = isinstance(error, DeviceFaultError)
+        fails = seat.fails + (is_device or not self._leases.is_on_trial(name))
         # It is nobody's fault if a node is taken away.
         is_fault = not (getattr(error, "preempted", False) or seat.is_leaving)
         given_up = self._leases.lose(name, is_fault=is_fault)
@@ -219,15 +216,14 @@ class Shift:
             restarts=(self.usage.restarts or 0) + 1,
         )
         self._watch.forget(name)
-        false_starts = seat.false_starts + is_start
-        if false_starts >= _MAX_FALSE_STARTS:
-            self._refusal = self._refusal or _as_refusal(error)
+        if fails >= _MAX_FAILS:
+            self._refusal = error if is_device else self._refusal
             self._let_go(name)
         elif is_dead:
             self._replace(name)
-            self._seats[name].false_starts = false_starts
+            self._seats[name].fails = fails
         else:
-            self._seats[name] = _Seat(false_starts=false_starts)
+            self._seats[name] = _Seat(fails=fails)
             self._hello(name)
         return [Failure(shard, _why_given_up(shard.name, error)) for shard in given_up]
 
@@ -294,10 +290,6 @@ def _why_given_up(shard: str, error: Exception) -> TilesegError:
     if isinstance(error, DeviceFaultError):
         return error
     return LostError(f"shard {shard}: {MAX_TRIES} workers died of it")
-
-
-def _as_refusal(error: Exception) -> TilesegError | None:
-    return error if isinstance(error, DeviceFaultError) else None
 
 
 class _Meters:
