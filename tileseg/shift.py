@@ -205,7 +205,8 @@ class Shift:
         logger.warning("%s: lost: %s", name, str(error).splitlines()[0])
         seat = self._seats[name]
         is_device = isinstance(error, DeviceFaultError)
-        fails = seat.fails + (is_device or not self._leases.is_on_trial(name))
+        is_shards_doing = self._leases.is_on_trial(name) and not is_device
+        fails = seat.fails + (not is_shards_doing)
         # It is nobody's fault if a node is taken away.
         is_fault = not (getattr(error, "preempted", False) or seat.is_leaving)
         given_up = self._leases.lose(name, is_fault=is_fault)
@@ -217,7 +218,8 @@ class Shift:
         )
         self._watch.forget(name)
         if fails >= _MAX_FAILS:
-            self._refusal = error if is_device else self._refusal
+            if isinstance(error, DeviceFaultError):
+                self._refusal = error
             self._let_go(name)
         elif is_dead:
             self._replace(name)
