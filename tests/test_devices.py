@@ -4,6 +4,7 @@ import logging
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,26 @@ def test_too_little_memory_halves_the_batch_of_the_whole_plan(
     warned = [line for line in caplog.messages if "out of memory" in line]
     assert len(warned) == len(steps)
     assert small
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_did_not_fit_is_freed_before_the_next_try(job, monkeypatch, workers):
+    """Else a large network would stand in the memory once for every try."""
+    networks = weakref.WeakSet()
+    most = 0
+
+    def forward(self, tiles):
+        nonlocal most
+        networks.add(self)
+        most = max(most, len(networks))
+        if len(tiles) > ENOUGH:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FORWARD(self, tiles)
+
+    monkeypatch.setattr(UNet, "forward", forward)
+
+    assert run(job(workers=workers)).error is None
+    assert most == workers
 
 
 def test_the_allocator_of_the_cpu_is_understood(job, monkeypatch):

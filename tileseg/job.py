@@ -260,7 +260,8 @@ def _halved(plan: Plan, error: DeviceMemoryError) -> Plan:
             "another --device or a smaller model"
         )
         raise DeviceMemoryError(msg) from error
-    logger.warning("%s; going on with %d tiles in a batch", error, batch // 2)
+    # Its text: whoever keeps the log shall not keep the error, and with it the tensors.
+    logger.warning("%s; going on with %d tiles in a batch", str(error), batch // 2)
     return replace(plan, resolved={**plan.resolved, "batch_size": batch // 2})
 
 
