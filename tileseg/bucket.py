@@ -11,13 +11,14 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from tileseg import publish
@@ -39,8 +40,8 @@ __all__ = ["Bucket", "leave", "open_place"]
 
 logger = logging.getLogger(__name__)
 
-_RETRIES = 8
-_RETRY_SECONDS = 120  # of one request and its retries
+_RETRY_SECONDS = 60  # the library repeats a request so long, and we what it does not
+_WAIT_SECONDS = 0.2  # before the first repetition of ours, then twice as long
 _PART_BYTES = 5 << 20  # the least that S3 takes: one must pass in 30 s
 _MOST_PARTS = 5000  # S3 takes 10,000
 _PARTS_AT_ONCE = 4
@@ -49,6 +50,8 @@ _HOME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
 _PRODUCT = re.compile(rf"{_HOME.pattern}/\w[\w.]*", re.ASCII)
 _STATUS = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>")
+
+_Answer = TypeVar("_Answer")
 
 
 def open_place(job: Job) -> publish.Place:
@@ -172,15 +175,17 @@ class Bucket:
         import obstore
 
         size = len(file) if isinstance(file, bytes) else file.stat().st_size
-        with self._explained(f"{path} cannot be written"):
-            obstore.put(
+        self._ask(
+            f"{path} cannot be written",
+            lambda: obstore.put(
                 self._store,
                 path,
                 file,
                 mode=mode,
                 chunk_size=max(_PART_BYTES, size // _MOST_PARTS),
                 max_concurrency=_PARTS_AT_ONCE,
-            )
+            ),
+        )
 
     def _publish(self, folder: Path) -> None:
         """Upload the products, then the record, then delete what it replaced."""
@@ -208,49 +213,60 @@ class Bucket:
     def _forget(self, paths: frozenset[str]) -> None:
         """Delete what no record lists any more; what cannot be deleted stays."""
         import obstore
-        from obstore.exceptions import BaseError
 
         if paths:
             try:
-                obstore.delete(self._store, sorted(paths))
-            except (BaseError, OSError):
-                logger.warning("%s: old objects could not be deleted", self)
+                self._ask(
+                    "old objects cannot be deleted",
+                    lambda: obstore.delete(self._store, sorted(paths)),
+                )
+            except (OutputError, StorageError) as err:
+                logger.warning("%s", err)
 
     def _read(self) -> "tuple[bytes, PutMode] | None":
         """Return the record's bytes and version; None if there is none."""
         import obstore
 
-        with self._explained(f"{publish.RECORD} cannot be read"):
+        def get() -> "tuple[bytes, PutMode] | None":
             try:
                 answer = obstore.get(self._store, publish.RECORD)
             except FileNotFoundError:
                 return None
             data = bytes(answer.bytes())
-        return data, _version(answer.meta["e_tag"], answer.meta["version"])
+            return data, _version(answer.meta["e_tag"], answer.meta["version"])
+
+        return self._ask(f"{publish.RECORD} cannot be read", get)
 
     def _size(self, path: str) -> int | None:
         """Return an object's size; None if it is not there."""
         import obstore
 
-        with self._explained(f"{path} cannot be read"):
+        def head() -> int | None:
             try:
                 return obstore.head(self._store, path)["size"]
             except FileNotFoundError:
                 return None
 
+        return self._ask(f"{path} cannot be read", head)
+
     def _refuse_foreign(self) -> None:
         """Refuse a prefix that holds more than what an interrupted upload left."""
         import obstore
 
-        with self._explained("cannot be listed"):
-            for chunk in obstore.list(self._store):
-                for item in chunk:
-                    if not _PRODUCT.fullmatch(item["path"]):
-                        msg = (
-                            f"{self}: holds objects but no run.json of tileseg; "
-                            "choose another output"
-                        )
-                        raise OutputError(msg)
+        def list_foreign() -> list[str]:
+            return [
+                item["path"]
+                for chunk in obstore.list(self._store)
+                for item in chunk
+                if not _PRODUCT.fullmatch(item["path"])
+            ]
+
+        if self._ask("cannot be listed", list_foreign):
+            msg = (
+                f"{self}: holds objects but no run.json of tileseg; "
+                "choose another output"
+            )
+            raise OutputError(msg)
 
     def _parse(self, data: bytes) -> dict[str, Any]:
         """Return a record of ours; refuse any other, and paths out of the prefix."""
@@ -266,20 +282,33 @@ class Bucket:
             raise OutputError(msg)
         return record
 
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        """Turn the library's errors into ours: who must act, and nothing it quotes.
+    def _ask(self, what: str, request: Callable[[], _Answer]) -> _Answer:
+        """Return a request's answer; repeat it where the library does not.
 
+        It repeats what cannot have happened and what may happen twice. It does not
+        repeat a conditional write or a deletion without an answer, and no answer that
+        broke off: all of ours may be repeated, the first a caller looks into.
         Lost conditions pass: they are no errors of the store.
+
+        Raises:
+            OutputError: the store refuses.
+            StorageError: it keeps failing.
         """
         from obstore import exceptions
 
-        try:
-            yield
-        except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
-            raise
-        except (exceptions.BaseError, FileNotFoundError) as err:
-            raise _explain(f"{self}: {what}", err) from None
+        wait, end = _WAIT_SECONDS, 0.0
+        while True:
+            try:
+                return request()
+            except (exceptions.AlreadyExistsError, exceptions.PreconditionError):
+                raise
+            except (exceptions.BaseError, FileNotFoundError) as err:
+                error = _explain(f"{self}: {what}", err)
+            end = end or time.monotonic() + _RETRY_SECONDS
+            if not isinstance(error, StorageError) or time.monotonic() + wait > end:
+                raise error
+            time.sleep(wait)
+            wait *= 2
 
 
 def _open(output: str) -> "ObjectStore":
@@ -290,8 +319,13 @@ def _open(output: str) -> "ObjectStore":
     from obstore.store import from_url
 
     retry: RetryConfig = {
-        "max_retries": _RETRIES,
+        "max_retries": 1000,  # more than the time allows
         "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+        "backoff": {
+            "init_backoff": timedelta(seconds=_WAIT_SECONDS),
+            "max_backoff": timedelta(seconds=10),
+            "base": 3,  # the pauses are random: with 2 they would not grow
+        },
     }
     scheme, _, rest = output.partition("://")
     url = f"{scheme}://{quote(rest)}"  # a scene may be named as no URL can be
