@@ -46,6 +46,7 @@ _PART_BYTES = 5 << 20  # the least that S3 takes: one must pass in 30 s
 _MOST_PARTS = 5000  # S3 takes 10,000
 _PARTS_AT_ONCE = 4
 _LATER = {408, 425, 429}  # the client errors that say: not now
+_AGAIN = {"RequestTimeout", "NoSuchUpload"}  # and those that say: from the start
 _HOME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
 _PRODUCT = re.compile(rf"{_HOME.pattern}/\w[\w.]*", re.ASCII)
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -352,12 +353,12 @@ def _explain(what: str, error: Exception) -> TilesegError:
     status = _STATUS.search(text := str(error))
     reason = _REASON.search(text)
     said = " ".join(found[1] for found in (status, reason) if found)
-    is_ours_to_mend = (
+    is_final = (
         400 <= int(status[1]) < 500 and int(status[1]) not in _LATER  # noqa: PLR2004
         if status
         else isinstance(error, FileNotFoundError)
     )
-    if is_ours_to_mend:
+    if is_final and not (reason and reason[1] in _AGAIN):
         hint = "look at the address, the credentials and their rights"
         return OutputError(f"{what} ({said or 'not found'}); {hint}")
     return StorageError(f"{what} ({said or 'no answer'}); run again later")
