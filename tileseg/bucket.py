@@ -33,7 +33,7 @@ from tileseg.ledger import write_whole
 from tileseg.settings import Job, is_remote
 
 if TYPE_CHECKING:
-    from obstore import PutMode, UpdateVersion
+    from obstore import ObjectMeta, PutMode, UpdateVersion
     from obstore.store import ObjectStore, RetryConfig
 
 __all__ = ["Bucket", "leave", "open_place"]
@@ -126,6 +126,30 @@ class Bucket:
             and record["status"] == "complete"
             and any(item["path"].endswith("/mask.tif") for item in outputs)
             and all(self._size(item["path"]) == item["bytes"] for item in outputs)
+        )
+
+    def tidy(self) -> None:
+        """Delete what a killed run left: what is not listed and cannot be any more.
+
+        What is older than the record is of a run that read the one before, and cannot
+        replace this one. What is younger may be another run's, on its way.
+        """
+        try:
+            items = self._items()
+        except (OutputError, StorageError) as err:
+            logger.warning("%s", err)
+            return
+        record = items.get(publish.RECORD)
+        seen = self._seen if isinstance(self._seen, dict) else {}
+        if record is None or record["e_tag"] != seen.get("e_tag"):
+            return  # by another run
+        self._forget(
+            frozenset(
+                path
+                for path, item in items.items()
+                if item["last_modified"] < record["last_modified"]
+                and _PRODUCT.fullmatch(path)
+            ).difference(self._listed)
         )
 
     @contextmanager
@@ -250,19 +274,22 @@ class Bucket:
 
         return self._ask(f"{path} cannot be read", head)
 
-    def _refuse_foreign(self) -> None:
-        """Refuse a prefix that holds more than what an interrupted upload left."""
+    def _items(self) -> "dict[str, ObjectMeta]":
+        """Return all objects of the prefix by their paths."""
         import obstore
 
-        def list_foreign() -> list[str]:
-            return [
-                item["path"]
+        return self._ask(
+            "cannot be listed",
+            lambda: {
+                item["path"]: item
                 for chunk in obstore.list(self._store)
                 for item in chunk
-                if not _PRODUCT.fullmatch(item["path"])
-            ]
+            },
+        )
 
-        if self._ask("cannot be listed", list_foreign):
+    def _refuse_foreign(self) -> None:
+        """Refuse a prefix that holds more than what an interrupted upload left."""
+        if not all(_PRODUCT.fullmatch(path) for path in self._items()):
             msg = (
                 f"{self}: holds objects but no run.json of tileseg; "
                 "choose another output"

@@ -128,6 +128,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     if held and place.is_complete(held, task.request_id):
         logger.info("%s: nothing to do, %s is complete", job.input, place)
         record.adopt(held)
+        place.tidy()
         _clean(job, held["plan_id"], is_whole=True)
         return
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)

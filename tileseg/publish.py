@@ -40,6 +40,9 @@ class Place(Protocol):
     def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
         """Return whether `record` answers the request and its files are intact."""
 
+    def tidy(self) -> None:
+        """Remove what a killed run left beside what is published."""
+
     def staging(self) -> AbstractContextManager[Path]:
         """Give an empty local folder; publish it if all goes well."""
 
@@ -66,6 +69,9 @@ class Folder:
     def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
         """See `is_complete` below."""
         return is_complete(self.path, record, request_id)
+
+    def tidy(self) -> None:
+        """Do nothing: the next run that writes there does."""
 
     def staging(self) -> AbstractContextManager[Path]:
         """See `staging` below."""
