@@ -115,7 +115,7 @@ def other(server):
 @pytest.fixture
 def hasty(monkeypatch):
     """Give up soon."""
-    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 1)
+    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_a_job_whose_requests_hang_now_and_then_ends_well(line, prefix, job):
 def test_requests_become_rare_while_the_store_asks_for_it(line, prefix, monkeypatch):
     """Each that is refused waits, longer each time; in the end all get through."""
     monkeypatch.undo()
-    place, number = Bucket(prefix.output, None), 40
+    place, number = Bucket(prefix.output, None), 24
     line.obey()
     started = time.monotonic()
     for index in range(number):
@@ -288,8 +288,15 @@ def test_requests_become_rare_while_the_store_asks_for_it(line, prefix, monkeypa
 # Faults that do not pass
 
 
-@pytest.mark.parametrize("fault", [*PASSING[2:4], PASSING[4], STALLS[0]], ids=name_of)
-@pytest.mark.parametrize("kind", ["put", "switch"])
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("put", PASSING[2]),
+        ("put", STALLS[0]),
+        ("switch", PASSING[4]),
+        ("switch", STALLS[1]),
+    ],
+)
 @pytest.mark.usefixtures("hasty")
 def test_a_store_that_fails_for_ever_keeps_the_old_version_and_the_work(
     line, prefix, job, kind, fault
@@ -395,8 +402,7 @@ def test_a_failed_upload_is_aborted_and_nothing_of_it_is_seen(
 
 def kill_at(line, words, rule):
     """Run a Python program until a request meets the rule; kill it there."""
-    if rule["target"] == KINDS["delete"]["target"]:
-        time.sleep(1)  # the store's times are whole seconds
+    time.sleep(1)  # the store's times are whole seconds
     line.obey(rule)
     with subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -464,5 +470,7 @@ def test_a_job_killed_as_it_publishes_is_made_good_by_the_next(
     values = succeed(job())
 
     assert other.products() == prefix.products()
-    counts = values["counts"]
-    assert kind == "get" or counts["shards"] == counts["shards_reused"]
+    # The work was done before the kill: what was published is not even looked at.
+    is_published = kind == "delete" or phase == ("switch", "stall_body")
+    reused = 0 if kind == "get" or is_published else values["counts"]["shards"]
+    assert reused == values["counts"]["shards_reused"]
