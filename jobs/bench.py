@@ -34,10 +34,11 @@ from tileseg.cli import one_line_errors
 from tileseg.engine import Engine, Failure, LocalEngine, Outcome
 from tileseg.grid import Run
 from tileseg.job import Staff
-from tileseg.ledger import Ledger, Plan
+from tileseg.ledger import Ledger, Plan, forget
 from tileseg.model import Device, Network, default_batch, load_module
 from tileseg.model import load as load_network
 from tileseg.settings import Job
+from tileseg.storage import Disk
 from tileseg.task import Task, prepare
 from tileseg.worker import Recipe
 
@@ -145,7 +146,7 @@ class Bench:
             "precision": self.device.precision,
             "batch_size": self.batch,
         }
-        ledger = Ledger(folder, Plan(self.task.request, resolved))
+        ledger = Ledger(Disk(folder), Plan(self.task.request, resolved))
         ledger.open()
         recipe = Recipe.of(self.task, ledger, self.device)
         if self.rate:
@@ -156,7 +157,7 @@ class Bench:
         with closing(engine.outcomes(recipe, runs, lambda _tiles: None)) as outcomes:
             tiles = sum(_tiles(outcome) for outcome in outcomes)
         seconds = time.perf_counter() - start
-        ledger.remove()
+        forget(Disk(folder), ledger.plan.plan_id)
         return {"tiles_s": tiles / seconds / len(workers)}
 
     def _simulated(self, recipe: Recipe) -> Recipe:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tileseg.card import Card, LandClass
 from tileseg.errors import PreemptedError
 from tileseg.model import save
+from tileseg.objects import open_storage
 from tileseg.publish import file_sha256
 from tileseg.unet import UNet
 
@@ -156,14 +157,20 @@ def make_plain(path: Path, pixels: NDArray, **profile) -> Path:
     return path
 
 
+def receipts_of(job) -> int:
+    """Return how many receipts the job's work directory has."""
+    work = open_storage(job.workplace)
+    journals = [work.below(name).journal("receipts") for name in work.folders()]
+    return sum(bool(entry) for item in journals for entry in item.entries())
+
+
 def after(job, count: int, action):
     """Return a progress callback that acts once, at the `count`-th new receipt."""
     first, is_over = None, False
 
     def progress(_done, _total):
         nonlocal first, is_over
-        journals = job.work_path.glob("*/receipts.jsonl")
-        receipts = sum(item.read_bytes().count(b"\n") for item in journals)
+        receipts = receipts_of(job)
         first = receipts if first is None else first
         if receipts - first >= count and not is_over:
             is_over = True

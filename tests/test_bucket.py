@@ -17,11 +17,12 @@ from making import make_scene, random_pixels
 from obstore.exceptions import GenericError
 from s3 import SECRET, serve
 
-from tileseg import bucket
+from tileseg import objects
 from tileseg.bucket import Bucket, open_place
 from tileseg.cli import main
 from tileseg.errors import BusyError, ExitCode, OutputError, StorageError, UsageError
 from tileseg.job import run
+from tileseg.objects import Objects
 from tileseg.settings import Job
 
 PRODUCTS = {"mask.tif", "confidence.tif", "quicklook.png"}
@@ -76,14 +77,14 @@ def succeed(job):
     return record.values
 
 
-def objects(output):
+def listed(output):
     """Return path to (etag, last modified, size) of all objects of a prefix."""
-    listed = obstore.list(Bucket(output, Path())._store).collect()
-    return {i["path"]: (i["e_tag"], i["last_modified"], i["size"]) for i in listed}
+    items = obstore.list(Objects(output)._store).collect()
+    return {i["path"]: (i["e_tag"], i["last_modified"], i["size"]) for i in items}
 
 
 def fetch(output, path):
-    return bytes(obstore.get(Bucket(output, Path())._store, path).bytes())
+    return bytes(obstore.get(Objects(output)._store, path).bytes())
 
 
 def version(output):
@@ -125,24 +126,24 @@ def test_the_store_gets_the_bytes_that_a_directory_gets(job, output, tmp_path):
 
     plan_id = values["plan_id"]
     paths = {f"{plan_id}/{name}" for name in PRODUCTS}
-    assert paths | {"run.json"} == set(objects(output))
+    assert paths | {"run.json"} == set(listed(output))
     assert paths == {item["path"] for item in values["outputs"]}
     assert values == json.loads(fetch(output, "run.json"))
     for name in PRODUCTS:
         expected = (local.output_path / name).read_bytes()
         assert expected == fetch(output, f"{plan_id}/{name}")
-    assert {"inputs.json", "lock"} == {i.name for i in job().work_path.iterdir()}
+    assert {"inputs.json"} == {i.name for i in job().work_path.iterdir()}
 
 
 def test_a_second_run_touches_nothing(job, output, monkeypatch):
     first = succeed(job())
-    before = objects(output)
+    before = listed(output)
     monkeypatch.setattr(obstore, "put", lambda *_args, **_more: pytest.fail("put"))
 
     second = succeed(job())
 
     assert first == second
-    assert before == objects(output)
+    assert before == listed(output)
 
 
 def test_a_second_run_loads_no_torch(job, output):
@@ -164,32 +165,32 @@ def test_a_second_run_loads_no_torch(job, output):
 
 def test_another_plan_is_refused_and_replaces_the_old_one_if_asked(job, output):
     old = succeed(job())
-    before = objects(output)
+    before = listed(output)
 
     refused = run(job(confidence=False))
 
     assert refused.values["exit_code"] == ExitCode.BUSY
     assert f"{output}: holds the result of another plan" in str(refused.error)
-    assert before == objects(output)
+    assert before == listed(output)
 
     new = succeed(job(confidence=False, overwrite=True))
 
     plan_id = new["plan_id"]
     expected = {"run.json", f"{plan_id}/mask.tif", f"{plan_id}/quicklook.png"}
     assert plan_id != old["plan_id"]
-    assert expected == set(objects(output))
+    assert expected == set(listed(output))
 
 
 def test_a_missing_product_is_made_again(job, output):
     values = succeed(job())
-    before = objects(output)
+    before = listed(output)
     path = f"{values['plan_id']}/mask.tif"
-    obstore.delete(Bucket(output, Path())._store, path)
+    obstore.delete(Objects(output)._store, path)
 
     again = succeed(job())
 
     assert again["plan_id"] == values["plan_id"]
-    assert before[path][0] == objects(output)[path][0]
+    assert before[path][0] == listed(output)[path][0]
 
 
 def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
@@ -204,7 +205,7 @@ def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
     assert [told] == json.loads(second.stdout.splitlines()[-1])["scenes"]
     assert told["state"] == "unchanged"
     assert told["output"] == f"{output}/scene"
-    assert "run.json" in objects(told["output"])
+    assert "run.json" in listed(told["output"])
 
 
 def test_an_uploaded_working_directory_lets_the_store_through(job, monkeypatch):
@@ -230,7 +231,6 @@ def test_a_failed_upload_leaves_the_old_version(job, output, monkeypatch, number
     """Whichever put fails, the record's too; the same command then makes it good."""
     succeed(job(blend="cosine"))
     before = version(output)
-    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 0)
     put, calls = obstore.put, []
 
     def fail(*args, **options):
@@ -240,6 +240,7 @@ def test_a_failed_upload_leaves_the_old_version(job, output, monkeypatch, number
         return put(*args, **options)
 
     monkeypatch.setattr(obstore, "put", fail)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
     failed = run(job(overwrite=True))
     monkeypatch.setattr(obstore, "put", put)
 
@@ -252,8 +253,28 @@ def test_a_failed_upload_leaves_the_old_version(job, output, monkeypatch, number
     assert values["counts"]["shards_reused"] == values["counts"]["shards"]
     assert before[0] != version(output)[0]
     assert {values["plan_id"], "run.json"} == {
-        path.partition("/")[0] for path in objects(output)
+        path.partition("/")[0] for path in listed(output)
     }
+
+
+def test_an_object_that_did_not_arrive_whole_is_not_published(job, output, monkeypatch):
+    """What the record lists is looked at again before the switch."""
+    succeed(job(blend="cosine"))
+    before = version(output)
+    put = obstore.put
+
+    def lose_the_end(store, path, data, **options):
+        if path.endswith("mask.tif"):
+            data = data.read_bytes()[:-1]
+        return put(store, path, data, **options)
+
+    monkeypatch.setattr(obstore, "put", lose_the_end)
+    failed = run(job(overwrite=True))
+    monkeypatch.undo()
+
+    assert failed.values["exit_code"] == ExitCode.STORAGE
+    assert "mask.tif: got" in str(failed.error)
+    assert before == version(output)
 
 
 def test_what_a_killed_upload_left_is_not_foreign(output, tmp_path, monkeypatch):
@@ -268,7 +289,7 @@ def test_what_a_killed_upload_left_is_not_foreign(output, tmp_path, monkeypatch)
     with pytest.raises(CrashError):
         stage(output, tmp_path, "half")
     monkeypatch.undo()
-    assert list(objects(output)) == [f"{'a' * 32}/mask.tif"]
+    assert list(listed(output)) == [f"{'a' * 32}/mask.tif"]
 
     stage(output, tmp_path, "whole")
 
@@ -321,7 +342,7 @@ def test_holes_that_are_filled_change_no_listed_object(output, tmp_path):
         assert path != f"{'a' * 32}/mask.tif"
 
     assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
-    assert {"run.json", f"{'a' * 32}/mask.tif"} == set(objects(output))
+    assert {"run.json", f"{'a' * 32}/mask.tif"} == set(listed(output))
 
 
 def test_old_objects_that_cannot_be_deleted_are_no_failure(
@@ -333,21 +354,21 @@ def test_old_objects_that_cannot_be_deleted_are_no_failure(
         raise GenericError("no")
 
     monkeypatch.setattr(obstore, "delete", refuse)
-    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
     stage(output, tmp_path, "new", plan="b" * 32)
 
     assert version(output)[1] == {f"{'b' * 32}/mask.tif": b"new"}
 
 
 def test_a_large_object_goes_up_in_parts(output, tmp_path, monkeypatch):
-    monkeypatch.setattr(bucket, "_PART_BYTES", 5 << 20)  # the least that S3 takes
+    monkeypatch.setattr(objects, "_PART_BYTES", 5 << 20)  # the least that S3 takes
     data = os.urandom(12_000_000)
     (tmp_path / "large").write_bytes(data)
 
-    Bucket(output, tmp_path).put("large", tmp_path / "large")
+    Objects(output).write("large", tmp_path / "large")
 
     assert data == fetch(output, "large")
-    assert objects(output)["large"][0].endswith('-3"')
+    assert listed(output)["large"][0].endswith('-3"')
 
 
 # What is refused
@@ -371,7 +392,7 @@ def test_a_large_object_goes_up_in_parts(output, tmp_path, monkeypatch):
 )
 def test_a_record_of_others_is_never_ours(output, tmp_path, text):
     place = Bucket(output, tmp_path)
-    place.put("run.json", text.encode())
+    Objects(output).write("run.json", text.encode())
 
     with pytest.raises(OutputError, match=r"run\.json is none of tileseg"):
         place.published()
@@ -379,14 +400,14 @@ def test_a_record_of_others_is_never_ours(output, tmp_path, text):
 
 @pytest.mark.parametrize("path", ["notes.txt", "mask.tif", "2024/mask.tif"])
 def test_a_prefix_of_others_is_never_ours(output, job, path):
-    Bucket(output, Path()).put(path, b"mine")
-    before = objects(output)
+    Objects(output).write(path, b"mine")
+    before = listed(output)
 
     record = run(job(overwrite=True))
 
     assert record.values["exit_code"] == ExitCode.OUTPUT
     assert "no run.json of tileseg" in str(record.error)
-    assert before == objects(output)
+    assert before == listed(output)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +422,7 @@ def test_a_store_that_says_no_is_told_in_one_line_without_a_secret(
     monkeypatch, output, job, tmp_path, fault
 ):
     name, value, code = fault
-    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
     monkeypatch.setenv(name, value)
     words = ["segment", "--input", job().input, "--model", job().model]
     words += ["--output", output, "--work", job().work, "-v"]
@@ -435,14 +456,14 @@ def test_a_store_that_keeps_failing_is_a_storage_error(
         raise GenericError(msg)
 
     monkeypatch.setattr(obstore, "get", fail)
-    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 0)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
 
     with pytest.raises(StorageError, match=f"{status} SlowDown.*later"):
         Bucket(output, tmp_path).published()
 
 
 def test_without_the_library_the_extra_is_named(monkeypatch, job):
-    monkeypatch.setattr(bucket, "find_spec", lambda _name: None)
+    monkeypatch.setattr(objects, "find_spec", lambda _name: None)
 
     with pytest.raises(UsageError, match=r"pip install 'tileseg\[remote\]'"):
         open_place(job())

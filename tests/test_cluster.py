@@ -25,6 +25,7 @@ from tileseg.leases import MAX_TRIES
 from tileseg.ledger import Ledger, Plan
 from tileseg.publish import file_sha256
 from tileseg.settings import Job
+from tileseg.storage import Disk
 from tileseg.task import prepare
 from tileseg.worker import Recipe
 
@@ -314,7 +315,7 @@ def test_a_work_directory_that_a_worker_does_not_see_is_named(job, staff):
     task = prepare(job())
     device = engine.resolve(job())
     plan = Plan(task.request, {"batch_size": 1})
-    ledger = Ledger(Path("/nowhere/work"), plan)
+    ledger = Ledger(Disk(Path("/nowhere/work")), plan)
 
     with pytest.raises(OutputError, match="--work must lie on storage"):
         list(engine.outcomes(Recipe.of(task, ledger, device), [Run(task.grid.shape)]))
@@ -332,7 +333,7 @@ def test_another_file_at_the_same_path_is_no_scene_of_ours(job, staff):
     """A node that sees other bytes there takes no part; nobody is left here."""
     engine = staff.engine(job(engine="ray"))
     task = prepare(job())
-    ledger = Ledger(Path(job().work_path), Plan(task.request, {"batch_size": 1}))
+    ledger = Ledger(Disk(job().work_path), Plan(task.request, {"batch_size": 1}))
     ledger.open()
     recipe = Recipe.of(task, ledger, engine.resolve(job()))
     other = replace(recipe, scene=replace(task.scene, size=7))

@@ -18,6 +18,7 @@ from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
 from tileseg.model import Device
 from tileseg.settings import Job
+from tileseg.storage import Disk
 from tileseg.task import prepare
 from tileseg.unet import UNet
 from tileseg.window import Window
@@ -348,7 +349,7 @@ def test_stopping_does_not_wait_for_nodata_to_end(job, tmp_path):
     pixels = np.zeros((3, 3000, 500), np.uint16)
     scene = make_scene(tmp_path / "blank.tif", pixels)
     task = prepare(job(input=str(scene)))
-    ledger = Ledger(tmp_path / "work", Plan(task.request, RESOLVED))
+    ledger = Ledger(Disk(tmp_path / "work"), Plan(task.request, RESOLVED))
     recipe = Recipe.of(task, ledger, Device("cpu", "any", "fp32"))
     stop = threading.Event()
     worker = Worker(recipe, stop)

@@ -9,6 +9,7 @@ import pytest
 
 from tileseg.errors import InputError
 from tileseg.identity import identify
+from tileseg.storage import Disk
 
 DATA = b"II*\0" + bytes(range(200))
 
@@ -24,7 +25,7 @@ def file(tmp_path):
 def work(tmp_path):
     path = tmp_path / "work"
     path.mkdir()
-    return path
+    return Disk(path)
 
 
 def rewrite_quietly(path, data):
@@ -124,7 +125,7 @@ def test_a_file_that_went_away_has_changed(file, work):
     ],
 )
 def test_a_broken_record_is_no_record(record, file, work):
-    (work / "inputs.json").write_bytes(record)
+    work.write("inputs.json", record)
 
     assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
 

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "settings",
     "overlap",
     "memory",
     "window",
@@ -31,9 +32,11 @@ ORDER = (
     "area",
     "vectorize",
     "features",
+    "storage",
+    "objects",
+    "lock",
     "ledger",
     "identity",
-    "settings",
     "task",
     "precision",
     "worker",
@@ -59,7 +62,7 @@ OWN_NAMES = {"__version__"}
 OWNERS = {
     "click": {"cli", "options"},
     "matplotlib": {"report"},
-    "obstore": {"bucket"},
+    "obstore": {"objects"},
     "pyarrow": {"features"},
     "pyogrio": {"features"},
     "pyproj": {"area", "features"},

@@ -6,18 +6,18 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from making import digests, make_scene, random_pixels, snapshot
 
-from tileseg.errors import BusyError, ExitCode, OutputError
+from tileseg.errors import ExitCode, OutputError
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest, lock, write_whole
+from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest, forget
 from tileseg.settings import Job
+from tileseg.storage import Disk, write_whole
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan({"input": "a scene", "blend": "crop"}, {"batch_size": 16})
@@ -25,13 +25,13 @@ PLAN = Plan({"input": "a scene", "blend": "crop"}, {"batch_size": 16})
 
 @pytest.fixture
 def ledger(tmp_path):
-    return Ledger(tmp_path / "work", PLAN)
+    return Ledger(Disk(tmp_path / "work"), PLAN)
 
 
 def finish(ledger, row=0, col=0, data=b"labels"):
     """Write a shard file and record its receipt."""
     name = f"shards/{Shard(row, col).name}.tif"
-    write_whole(ledger.folder / name, data)
+    ledger.folder.write(name, data)
     artifact = Artifact(name, len(data), hashlib.sha256(data).hexdigest())
     receipt = Receipt(
         shard=Shard(row, col),
@@ -86,7 +86,7 @@ def test_recorded_receipts_come_back(ledger):
     assert ledger.open() == {}
     receipts = [finish(ledger, row, row + 1) for row in range(5)]
 
-    again = Ledger(ledger.folder.parent, PLAN).open()
+    again = Ledger(Disk(ledger.folder.path.parent), PLAN).open()
 
     assert {item.shard: item for item in receipts} == again
 
@@ -105,7 +105,7 @@ def test_a_torn_line_is_no_receipt(ledger, cut):
     ledger.open()
     kept = [finish(ledger, 0, col) for col in range(2)]
     finish(ledger, 0, 2)
-    journal = ledger.folder / "receipts.jsonl"
+    journal = ledger.folder.path / "receipts.jsonl"
     journal.write_bytes(journal.read_bytes()[:-cut])
     whole = 1 + (cut == 1)  # only the line's end is missing
 
@@ -123,7 +123,7 @@ JUNK = [b"\n", b"null\n", b"[]\n", b"{}\n", b"3\n", b"\xff\xfe\n", bytes(99), b"
 def test_junk_among_the_receipts_does_no_harm(ledger, junk):
     ledger.open()
     first = finish(ledger, 0, 0)
-    with (ledger.folder / "receipts.jsonl").open("ab") as journal:
+    with (ledger.folder.path / "receipts.jsonl").open("ab") as journal:
         journal.write(junk)
     ledger.open()
     second = finish(ledger, 0, 1)
@@ -136,14 +136,14 @@ def test_a_file_that_its_receipt_does_not_describe_is_not_used(ledger, harm):
     ledger.open()
     finish(ledger)
 
-    (ledger.folder / "shards/0_0.tif").write_bytes(harm)
+    (ledger.folder.path / "shards/0_0.tif").write_bytes(harm)
 
     assert ledger.open() == {}
 
 
 def test_opening_touches_no_file_of_others(ledger):
     """The work directory is the user's: it may be /tmp itself."""
-    work = ledger.folder.parent
+    work = ledger.folder.path.parent
     for name in ("theirs.tmp", "theirs/deep/down.tmp", "theirs/shards/0_0.tif.1.tmp"):
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_text("theirs")
@@ -157,7 +157,7 @@ def test_opening_touches_no_file_of_others(ledger):
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from tileseg.ledger import write_whole
+from tileseg.storage import write_whole
 os.fsync = lambda _handle: os.kill(os.getpid(), signal.SIGKILL)
 write_whole(Path(sys.argv[1]), b"data")
 """
@@ -167,27 +167,31 @@ write_whole(Path(sys.argv[1]), b"data")
 def test_opening_sweeps_what_a_killed_run_left(ledger, name):
     """The process dies when its bytes are written and not yet in place."""
     ledger.open()
-    before = snapshot(ledger.folder.parent)
+    before = snapshot(ledger.folder.path.parent)
     subprocess.run(
-        [sys.executable, "-c", DIE, str(ledger.folder / name)], cwd=ROOT, check=False
+        [sys.executable, "-c", DIE, str(ledger.folder.path / name)],
+        cwd=ROOT,
+        check=False,
     )
-    between = snapshot(ledger.folder.parent)
+    between = snapshot(ledger.folder.path.parent)
 
     ledger.open()
 
     assert len(between) == len(before) + 1
-    assert set(before) == set(snapshot(ledger.folder.parent))
+    assert set(before) == set(snapshot(ledger.folder.path.parent))
 
 
 def test_removing_a_plan_leaves_other_plans(ledger):
-    other = Ledger(ledger.folder.parent, replace(PLAN, resolved={"batch_size": 8}))
+    other = Ledger(
+        Disk(ledger.folder.path.parent), replace(PLAN, resolved={"batch_size": 8})
+    )
     for item in (ledger, other):
         item.open()
         finish(item)
 
-    ledger.remove()
+    forget(Disk(ledger.folder.path.parent), PLAN.plan_id)
 
-    assert not ledger.folder.exists()
+    assert not ledger.folder.path.exists()
     assert len(other.open()) == 1
 
 
@@ -275,92 +279,3 @@ def test_a_full_disk_is_an_output_error_that_keeps_the_shards(
     assert resumed.error is None
     assert len(receipts) == resumed.values["counts"]["shards_reused"]
     assert digests(tmp_path / "undisturbed") == digests(tmp_path / "out")
-
-
-# The lock
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from tileseg.ledger import lock
-with lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def owner(tmp_path):
-    """A process that holds the work directory."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "work")],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "held\n"
-    yield process
-    process.kill()
-    process.communicate()
-
-
-def test_the_second_is_told_at_once_who_is_at_it(tmp_path, owner):
-    start = time.monotonic()
-
-    with pytest.raises(BusyError, match=str(owner.pid)), lock(tmp_path / "work"):
-        pytest.fail("two hold the lock")
-
-    assert time.monotonic() - start < 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_owner_frees_the_lock_at_once(tmp_path, owner, number):
-    owner.send_signal(number)
-    owner.wait()
-
-    with lock(tmp_path / "work"):
-        pass
-
-
-def test_a_stopped_owner_keeps_the_lock(tmp_path, owner):
-    """It may wake up: slow is not dead."""
-    owner.send_signal(signal.SIGSTOP)
-
-    with pytest.raises(BusyError), lock(tmp_path / "work"):
-        pytest.fail("two hold the lock")
-
-    owner.send_signal(signal.SIGCONT)
-
-
-def test_the_lock_is_free_after_an_error(tmp_path):
-    for _ in range(2):
-        with pytest.raises(ValueError, match="bug"), lock(tmp_path / "work"):
-            raise ValueError("bug")
-
-
-@pytest.mark.parametrize("place", ["file/work", "/proc/tileseg"])
-def test_a_work_directory_that_cannot_be_made_is_an_output_error(tmp_path, place):
-    (tmp_path / "file").write_bytes(b"")
-
-    with pytest.raises(OutputError, match="work directory"), lock(tmp_path / place):
-        pytest.fail("there is nothing to hold")
-
-
-def test_two_jobs_at_once_publish_once(tmp_path, model_path, owner):
-    """The job that comes second exits 8 at once and leaves the output alone."""
-    scene = make_scene(tmp_path / "scene.tif", random_pixels(230, 170))
-    job = Job(
-        input=str(scene),
-        model=str(model_path),
-        output=str(tmp_path / "out"),
-        work=str(tmp_path / "work"),
-    )
-
-    busy = run(job)
-    owner.kill()
-    owner.wait()
-    free = run(job)
-
-    assert busy.values["exit_code"] == ExitCode.BUSY
-    assert str(owner.pid) in busy.values["error"]
-    assert free.values["exit_code"] == ExitCode.OK

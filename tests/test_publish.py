@@ -203,18 +203,47 @@ def test_an_error_of_the_reader_is_not_taken_for_one_of_the_output(output):
 
 
 def test_what_a_killed_run_left_is_swept(output):
-    """A staging directory of old is emptied before it is used again."""
+    """What others made, for outputs of similar names too, is left alone."""
     output.parent.mkdir()
     with staging(output) as folder:
         name = folder.name
         fill(folder)
-    left = output.parent / name
-    left.mkdir()
-    (left / "half.tif").write_bytes(b"half")
+    others = [name.replace("out", "outer"), f"{name}.mine", ".out.staging.mine"]
+    for left in (name, *others):
+        (output.parent / left).mkdir()
+        (output.parent / left / "half.tif").write_bytes(b"half")
 
     put(output, "two")
 
     assert {"mask.tif", "run.json"} == {item.name for item in output.iterdir()}
+    assert {"out", *others} == {item.name for item in output.parent.iterdir()}
+
+
+def test_two_builds_for_a_place_never_share_a_directory(output):
+    names = set()
+    for _ in range(2):
+        with staging(output) as folder:
+            names.add(folder.name)
+            fill(folder)
+
+    assert len(names) == 2
+
+
+def test_a_version_that_another_run_put_there_meanwhile_stays(output):
+    """Nobody's lock kept the two apart: the one that is late gives way."""
+    put(output, "old")
+
+    def be_late():
+        with staging(output) as folder:
+            fill(folder, "late")
+            output.with_name(".out.lock").unlink()
+            put(output, "new")
+
+    with pytest.raises(BusyError, match="meanwhile"):
+        be_late()
+
+    assert published(output)["request_id"] == "new"
+    assert is_complete(output, published(output), "new")
     assert [item.name for item in output.parent.iterdir()] == ["out"]
 
 

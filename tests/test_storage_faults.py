@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from proxy import stand_before
 from publication import publish, whole
 from s3 import SECRET, contents, environment, serve
 
-from tileseg import bucket
-from tileseg.bucket import Bucket
+from tileseg import objects
 from tileseg.cli import main
 from tileseg.errors import ExitCode, StorageError, TilesegError
 from tileseg.job import run
+from tileseg.objects import Objects
 from tileseg.settings import Job
 
 NUMBERS = count()
@@ -73,7 +74,7 @@ def proxy(server, tmp_path_factory):
 def line(proxy, monkeypatch):
     """The proxy, obeying no rule yet; what hangs is given up after a second."""
     monkeypatch.setenv("AWS_TIMEOUT", "1s")
-    monkeypatch.setattr(bucket, "_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(objects, "_WAIT_SECONDS", 0.02)
     proxy.obey()
     yield proxy
     proxy.obey()
@@ -115,7 +116,7 @@ def other(server):
 @pytest.fixture
 def hasty(monkeypatch):
     """Give up soon."""
-    monkeypatch.setattr(bucket, "_RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,15 @@ def test_a_record_is_switched_once_though_the_answer_was_lost(line, prefix, job,
     assert len(prefix.products()) == 3
 
 
+@pytest.mark.usefixtures("hasty")
+def test_a_record_is_found_switched_though_no_answer_ever_came(line, prefix, job):
+    line.obey({**KINDS["switch"], "action": "stall_body"})
+
+    values = succeed(job())
+
+    assert values == prefix.record()
+
+
 @pytest.mark.parametrize("fault", STALLS, ids=name_of)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.slow
@@ -266,16 +276,16 @@ def test_a_job_whose_requests_hang_now_and_then_ends_well(line, prefix, job):
 def test_requests_become_rare_while_the_store_asks_for_it(line, prefix, monkeypatch):
     """Each that is refused waits, longer each time; in the end all get through."""
     monkeypatch.undo()
-    place, number = Bucket(prefix.output, None), 24
+    place, number = Objects(prefix.output), 24
     line.obey()
     started = time.monotonic()
     for index in range(number):
-        place.put(f"calm {index}", b"x")
+        place.write(f"calm {index}", b"x")
     calm = number / (time.monotonic() - started)
     line.obey({"action": "throttle", "rate": 4})
 
     for index in range(number):
-        place.put(f"slow {index}", b"x")
+        place.write(f"slow {index}", b"x")
 
     log = line.log()
     rate = len(log) / (log[-1]["time"] - log[0]["time"])
@@ -294,7 +304,7 @@ def test_requests_become_rare_while_the_store_asks_for_it(line, prefix, monkeypa
         ("put", PASSING[2]),
         ("put", STALLS[0]),
         ("switch", PASSING[4]),
-        ("switch", STALLS[1]),
+        ("switch", STALLS[0]),
     ],
 )
 @pytest.mark.usefixtures("hasty")
@@ -348,7 +358,7 @@ def test_a_store_that_fails_for_ever_is_left_within_five_minutes(
     started = time.monotonic()
 
     with pytest.raises(StorageError):
-        Bucket(prefix.output, None).put("run.json", b"x", "create")
+        Objects(prefix.output).replace("run.json", b"x", None)
 
     assert 60 <= time.monotonic() - started < 300
 
@@ -474,3 +484,49 @@ def test_a_job_killed_as_it_publishes_is_made_good_by_the_next(
     is_published = kind == "delete" or phase == ("switch", "stall_body")
     reused = 0 if kind == "get" or is_published else values["counts"]["shards"]
     assert reused == values["counts"]["shards_reused"]
+
+
+# The work directory is there too
+
+WORK = {
+    "shard": {"method": "PUT", "target": r"/shards/.*\.tif$"},
+    "receipt": {"method": "PUT", "target": r"/receipts.*/.*json$"},
+    "lock": {"method": "PUT", "target": "/lock$"},
+    "plan": {"method": "PUT", "target": r"/plan\.json$"},
+}
+
+
+@pytest.mark.parametrize("fault", [*PASSING[2:], STALLS[0]], ids=name_of)
+def test_work_in_a_storm_makes_the_same_map(line, prefix, other, job, fault):
+    succeed(job(output=other.output))
+    line.obey({**fault, "every": 30 if fault in STALLS else 4})
+
+    values = succeed(job(work=f"{prefix.output}-work"))
+
+    assert any(entry["action"] for entry in line.log())
+    assert values["counts"]["shards_done"] == values["counts"]["shards"]
+    assert other.products() == prefix.products()
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("kind", WORK)
+@pytest.mark.parametrize("fault", [PASSING[2], STALLS[0]], ids=name_of)
+def test_work_that_cannot_be_written_stops_the_job_resumably(
+    line, prefix, job, kind, fault
+):
+    remote = partial(job, work=f"{prefix.output}-work")
+    line.obey(
+        {**WORK[kind], **fault, "after": 2 if kind in ("shard", "receipt") else 0}
+    )
+
+    failed = run(remote())
+
+    assert failed.values["exit_code"] == ExitCode.STORAGE
+    assert prefix.contents() == {}
+
+    line.obey()
+    values = succeed(remote())
+
+    print(kind, fault, values["counts"])
+    assert values["counts"]["shards_reused"] >= 2 * (kind == "receipt")
+    assert len(prefix.products()) == 3

@@ -207,8 +207,8 @@ def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, A
         {
             **values,
             "input": name,
-            "output": within(output, Path(name).stem),
-            "work": str(Path(work) / Path(name).stem) if work else "",
+            "output": within("output", output, Path(name).stem),
+            "work": within("work", work, Path(name).stem) if work else "",
         }
         for name in inputs
     ]

@@ -25,6 +25,7 @@ from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES, Leases
 from tileseg.memory import peak_rss_mb
 from tileseg.model import Device, device_memory_mb, resolve_device
+from tileseg.objects import open_storage
 from tileseg.precision import Check, compare
 from tileseg.scene import Scene
 from tileseg.settings import Job
@@ -94,12 +95,14 @@ class _Station:
     def begin(self, recipe: Recipe) -> str | None:
         """Turn to a plan; return why this node cannot take part, if it cannot."""
         self.rest()
-        if not (Path(recipe.folder) / "plan.json").is_file():
+        try:
+            open_storage(recipe.folder).read("plan.json")
+        except OSError as err:
             msg = (
                 f"{recipe.folder}: not seen from node {self.hello().node}: --work must "
                 "lie on storage that all nodes mount at the same place"
             )
-            raise OutputError(msg)
+            raise OutputError(msg) from err
         if problem := _other_scene(recipe.scene):
             return problem
         wanted = recipe.device

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tileseg.errors import InputError
-from tileseg.ledger import write_whole
+from tileseg.storage import Storage
 
 __all__ = ["Identity", "identify"]
 
@@ -26,9 +26,9 @@ class Identity:
     sha256: str
     """Of all its bytes."""
 
-    def remember(self, work: Path) -> None:
+    def remember(self, work: Storage) -> None:
         """Leave the digest in the work directory, for the next run to reuse."""
-        write_whole(work / _RECORD, json.dumps(asdict(self)).encode())
+        work.write(_RECORD, json.dumps(asdict(self)).encode())
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was touched since it was identified.
@@ -45,7 +45,7 @@ class Identity:
             raise InputError(msg)
 
 
-def identify(path: str, work: Path) -> Identity:
+def identify(path: str, work: Storage) -> Identity:
     """Return a file's identity, hashing it only if the last run did not.
 
     Raises:
@@ -69,9 +69,9 @@ def _look(path: str) -> tuple[int, tuple[int, int, int]]:
     return stat.st_size, (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _recall(work: Path) -> Identity | None:
+def _recall(work: Storage) -> Identity | None:
     try:
-        value = json.loads((work / _RECORD).read_text(encoding="utf-8"))
+        value = json.loads(work.read(_RECORD))
         return Identity(**{**value, "stamp": tuple(value["stamp"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -1,7 +1,6 @@
 """The whole job told once: one scene and a model in, a published mask out."""
 
 import logging
-import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -17,13 +16,17 @@ from tileseg.errors import (
     ExitCode,
     InterruptedRunError,
     StopSignal,
+    StorageError,
     TilesegError,
     UsageError,
 )
 from tileseg.grid import Run, Shard
-from tileseg.ledger import Ledger, Plan, Receipt, find_plan, lock, write_whole
+from tileseg.ledger import Ledger, Plan, Receipt, find_plan, forget
+from tileseg.lock import Hold, hold
+from tileseg.objects import open_storage
 from tileseg.record import Record
-from tileseg.settings import Job
+from tileseg.settings import Job, is_remote
+from tileseg.storage import write_whole
 from tileseg.task import Task, prepare
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ __all__ = ["Progress", "Staff", "run"]
 
 logger = logging.getLogger(__name__)
 
+_LAST_ATTEMPT = "last-attempt.json"
 _ENOUGH_BAD = 20  # failed shards after which one that may not have any gives up
 
 Progress = Callable[[int, int], None]
@@ -115,21 +119,18 @@ def run(
         logger.exception("a bug in tileseg; please report it")
         record.fail(err)
     is_ours = not isinstance(record.error, BusyError)  # else another's work directory
-    if record.error and is_ours and record.values["plan_id"] and job.work_path.is_dir():
-        _leave_word(job.work_path, record)
+    if record.error and is_ours and record.values["plan_id"]:
+        _leave_word(job, record)
     return record
 
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
-    place = open_place(job)
+    place, work = open_place(job), open_storage(job.workplace)
     task = prepare(job)
     record.add_task(task)
     held = place.published()
     if held and place.is_complete(held, task.request_id):
-        logger.info("%s: nothing to do, %s is complete", job.input, place)
-        record.adopt(held)
-        place.tidy()
-        _clean(job, held["plan_id"], is_whole=True)
+        _adopt(held, place, job, record)
         return
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
     engine = staff.engine(job)
@@ -139,17 +140,45 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     if job.dry_run:
         record.close("dry-run", ExitCode.OK)
         return
-    ledger = Ledger(job.work_path, plan)
-    with lock(job.work_path), place.staging() as folder:
-        # Again, now that nobody else can publish: another run may just have ended.
+    ledger = Ledger(work, plan)
+    try:
+        with hold(work, plan.plan_id) as lock, place.staging() as folder:
+            # Again, now that nobody else can publish: another run may just have ended.
+            held = place.published()
+            publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
+            task.identity.remember(work)
+            receipts = _process(task, ledger, engine, record, _while(lock, progress))
+            task.identity.check_unchanged()
+            _build(task, ledger, receipts, record, folder)
+            _close(place, record, folder)
+            lock.renew()
+    except BusyError:
         held = place.published()
-        publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
-        task.identity.remember(job.work_path)
-        receipts = _process(task, ledger, engine, record, progress)
-        task.identity.check_unchanged()
-        _build(task, ledger, receipts, record, folder)
-        _close(place, record, folder)
+        if held and place.is_complete(held, task.request_id):
+            _adopt(held, place, job, record)  # another run was faster
+            return
+        raise
     _clean(job, plan.plan_id, is_whole=not record.failures)
+
+
+def _adopt(
+    held: dict[str, Any], place: publish.Place, job: Job, record: Record
+) -> None:
+    """Do nothing: what is published answers the request."""
+    logger.info("%s: nothing to do, %s is complete", job.input, place)
+    record.adopt(held)
+    place.tidy()
+    _clean(job, held["plan_id"], is_whole=True)
+
+
+def _while(lock: Hold, progress: Progress) -> Progress:
+    """Return `progress`, stopping a run that lost its lock while it stood still."""
+
+    def checked(done: int, total: int) -> None:
+        lock.check()
+        progress(done, total)
+
+    return checked
 
 
 def _resolve(task: Task, engine: "Engine") -> Plan:
@@ -163,7 +192,7 @@ def _resolve(task: Task, engine: "Engine") -> Plan:
     load_module(job.model_path, task.card)  # a broken model is no plan
     device = engine.resolve(job)
     machine = {"device": device.name, "hardware": device.hardware}
-    if begun := find_plan(job.work_path, task.request, machine):
+    if begun := find_plan(open_storage(job.workplace), task.request, machine):
         return begun
     check: dict[str, Any] = {}
     if device.precision != "fp32" and not job.dry_run:
@@ -205,7 +234,7 @@ def _process(
     from tileseg.worker import Recipe
 
     receipts = ledger.open()
-    record.reused = frozenset(receipts)
+    record.reused, record.distrusted = frozenset(receipts), ledger.distrusted
     shards = list(Run(task.grid.shape))
     todo = [shard for shard in shards if shard not in receipts]
     device = _device(ledger.plan)
@@ -232,6 +261,7 @@ def _process(
     finally:
         record.add_usage(engine.usage())
         record.add_receipts(receipts, task)
+        ledger.flush()
     if record.failures and not (allow_partial and receipts):
         raise record.failures[0].error
     return receipts
@@ -251,10 +281,7 @@ def _build(
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.input, product)
-            files = {
-                shard: ledger.folder / receipt.artifacts[product].name
-                for shard, receipt in receipts.items()
-            }
+            files = ledger.files(receipts, product)
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
     polygons = None
@@ -287,13 +314,8 @@ def _vectorize(
 
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.input, path.name)
-    files = {
-        shard: ledger.folder / receipt.artifacts["polygons"].name
-        for shard, receipt in receipts.items()
-    }
-    pieces = {
-        shard: Pieces.from_bytes(file.read_bytes()) for shard, file in files.items()
-    }
+    files = ledger.files(receipts, "polygons")
+    pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
     names = {item.value: item.name for item in task.card.classes}
     box = task.scene.geobox
     polygons = join(pieces, box)
@@ -303,14 +325,18 @@ def _vectorize(
 
 def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:
     """Forget the work that is published; what failed is kept for the next run."""
-    (job.work_path / "last-attempt.json").unlink(missing_ok=True)
+    work = open_storage(job.workplace)
+    work.remove(_LAST_ATTEMPT)
     if is_whole and not job.keep_work:
-        shutil.rmtree(job.work_path / plan_id, ignore_errors=True)
+        forget(work, plan_id)
 
 
-def _leave_word(work: Path, record: Record) -> None:
-    """Say in the work directory how a failed attempt ended."""
+def _leave_word(job: Job, record: Record) -> None:
+    """Say in the work directory, if it was begun, how a failed attempt ended."""
+    is_dead = is_remote(job.workplace) and isinstance(record.error, StorageError)
+    if is_dead or not (is_remote(job.workplace) or job.work_path.is_dir()):
+        return
     try:
-        write_whole(work / "last-attempt.json", record.as_bytes())
+        open_storage(job.workplace).write(_LAST_ATTEMPT, record.as_bytes())
     except TilesegError as err:
         logger.warning("%s", err)

@@ -1,37 +1,29 @@
 """The durable record of a plan: what is to be done, what is done, may it be reused.
 
-Everything lives in `<work>/<plan_id>/`: `plan.json`, `receipts.jsonl` (appended and
-fsynced) and `shards/`. Knows nothing of pixels.
+Everything lives in `<work>/<plan_id>/`: `plan.json`, the journal of receipts and
+`shards/`. Knows nothing of pixels.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
+import logging
+import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from tileseg.errors import BusyError, OutputError
+from tileseg.errors import OutputError
 from tileseg.grid import Shard
+from tileseg.overlap import side_by_side
+from tileseg.storage import Storage
 
-__all__ = [
-    "Artifact",
-    "Ledger",
-    "Plan",
-    "Receipt",
-    "digest",
-    "find_plan",
-    "lock",
-    "write_whole",
-]
+__all__ = ["Artifact", "Ledger", "Plan", "Receipt", "digest", "find_plan", "forget"]
+
+logger = logging.getLogger(__name__)
 
 _ID_DIGITS = 32
-_TEMPORARY = ".tileseg.tmp"  # ends names that only a killed run leaves behind
+_ID = re.compile(rf"[0-9a-f]{{{_ID_DIGITS}}}")
 
 
 def digest(value: Any) -> str:  # noqa: ANN401  (anything that JSON can say)
@@ -106,27 +98,8 @@ class Receipt:
         return asdict(self)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, even after a crash."""
-    # Not the pid: two nodes may have the same, and a worker given up may still write.
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}{_TEMPORARY}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as err:
-        msg = f"{path}: cannot be written ({len(data)} bytes): {err.strerror}"
-        raise OutputError(msg) from err
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def find_plan(
-    work: Path, request: Mapping[str, Any], machine: Mapping[str, Any]
+    work: Storage, request: Mapping[str, Any], machine: Mapping[str, Any]
 ) -> Plan | None:
     """Return a plan begun for this request and hardware, if the work directory has one.
 
@@ -135,9 +108,9 @@ def find_plan(
         request: what is asked for.
         machine: the part of `resolved` that this machine decides.
     """
-    for path in sorted(work.glob("*/plan.json")):
+    for folder in work.folders():
         try:
-            plan = Plan(**json.loads(path.read_text(encoding="utf-8")))
+            plan = Plan(**json.loads(work.read(f"{folder}/plan.json")))
             is_same = digest(plan.request) == digest(request)
             if is_same and machine.items() <= plan.resolved.items():
                 return plan
@@ -146,97 +119,91 @@ def find_plan(
     return None
 
 
-class Ledger:
-    """One plan's directory."""
+def forget(work: Storage, plan_id: str) -> None:
+    """Remove a plan's work; what is no id, in a record of others, names nothing."""
+    if _ID.fullmatch(plan_id):
+        work.below(plan_id).clear()
 
-    def __init__(self, work: Path, plan: Plan) -> None:
+
+class Ledger:
+    """One plan's part of the work directory."""
+
+    def __init__(self, work: Storage, plan: Plan) -> None:
         """Name the place; touch nothing."""
         self.plan = plan
-        self.folder = work / plan.plan_id
-        self._journal = self.folder / "receipts.jsonl"
+        self.folder = work.below(plan.plan_id)
+        self.distrusted = 0
+        """Shards that had receipts and, when it was opened, no files of that digest."""
+        self._work = work
+        self._journal = self.folder.journal("receipts")
 
     def open(self) -> dict[Shard, Receipt]:
-        """Make the directory and return the shards whose files verify."""
-        write_whole(
-            self.folder / "plan.json",
-            json.dumps(asdict(self.plan), indent=1).encode(),
-        )
-        for stale in (
-            *self.folder.glob(f"**/*{_TEMPORARY}"),
-            *self.folder.parent.glob(f"*{_TEMPORARY}"),
-        ):
-            stale.unlink(missing_ok=True)
-        return {
-            receipt.shard: receipt
-            for receipt in self._receipts()
-            if all(self._verifies(item) for item in receipt.artifacts.values())
-        }
-
-    def remove(self) -> None:
-        """Forget the plan's work."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Begin or go on; return the shards whose files verify."""
+        plan = json.dumps(asdict(self.plan), indent=1).encode()
+        self.folder.write("plan.json", plan)
+        for place in (self._work, self.folder, self.folder.below("shards")):
+            place.sweep()
+        receipts = list(self._receipts())
+        verified = zip(receipts, side_by_side(self._verifies, receipts), strict=True)
+        done = {item.shard: item for item, is_true in verified if is_true}
+        self.distrusted = len({item.shard for item in receipts} - set(done))
+        if self.distrusted:
+            text = "%s: %d shards are not what was written there; made again"
+            logger.warning(text, self.folder, self.distrusted)
+        return done
 
     def record(self, receipt: Receipt) -> None:
-        """Append a receipt; it is on the disk when this returns."""
-        line = json.dumps(receipt.to_json()) + "\n"
-        try:
-            with self._journal.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as err:
-            msg = f"{self._journal}: cannot be written: {err.strerror}"
-            raise OutputError(msg) from err
+        """Add a receipt to the journal.
+
+        Raises:
+            TilesegError: it, or one before it, cannot be written.
+        """
+        self._journal.add(json.dumps(receipt.to_json()).encode())
+
+    def flush(self) -> None:
+        """Come back when every receipt would outlive a crash.
+
+        Raises:
+            TilesegError: one cannot be written.
+        """
+        self._journal.flush()
+
+    def files(
+        self, receipts: Mapping[Shard, Receipt], product: str
+    ) -> Iterator[tuple[Shard, bytes]]:
+        """Yield each shard and the bytes of its file, by shard, a few read ahead.
+
+        Raises:
+            OutputError: a file is not what its worker wrote.
+            StorageError: the store keeps failing.
+        """
+        shards = sorted(receipts)
+        artifacts = (receipts[shard].artifacts[product] for shard in shards)
+        return zip(shards, side_by_side(self._read, artifacts), strict=True)
 
     def _receipts(self) -> Iterator[Receipt]:
-        """Yield the journal's receipts; a torn line is no receipt."""
-        try:
-            journal = self._journal.read_bytes()
-        except FileNotFoundError:
-            return
-        if journal and not journal.endswith(b"\n"):
-            with self._journal.open("ab") as file:
-                file.write(b"\n")  # so that the next receipt begins a line of its own
-        for line in journal.split(b"\n"):
-            try:
-                yield Receipt.from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
+        """Yield the journal's receipts; a torn entry is no receipt."""
+        for entry in self._journal.entries():
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                yield Receipt.from_json(json.loads(entry))
 
-    def _verifies(self, artifact: Artifact) -> bool:
+    def _verifies(self, receipt: Receipt) -> bool:
+        return None not in map(self._find, receipt.artifacts.values())
+
+    def _read(self, artifact: Artifact) -> bytes:
+        data = self._find(artifact)
+        if data is None:
+            msg = (
+                f"{self.folder}/{artifact.name}: is gone, or is not what was written "
+                "there; run again, and the shard is made again"
+            )
+            raise OutputError(msg)
+        return data
+
+    def _find(self, artifact: Artifact) -> bytes | None:
+        """Return a file's bytes; None if they are not those of the digest."""
         try:
-            data = (self.folder / artifact.name).read_bytes()
+            data = self.folder.read(artifact.name)
         except OSError:
-            return False
-        return hashlib.sha256(data).hexdigest() == artifact.sha256
-
-
-@contextmanager
-def lock(work: Path) -> Iterator[None]:
-    """Hold the work directory for this process.
-
-    Advisory: it saves doubled work; correctness rests on content-addressed shards.
-    The kernel releases it however the process ends.
-
-    Raises:
-        BusyError: another process holds it.
-        OutputError: the directory cannot be written.
-    """
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        file = (work / "lock").open("a+", encoding="utf-8")
-    except OSError as err:
-        msg = f"{work}: the work directory cannot be written: {err.strerror}"
-        raise OutputError(msg) from err
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            msg = f"{work}: another run is at it (process {owner}); wait for it to end"
-            raise BusyError(msg) from err
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+            return None
+        return data if hashlib.sha256(data).hexdigest() == artifact.sha256 else None

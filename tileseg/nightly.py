@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from tileseg.bucket import leave
 from tileseg.errors import ExitCode, InputError, OtherPlanError, worst
+from tileseg.objects import open_storage
 from tileseg.record import Record
 
 __all__ = ["SUMMARY", "Night", "find_scenes"]
@@ -113,7 +113,7 @@ class Night:
             TilesegError: it cannot be written.
         """
         data = (json.dumps(self.summary(), indent=1) + "\n").encode()
-        leave(output, SUMMARY, data)
+        open_storage(output).write(SUMMARY, data)
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""

@@ -24,8 +24,9 @@ _OPTIONS = (
     ),
     click.option(
         "--work",
-        metavar="DIR",
-        help="Where unfinished work lives, on a disk.  [default: <output>.work]",
+        metavar="DIR|URL",
+        help="Where unfinished work lives, s3://bucket/prefix too."
+        "  [default: <output>.work, on a disk]",
     ),
     click.option(
         "--engine",

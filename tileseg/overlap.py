@@ -1,17 +1,19 @@
-"""Stages that overlap: one made ahead of its reader, one done behind its maker."""
+"""Stages that overlap: made ahead of a reader, done behind a maker, or side by side."""
 
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
-__all__ = ["Ahead", "behind"]
+__all__ = ["Ahead", "behind", "side_by_side"]
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+_SIDE_BY_SIDE = 8
 
 
 class Ahead(Iterator[T]):
@@ -76,3 +78,15 @@ def behind(
             yield pending.popleft().result()
         if failure is not None:
             raise failure
+
+
+def side_by_side(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Yield function(item) in order, computed by some threads, a few items ahead."""
+    pending: deque[Future[U]] = deque()
+    with ThreadPoolExecutor(_SIDE_BY_SIDE) as pool:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > _SIDE_BY_SIDE:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -2,18 +2,20 @@
 
 import ctypes
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from tileseg.errors import BusyError, OtherPlanError, OutputError
+from tileseg.lock import hold_file
 
 __all__ = [
     "Folder",
@@ -173,58 +175,40 @@ def list_outputs(folder: Path) -> list[dict[str, Any]]:
 def staging(output: Path) -> Iterator[Path]:
     """Give an empty sibling of `output`; put it in `output`'s place if all goes well.
 
-    On an error it vanishes, with the parents made for it. Hold the work
-    directory's lock meanwhile.
+    One run at a time builds for a place, whatever its work directory. On an error
+    what was built vanishes, with the parents made for it.
 
     Raises:
+        BusyError: another run builds for that place, or published there meanwhile.
         OutputError: the place cannot be written.
     """
     place = output.resolve()  # a link keeps pointing to where it does
-    folder = _sibling(place, "staging")
+    # A name of its own: a run that was frozen may wake up and go on writing.
+    folder = _sibling(place, f"staging.{uuid4().hex}")
     missing = [parent for parent in place.parents if not parent.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, missing)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_only_one(place))
+            held = stack.enter_context(hold_file(_sibling(place, "lock")))
             recover(place)
-            shutil.rmtree(folder, ignore_errors=True)
+            _sweep(place)
             folder.mkdir()
         except OSError as err:
             msg = f"{output}: cannot be written: {err.strerror}"
             raise OutputError(msg) from err
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        before = published(place)
         yield folder
-        published(place)  # refuses what somebody put there meanwhile
+        if published(place) != before:  # refuses what somebody put there meanwhile
+            msg = f"{output}: another run published there meanwhile; run again"
+            raise BusyError(msg)
+        held.renew()
         try:
             _replace(folder, place)
         except OSError as err:
             msg = f"{output}: cannot be published: {err.strerror}"
             raise OutputError(msg) from err
-
-
-@contextmanager
-def _only_one(place: Path) -> Iterator[None]:
-    """Let one run at a time build for a place, whatever its work directory.
-
-    Raises:
-        BusyError: another one does.
-    """
-    path = _sibling(place, "lock")
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The one before may have removed the file between our two calls.
-            is_held = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            is_held = False
-        if not is_held:
-            msg = f"{place}: another run is publishing there; wait for it to end"
-            raise BusyError(msg)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def recover(output: Path) -> None:
@@ -234,6 +218,14 @@ def recover(output: Path) -> None:
     if old.exists() and not place.exists():
         old.rename(place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what killed runs were building for the place; hold its lock."""
+    mine = re.compile(rf"\.{re.escape(place.name)}\.staging\.[0-9a-f]{{32}}")
+    for item in place.parent.iterdir():
+        if mine.fullmatch(item.name):
+            shutil.rmtree(item, ignore_errors=True)
 
 
 def _sibling(place: Path, role: str) -> Path:

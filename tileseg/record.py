@@ -31,7 +31,7 @@ _KEYS: dict[str, str] = {
     "grid": "tile halo stride shard blend",
     "engine": "kind workers devices precision precision_asked batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
-    "shards_failed retries worker_restarts",
+    "shards_distrusted shards_failed retries worker_restarts",
     "pixels": "total nodata by_class",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels",
@@ -50,6 +50,7 @@ class Record:
         self.error: Exception | None = None
         self.failures: list[Failure] = []
         self.reused: frozenset[Shard] = frozenset()
+        self.distrusted = 0
         self.is_news = True  # False: it was published before
         self._start = perf_counter()
         self._workers = 1
@@ -171,6 +172,7 @@ class Record:
             "tiles": int(_work(done, "tiles")),
             "tiles_skipped": int(_work(done, "tiles_skipped")),
             "shards_reused": len(self.reused),
+            "shards_distrusted": self.distrusted,
             "shards_failed": len(self.failures),
         }
         pixels = sum((Counter(item.pixels) for item in done), Counter())

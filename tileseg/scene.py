@@ -1,6 +1,8 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import MemoryFile
 
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.geobox import GeoBox
@@ -20,6 +23,7 @@ __all__ = [
     "Band",
     "Scene",
     "gdal_env",
+    "open_bytes",
     "open_dataset",
     "open_scene",
 ]
@@ -57,6 +61,15 @@ def open_dataset(path: str | Path, **options: int) -> Any:  # noqa: ANN401  (ras
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         return rasterio.open(path, driver="GTiff", **options)
+
+
+@contextmanager
+def open_bytes(data: bytes) -> Iterator[Any]:
+    """Open the bytes of a GeoTIFF, as that and nothing else."""
+    with warnings.catch_warnings(), MemoryFile(data) as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(driver="GTiff") as dataset:
+            yield dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,7 @@ class Job:
     output: str = ""
     """Output directory or s3://bucket/prefix; empty for out/<scene stem>."""
     work: str = ""
-    """Work directory, a local one; empty for <output>.work, of a bucket in out/."""
+    """Work directory or s3://bucket/prefix; empty for <output>.work, locally."""
     engine: str = "auto"
     """`local`, `ray`, or `auto`: Ray inside a Ray job or where RAY_ADDRESS says one."""
     workers: int | None = None
@@ -66,7 +66,8 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse what no run could mean."""
-        _check_address(self.output)
+        _check_address("output", self.output)
+        _check_address("work", self.work)
         for item in fields(self):
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
@@ -129,14 +130,22 @@ class Job:
         return Path(self.destination)
 
     @property
-    def work_path(self) -> Path:
-        """Where unfinished work lives."""
+    def workplace(self) -> str:
+        """Where unfinished work lives: a local path, or an address, like the outputs'.
+
+        On a disk unless something else is asked for.
+        """
         if self.work:
-            return Path(self.work)
+            return self.work
         output = self.output_path
         if is_remote(self.destination):
             output = Path("out") / output.name
-        return output.with_name(output.name + ".work")
+        return str(output.with_name(output.name + ".work"))
+
+    @property
+    def work_path(self) -> Path:
+        """Where local unfinished work lives."""
+        return Path(self.workplace)
 
     @property
     def model_path(self) -> Path:
@@ -144,34 +153,36 @@ class Job:
         return Path(self.model) if self.model else default_model()
 
 
-def is_remote(output: str) -> bool:
-    """Return whether an output is in an object store."""
-    return output.startswith(_STORES)
+def is_remote(address: str) -> bool:
+    """Return whether an output or work directory is in an object store."""
+    return address.startswith(_STORES)
 
 
-def within(output: str, name: str) -> str:
-    """Return the output of one scene among those that share `output`.
+def within(field: str, shared: str, name: str) -> str:
+    """Return the place of one scene among those that share an output or work directory.
 
     Raises:
-        UsageError: `output` is no address that may be shown.
+        UsageError: what is shared is no address that may be shown.
     """
-    _check_address(output)
-    if is_remote(output):
-        return f"{output.rstrip('/')}/{name}"
-    return str(Path(output) / name)
+    _check_address(field, shared)
+    if is_remote(shared):
+        return f"{shared.rstrip('/')}/{name}"
+    return str(Path(shared) / name)
 
 
-def _check_address(output: object) -> None:
+def _check_address(field: str, address: object) -> None:
     """Refuse an address that is none of ours or may hold a secret, not repeating it."""
-    if not isinstance(output, str) or "://" not in output:
+    if not isinstance(address, str) or "://" not in address:
         return
-    if not is_remote(output):
-        msg = f"output: wanted a directory or one of {', '.join(_STORES)}"
+    if not is_remote(address):
+        msg = f"{field}: wanted a directory or one of {', '.join(_STORES)}"
         raise UsageError(msg)
-    bucket, *prefix = output.partition("://")[2].rstrip("/").split("/")
+    bucket, *prefix = address.partition("://")[2].rstrip("/").split("/")
     is_plain = bool(bucket and prefix) and not {"", ".", ".."} & set(prefix)
-    if not is_plain or "@" in bucket or "?" in output:
-        msg = "output: wanted bucket and prefix, no user, key or query: s3://maps/2024"
+    if not is_plain or "@" in bucket or "?" in address:
+        msg = (
+            f"{field}: wanted bucket and prefix, no user, key or query: s3://maps/2024"
+        )
         raise UsageError(msg)
 
 

@@ -1,6 +1,6 @@
 """Shard files -> one raster on the scene's own grid, a valid COG."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from tileseg.encode import Look, create, write_cog
 from tileseg.errors import OutputError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Shard
-from tileseg.scene import GDAL_ERRORS, Scene, gdal_env, open_dataset
+from tileseg.scene import GDAL_ERRORS, Scene, gdal_env, open_bytes, open_dataset
 
 __all__ = ["looks", "stitch"]
 
@@ -34,7 +34,7 @@ def looks(card: Card, *, confidence: bool) -> dict[str, Look]:
 
 
 def stitch(
-    shards: Mapping[Shard, Path],
+    shards: Iterable[tuple[Shard, bytes]],
     grid: Grid,
     scene: Scene,
     look: Look,
@@ -43,7 +43,7 @@ def stitch(
     """Write all shards into one COG at `path`; memory does not grow with the scene.
 
     Args:
-        shards: the file of every shard there is; where one is missing stays nodata.
+        shards: every shard there is, and its file; where one is missing stays nodata.
         grid: the scene's grid.
         scene: where it lies.
         look: what the raster says about its values.
@@ -56,8 +56,8 @@ def stitch(
     try:
         with gdal_env():
             with create(whole, scene.geobox, look, point=scene.point) as dataset:
-                for shard, file in sorted(shards.items()):
-                    _place(dataset, grid, shard, file)
+                for shard, data in shards:
+                    _place(dataset, grid, shard, data)
             write_cog(whole, path, look, width=grid.width)
             _verify(path, scene.geobox)
     except GDAL_ERRORS as err:
@@ -67,8 +67,8 @@ def stitch(
         whole.unlink(missing_ok=True)
 
 
-def _place(dataset: Any, grid: Grid, shard: Shard, file: Path) -> None:  # noqa: ANN401  (rasterio is untyped)
-    with open_dataset(file) as source:
+def _place(dataset: Any, grid: Grid, shard: Shard, data: bytes) -> None:  # noqa: ANN401  (rasterio is untyped)
+    with open_bytes(data) as source:
         dataset.write(source.read(1), 1, window=grid.pixels(shard).slices)
 
 

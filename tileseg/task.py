@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from tileseg.card import Card, read_card
@@ -12,6 +13,7 @@ from tileseg.errors import UsageError
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identity, identify
 from tileseg.ledger import digest
+from tileseg.objects import open_storage
 from tileseg.scene import CACHE_BYTES, Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
@@ -117,7 +119,7 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    identity = identify(open_scene(job.input).path, job.work_path)
+    identity = identify(open_scene(job.input).path, open_storage(job.workplace))
     scene = open_scene(job.input)
     if scene.geobox.transform.is_identity:
         text = (
@@ -162,13 +164,11 @@ def _refuse_vanishing(job: Job) -> None:
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     if not (config.get("runtime_env") or {}).get("working_dir"):
         return
-    paths = {"output": job.output_path, "work": job.work_path}
-    if is_remote(job.destination):
-        del paths["output"]
-    for name, path in paths.items():
-        if not path.is_absolute():
+    places = {"output": job.destination, "work": job.workplace}
+    for name, place in places.items():
+        if not (is_remote(place) or Path(place).is_absolute()):
             msg = (
-                f"--{name} {path}: would vanish with the job's uploaded working "
+                f"--{name} {place}: would vanish with the job's uploaded working "
                 "directory; give an absolute path on storage that all nodes share"
             )
             raise UsageError(msg)
@@ -176,10 +176,15 @@ def _refuse_vanishing(job: Job) -> None:
 
 def _refuse_nesting(job: Job) -> None:
     """Refuse a work directory that the results would replace."""
-    if is_remote(job.destination):
-        return
-    if job.work_path.resolve().is_relative_to(job.output_path.resolve()):
-        msg = f"--work {job.work_path}: lies in --output {job.output_path}"
+    work, output = job.workplace, job.destination
+    if is_remote(work) and is_remote(output):
+        is_nested = f"{work.rstrip('/')}/".startswith(f"{output.rstrip('/')}/")
+    elif is_remote(work) or is_remote(output):
+        is_nested = False
+    else:
+        is_nested = job.work_path.resolve().is_relative_to(job.output_path.resolve())
+    if is_nested:
+        msg = f"--work {work}: lies in --output {output}"
         raise UsageError(msg)
 
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from tileseg.card import NODATA, Card, LandClass
 from tileseg.errors import InputError, UsageError
 from tileseg.grid import Grid, Run
-from tileseg.ledger import write_whole
 from tileseg.model import save
 from tileseg.reader import Reader
 from tileseg.scene import Scene
+from tileseg.storage import write_whole
 from tileseg.unet import UNet
 
 __all__ = [

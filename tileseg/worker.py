@@ -19,9 +19,10 @@ from tileseg.card import NODATA, Card
 from tileseg.encode import shard_bytes
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
-from tileseg.ledger import Artifact, Ledger, Receipt, write_whole
+from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
+from tileseg.objects import open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
@@ -56,7 +57,7 @@ class Recipe:
     confidence: bool
     polygons: bool
     folder: str
-    """The plan's directory."""
+    """The plan's directory, wherever it is."""
     read_threads: int = 1
     """GDAL's decoding threads."""
 
@@ -75,7 +76,7 @@ class Recipe:
             batch=ledger.plan.resolved["batch_size"],
             confidence=task.job.confidence,
             polygons=bool(task.job.polygons),
-            folder=str(ledger.folder.absolute()),
+            folder=ledger.folder.address,
         )
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
@@ -94,6 +95,7 @@ class Worker:
     def __init__(self, recipe: Recipe, stop: threading.Event) -> None:
         """Load the network; work until `stop` is set."""
         self._recipe = recipe
+        self._folder = open_storage(recipe.folder)
         grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
         self._reader = Reader(
@@ -203,7 +205,7 @@ class Worker:
         )
 
     def _write_artifact(self, name: str, data: bytes) -> Artifact:
-        write_whole(Path(self._recipe.folder) / name, data)
+        self._folder.write(name, data)
         return Artifact(name, len(data), hashlib.sha256(data).hexdigest())
 
     def _since_last(self) -> dict[str, float]:

@@ -1,0 +1,302 @@
+"""One run at a time: a lock that its owner renews, and that a frozen owner loses.
+
+Advisory: it saves doubled work. Correctness rests on content-addressed shards and on
+the switch in `publish.py` and `bucket.py`. Ages are told by the clock of where the
+lock is, so no two machines need to agree on the time.
+"""
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from platform import node
+from typing import IO, TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from tileseg.errors import BusyError, OutputError, StorageError, TilesegError
+from tileseg.objects import Objects
+from tileseg.storage import TEMPORARY, Disk, Storage
+
+if TYPE_CHECKING:
+    from tileseg.objects import Version
+
+__all__ = ["Hold", "hold", "hold_file"]
+
+_BEAT_SECONDS = 4.0
+_STALE_SECONDS = 20.0  # without a beat: some were missed
+_SETTLE_SECONDS = 0.5
+_TRIES = 20  # against others that free or take it between two of our calls
+
+
+class Hold:
+    """A lock that this process took; a thread renews it."""
+
+    def __init__(self, lock: "_Lock") -> None:
+        """Begin to renew it."""
+        self._lock = lock
+        self._mutex = threading.Lock()
+        self._is_lost = self._is_out_of_reach = False
+        self._is_over = threading.Event()
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def check(self) -> None:
+        """Refuse to go on with a lock that was seen to be lost.
+
+        Raises:
+            BusyError: it was.
+        """
+        if self._is_lost:
+            msg = f"{self._lock}: this run stood still, and another took over"
+            raise BusyError(msg)
+
+    def renew(self) -> None:
+        """Renew the lock now, and refuse to go on if it is lost.
+
+        Raises:
+            BusyError: it is.
+            TilesegError: it cannot be renewed.
+        """
+        with self._mutex:
+            if not (self._is_lost or self._is_over.is_set()):
+                self._is_out_of_reach = True
+                self._is_lost = not self._lock.renew()
+                self._is_out_of_reach = False
+        self.check()
+
+    def end(self) -> None:
+        """Renew it no more, and let others have it."""
+        with self._mutex, suppress(TilesegError):
+            self._is_over.set()
+            if not self._is_out_of_reach:
+                self._lock.free()
+
+    def _beat(self) -> None:
+        while not self._is_over.wait(_BEAT_SECONDS):
+            with suppress(TilesegError):  # the store may be back at the next beat
+                self.renew()
+
+
+def hold(work: Storage, plan_id: str) -> AbstractContextManager[Hold]:
+    """Hold a work directory for this process.
+
+    What goes wrong after the lock was lost is another's doing: a BusyError too.
+
+    Raises:
+        BusyError: another process holds it, and shows that it is alive.
+        TilesegError: it cannot be written.
+    """
+    if isinstance(work, Objects):
+        return _held(_ObjectLock(work), plan_id)
+    assert isinstance(work, Disk), "work is on a disk or in an object store"
+    return hold_file(work.path / "lock", plan_id)
+
+
+def hold_file(path: Path, plan_id: str | None = None) -> AbstractContextManager[Hold]:
+    """Hold a local file, which is removed at the end; see `hold`."""
+    return _held(_FileLock(path), plan_id)
+
+
+@contextmanager
+def _held(lock: "_Lock", plan_id: str | None) -> Iterator[Hold]:
+    owner = {"host": node(), "pid": os.getpid(), "space": _pid_space()}
+    lock.take({**owner, "plan_id": plan_id, "id": uuid4().hex})
+    held = Hold(lock)
+    try:
+        yield held
+    except BusyError:
+        raise
+    except Exception:
+        with suppress(OutputError, StorageError):
+            held.renew()
+        raise
+    finally:
+        held.end()
+
+
+class _Lock(Protocol):
+    """How a lock is kept in one kind of storage."""
+
+    def take(self, owner: dict[str, Any]) -> None:
+        """Get it, or raise BusyError naming who has it."""
+
+    def renew(self) -> bool:
+        """Show that the owner is alive; False if another has it by now."""
+
+    def free(self) -> None:
+        """Let others have it, if nobody took it."""
+
+
+class _FileLock:
+    """A file, locked in the kernel: free at once however its owner ends.
+
+    The kernel keeps it for an owner that is frozen, so a stale file is replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes]
+
+    def __str__(self) -> str:
+        return str(self._path)
+
+    def take(self, owner: dict[str, Any]) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            for _ in range(_TRIES):
+                if self._try(json.dumps(owner).encode()):
+                    return
+        except OSError as err:
+            msg = f"{self}: cannot be written: {err.strerror}"
+            raise OutputError(msg) from err
+        raise _busy(self, {})
+
+    def renew(self) -> bool:
+        with suppress(OSError):
+            os.utime(self._file.fileno())
+        return self._is_mine(self._file)
+
+    def free(self) -> None:
+        if self._is_mine(self._file):
+            self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _try(self, owner: bytes) -> bool:
+        """Take the lock if that can be; False if another was at it meanwhile."""
+        file: IO[bytes] = self._path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                if not self._is_stale(file):
+                    file.seek(0)
+                    raise _busy(self, _parse(file.read())) from None
+            file = self._replaced()
+        # The one before may have removed or replaced the file between our calls.
+        if not self._is_mine(file):
+            file.close()
+            return False
+        file.truncate(0)
+        file.write(owner)
+        file.flush()
+        self._file = file
+        return True
+
+    def _is_stale(self, file: IO[bytes]) -> bool:
+        """Look twice: who just got the file of a dead one may not have written yet."""
+        if self._age(file) > _STALE_SECONDS:
+            time.sleep(_SETTLE_SECONDS)
+        return self._age(file) > _STALE_SECONDS
+
+    def _age(self, file: IO[bytes]) -> float:
+        with _temporary(self._path) as (_path, fresh):
+            now = os.fstat(fresh.fileno()).st_mtime
+        return now - os.fstat(file.fileno()).st_mtime
+
+    def _replaced(self) -> IO[bytes]:
+        """Put another file in the place of the one whose owner is frozen."""
+        with _temporary(self._path) as (path, _file):
+            file = path.open("a+b")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            path.replace(self._path)
+        return file
+
+    def _is_mine(self, file: IO[bytes]) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except OSError:
+            return False
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Give a new file beside another; it goes, unless it is moved."""
+    name = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
+    try:
+        with name.open("wb") as file:
+            yield name, file
+    finally:
+        name.unlink(missing_ok=True)
+
+
+class _ObjectLock:
+    """An object that is made and renewed by conditional writes."""
+
+    def __init__(self, place: Objects) -> None:
+        self._place = place
+        self._owner: dict[str, Any] = {}
+        self._seen: Version | None = None
+
+    def __str__(self) -> str:
+        return f"{self._place}/lock"
+
+    def take(self, owner: dict[str, Any]) -> None:
+        self._owner = {**owner, "beat": 0}
+        for _ in range(_TRIES):
+            found = self._place.look("lock")
+            if found and not self._is_stale(holder := _parse(found[0])):
+                raise _busy(self, holder)
+            self._seen = self._place.replace("lock", self._text, found and found[1])
+            if self._seen is not None:
+                return
+        raise _busy(self, {})
+
+    def renew(self) -> bool:
+        self._owner["beat"] += 1  # other bytes: a version is told by them
+        seen = self._place.replace("lock", self._text, self._seen)
+        self._seen = seen or self._seen
+        return seen is not None
+
+    def free(self) -> None:
+        found = self._place.look("lock")
+        if found and _parse(found[0]).get("id") == self._owner["id"]:
+            self._place.remove("lock")
+
+    @property
+    def _text(self) -> bytes:
+        return json.dumps(self._owner).encode()
+
+    def _is_stale(self, owner: Mapping[str, Any]) -> bool:
+        if owner.get("space") == _pid_space() and _is_gone(owner.get("pid")):
+            return True
+        fresh = f"lock.{uuid4().hex}{TEMPORARY}"
+        self._place.write(fresh, b"")
+        now, beat = self._place.modified(fresh), self._place.modified("lock")
+        self._place.remove(fresh)
+        return bool(now and beat and (now - beat).total_seconds() > _STALE_SECONDS)
+
+
+def _busy(lock: _Lock, owner: Mapping[str, Any]) -> BusyError:
+    who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
+    return BusyError(f"{lock}: another run is at it ({who}); wait for it to end")
+
+
+def _parse(data: bytes) -> dict[str, Any]:
+    try:
+        return dict(json.loads(data))
+    except (ValueError, TypeError):
+        return {}
+
+
+def _pid_space() -> str:
+    """Return what tells the processes that can see each other from all others."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return f"{boot.strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return node()
+
+
+def _is_gone(pid: object) -> bool:
+    """Return whether a process of this machine ended, nobody having asked how, too."""
+    try:
+        os.kill(int(str(pid)), 0)
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return stat.rpartition(")")[2].split()[0] == "Z"

@@ -1,0 +1,336 @@
+"""The same place of whole files in an object store; the only owner of obstore.
+
+Credentials and endpoint are the environment's (`AWS_...`), and no message repeats what
+the store's library says, since that may quote them.
+"""
+
+import logging
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime, timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+from tileseg.errors import OutputError, StorageError, TilesegError, UsageError
+from tileseg.overlap import side_by_side
+from tileseg.settings import is_remote
+from tileseg.storage import Disk, Journal, Storage
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta, PutMode, UpdateVersion
+    from obstore.store import ObjectStore, RetryConfig
+
+    Version = UpdateVersion
+    """Which of an object's contents one read or wrote."""
+
+__all__ = ["Objects", "open_storage"]
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 60  # the library repeats a request so long, and we what it does not
+_WAIT_SECONDS = 0.2  # before the first repetition of ours, then twice as long
+_PART_BYTES = 5 << 20  # the least that S3 takes: one must pass in 30 s
+_MOST_PARTS = 5000  # S3 takes 10,000
+_PARTS_AT_ONCE = 4
+_ENTRIES_AT_ONCE = 4  # of a journal
+_ENTRIES_AHEAD = 64  # added, and not yet known to be in the store
+_LATER = {408, 425, 429}  # the client errors that say: not now
+_AGAIN = {"RequestTimeout", "NoSuchUpload"}  # and those that say: from the start
+_STATUS = re.compile(r"status code: (\d{3})")
+_REASON = re.compile(r"<Code>(\w{1,60})</Code>")
+
+_Answer = TypeVar("_Answer")
+
+
+def open_storage(address: str) -> Storage:
+    """Return the storage at a local path, or at an address in an object store.
+
+    Raises:
+        UsageError: it is in an object store, and obstore is not installed.
+        OutputError: the environment does not say how to reach it.
+    """
+    return Objects(address) if is_remote(address) else Disk(Path(address))
+
+
+class Objects:
+    """A prefix of an object store."""
+
+    def __init__(self, address: str) -> None:
+        """Open the prefix; ask the store for nothing."""
+        self.address = address.rstrip("/")
+        self._store = _open(self.address)
+
+    def __str__(self) -> str:
+        """Return its address."""
+        return self.address
+
+    def below(self, name: str) -> "Objects":
+        """See `Storage`."""
+        return Objects(f"{self.address}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """See `Storage`."""
+        found = self.look(name)
+        if found is None:
+            msg = f"{self}/{name}"
+            raise FileNotFoundError(msg)
+        return found[0]
+
+    def look(self, name: str) -> "tuple[bytes, Version] | None":
+        """Return an object's bytes and version; None if it is not there."""
+        import obstore
+
+        def get() -> "tuple[bytes, Version] | None":
+            try:
+                answer = obstore.get(self._store, name)
+            except FileNotFoundError:
+                return None
+            data = bytes(answer.bytes())
+            return data, _version(answer.meta["e_tag"], answer.meta["version"])
+
+        return self._ask(f"{name} cannot be read", get)
+
+    def size(self, name: str) -> int | None:
+        """Return an object's size; None if it is not there."""
+        meta = self._head(name)
+        return meta and meta["size"]
+
+    def modified(self, name: str) -> datetime | None:
+        """Return when an object was written, by the store's clock; None without one."""
+        meta = self._head(name)
+        return meta and meta["last_modified"]
+
+    def write(self, name: str, data: Path | bytes) -> None:
+        """Upload an object, of a file's bytes too; see `Storage`.
+
+        Raises:
+            OutputError: the store refuses it.
+            StorageError: the store keeps failing.
+        """
+        self._ask(
+            f"{name} cannot be written", lambda: self._put(name, data, "overwrite")
+        )
+
+    def replace(
+        self, name: str, data: bytes, seen: "Version | None"
+    ) -> "Version | None":
+        """Write an object if it still is the one that was seen; None if it is not.
+
+        Args:
+            name: the object's.
+            data: its new bytes; no other process may ever write the same.
+            seen: the version that must still be there; None for no object.
+        """
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        def put() -> "Version | None":
+            try:
+                return self._put(name, data, "create" if seen is None else seen)
+            except (AlreadyExistsError, PreconditionError):
+                return None
+            except FileNotFoundError:
+                if seen is None:
+                    raise  # no bucket
+                return None
+
+        failure = None
+        try:
+            if written := self._ask(f"{name} cannot be written", put):
+                return written
+        except StorageError as err:
+            failure = err
+        # The first try may have been taken, and its answer lost.
+        found = self.look(name)
+        if found and found[0] == data:
+            return found[1]
+        if failure:
+            raise failure
+        return None
+
+    def remove(self, *names: str) -> None:
+        """See `Storage`; several at once."""
+        import obstore
+
+        if names:
+            try:
+                self._ask(
+                    "old objects cannot be deleted",
+                    lambda: obstore.delete(self._store, sorted(names)),
+                )
+            except (OutputError, StorageError) as err:
+                logger.warning("%s", err)
+
+    def names(self) -> list[str]:
+        """Return the names of all objects."""
+        return list(self.items())
+
+    def items(self) -> "dict[str, ObjectMeta]":
+        """Return all objects by their names: size, e_tag, last_modified."""
+        import obstore
+
+        return self._ask(
+            "cannot be listed",
+            lambda: {
+                item["path"]: item
+                for chunk in obstore.list(self._store)
+                for item in chunk
+            },
+        )
+
+    def folders(self) -> list[str]:
+        """See `Storage`."""
+        import obstore
+
+        found = self._ask(
+            "cannot be listed", lambda: obstore.list_with_delimiter(self._store)
+        )
+        return sorted(found["common_prefixes"])
+
+    def clear(self) -> None:
+        """See `Storage`."""
+        with suppress(TilesegError):
+            self.remove(*self.names())
+
+    def sweep(self) -> None:
+        """Do nothing: an upload that was killed is no object."""
+
+    def journal(self, name: str) -> Journal:
+        """Return the one whose entries are the objects below `name`."""
+        return _Entries(self.below(name))
+
+    def _head(self, name: str) -> "ObjectMeta | None":
+        import obstore
+
+        def head() -> "ObjectMeta | None":
+            try:
+                return obstore.head(self._store, name)
+            except FileNotFoundError:
+                return None
+
+        return self._ask(f"{name} cannot be read", head)
+
+    def _put(self, name: str, data: Path | bytes, mode: "PutMode") -> "Version":
+        import obstore
+
+        size = len(data) if isinstance(data, bytes) else data.stat().st_size
+        answer = obstore.put(
+            self._store,
+            name,
+            data,
+            mode=mode,
+            chunk_size=max(_PART_BYTES, size // _MOST_PARTS),
+            max_concurrency=_PARTS_AT_ONCE,
+        )
+        return _version(answer["e_tag"], answer["version"])
+
+    def _ask(self, what: str, request: Callable[[], _Answer]) -> _Answer:
+        """Return a request's answer; repeat it where the library does not.
+
+        The library repeats no conditional write and no deletion that got no answer, and
+        nothing whose answer broke off. All of ours may be repeated: `replace` looks
+        whether its first try was the one that was taken.
+
+        Raises:
+            OutputError: the store refuses.
+            StorageError: it keeps failing.
+        """
+        from obstore.exceptions import BaseError
+
+        wait, end = _WAIT_SECONDS, 0.0
+        while True:
+            try:
+                return request()
+            except (BaseError, FileNotFoundError) as err:
+                error = _explain(f"{self}: {what}", err)
+            end = end or time.monotonic() + _RETRY_SECONDS
+            if not isinstance(error, StorageError) or time.monotonic() + wait > end:
+                raise error
+            time.sleep(wait)
+            wait *= 2
+
+
+class _Entries:
+    """A journal of objects, put by a few threads behind whoever adds them."""
+
+    def __init__(self, place: Objects) -> None:
+        self._place = place
+        self._pool: ThreadPoolExecutor | None = None
+        self._pending: deque[Future[None]] = deque()
+
+    def entries(self) -> Iterable[bytes]:
+        return side_by_side(self._place.read, self._place.names())
+
+    def add(self, entry: bytes) -> None:
+        self._pool = self._pool or ThreadPoolExecutor(_ENTRIES_AT_ONCE)
+        pending = self._pending
+        while len(pending) >= _ENTRIES_AHEAD or (pending and pending[0].done()):
+            pending.popleft().result()
+        pending.append(
+            self._pool.submit(self._place.write, f"{uuid4().hex}.json", entry)
+        )
+
+    def flush(self) -> None:
+        if self._pool:
+            self._pool.shutdown()
+            self._pool = None
+        while self._pending:
+            self._pending.popleft().result()
+
+
+def _open(address: str) -> "ObjectStore":
+    if find_spec("obstore") is None:
+        msg = f"{address}: obstore is not installed; pip install 'tileseg[remote]'"
+        raise UsageError(msg)
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    retry: RetryConfig = {
+        "max_retries": 1000,  # more than the time allows
+        "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+        "backoff": {
+            "init_backoff": timedelta(seconds=_WAIT_SECONDS),
+            "max_backoff": timedelta(seconds=10),
+            "base": 3,  # the pauses are random: with 2 they would not grow
+        },
+    }
+    scheme, _, rest = address.partition("://")
+    url = f"{scheme}://{quote(rest)}"  # a scene may be named as no URL can be
+    try:
+        # No options of the HTTP client: they would displace the environment's.
+        return from_url(url, retry_config=retry)
+    except (BaseError, ValueError):
+        msg = f"{address}: cannot be opened; look at the address and the environment"
+        raise OutputError(msg) from None
+
+
+def _version(e_tag: str | None, version: str | None) -> "Version":
+    """Return the condition that an object is still this one."""
+    known: Version = {}  # without None, which the library refuses
+    if e_tag is not None:
+        known["e_tag"] = e_tag
+    if version is not None:
+        known["version"] = version
+    return known
+
+
+def _explain(what: str, error: Exception) -> TilesegError:
+    """Return our error for the library's: its status and its code, no more."""
+    status = _STATUS.search(text := str(error))
+    reason = _REASON.search(text)
+    said = " ".join(found[1] for found in (status, reason) if found)
+    is_final = (
+        400 <= int(status[1]) < 500 and int(status[1]) not in _LATER  # noqa: PLR2004
+        if status
+        else isinstance(error, FileNotFoundError)
+    )
+    if is_final and not (reason and reason[1] in _AGAIN):
+        hint = "look at the address, the credentials and their rights"
+        return OutputError(f"{what} ({said or 'not found'}); {hint}")
+    return StorageError(f"{what} ({said or 'no answer'}); run again later")
