@@ -93,6 +93,15 @@ def environment(address):
         yield
 
 
+def contents(output, address):
+    """Return path to bytes of all objects of a prefix, from the server at `address`."""
+    store = from_url(output.replace(" ", "%20"), endpoint=address)
+    listed = obstore.list(store).collect()
+    return {
+        item["path"]: bytes(obstore.get(store, item["path"]).bytes()) for item in listed
+    }
+
+
 @contextmanager
 def serve(folder):
     """Run a server that keeps its files in a folder; give its address.

@@ -240,6 +240,7 @@ def test_a_failed_upload_leaves_the_old_version(job, output, monkeypatch, number
         return put(*args, **options)
 
     monkeypatch.setattr(obstore, "put", fail)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
     failed = run(job(overwrite=True))
     monkeypatch.setattr(obstore, "put", put)
 
@@ -353,6 +354,7 @@ def test_old_objects_that_cannot_be_deleted_are_no_failure(
         raise GenericError("no")
 
     monkeypatch.setattr(obstore, "delete", refuse)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
     stage(output, tmp_path, "new", plan="b" * 32)
 
     assert version(output)[1] == {f"{'b' * 32}/mask.tif": b"new"}
@@ -420,7 +422,7 @@ def test_a_store_that_says_no_is_told_in_one_line_without_a_secret(
     monkeypatch, output, job, tmp_path, fault
 ):
     name, value, code = fault
-    monkeypatch.setattr(objects, "_RETRIES", 1)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
     monkeypatch.setenv(name, value)
     words = ["segment", "--input", job().input, "--model", job().model]
     words += ["--output", output, "--work", job().work, "-v"]
@@ -454,6 +456,7 @@ def test_a_store_that_keeps_failing_is_a_storage_error(
         raise GenericError(msg)
 
     monkeypatch.setattr(obstore, "get", fail)
+    monkeypatch.setattr(objects, "_RETRY_SECONDS", 0)
 
     with pytest.raises(StorageError, match=f"{status} SlowDown.*later"):
         Bucket(output, tmp_path).published()

@@ -6,14 +6,15 @@ the store's library says, since that may quote them.
 
 import logging
 import re
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -33,16 +34,19 @@ __all__ = ["Objects", "open_storage"]
 
 logger = logging.getLogger(__name__)
 
-_RETRIES = 8
-_RETRY_SECONDS = 120  # of one request and its retries
+_RETRY_SECONDS = 60  # the library repeats a request so long, and we what it does not
+_WAIT_SECONDS = 0.2  # before the first repetition of ours, then twice as long
 _PART_BYTES = 5 << 20  # the least that S3 takes: one must pass in 30 s
 _MOST_PARTS = 5000  # S3 takes 10,000
 _PARTS_AT_ONCE = 4
 _ENTRIES_AT_ONCE = 4  # of a journal
 _ENTRIES_AHEAD = 64  # added, and not yet known to be in the store
 _LATER = {408, 425, 429}  # the client errors that say: not now
+_AGAIN = {"RequestTimeout", "NoSuchUpload"}  # and those that say: from the start
 _STATUS = re.compile(r"status code: (\d{3})")
 _REASON = re.compile(r"<Code>(\w{1,60})</Code>")
+
+_Answer = TypeVar("_Answer")
 
 
 def open_storage(address: str) -> Storage:
@@ -83,13 +87,15 @@ class Objects:
         """Return an object's bytes and version; None if it is not there."""
         import obstore
 
-        with self._explained(f"{name} cannot be read"):
+        def get() -> "tuple[bytes, Version] | None":
             try:
                 answer = obstore.get(self._store, name)
             except FileNotFoundError:
                 return None
             data = bytes(answer.bytes())
-        return data, _version(answer.meta["e_tag"], answer.meta["version"])
+            return data, _version(answer.meta["e_tag"], answer.meta["version"])
+
+        return self._ask(f"{name} cannot be read", get)
 
     def size(self, name: str) -> int | None:
         """Return an object's size; None if it is not there."""
@@ -108,8 +114,9 @@ class Objects:
             OutputError: the store refuses it.
             StorageError: the store keeps failing.
         """
-        with self._explained(f"{name} cannot be written"):
-            self._put(name, data, "overwrite")
+        self._ask(
+            f"{name} cannot be written", lambda: self._put(name, data, "overwrite")
+        )
 
     def replace(
         self, name: str, data: bytes, seen: "Version | None"
@@ -123,47 +130,68 @@ class Objects:
         """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        with self._explained(f"{name} cannot be written"):
+        def put() -> "Version | None":
             try:
                 return self._put(name, data, "create" if seen is None else seen)
             except (AlreadyExistsError, PreconditionError):
-                pass
+                return None
             except FileNotFoundError:
                 if seen is None:
                     raise  # no bucket
-        # A retry also gets here if the answer to the first try was lost.
+                return None
+
+        failure = None
+        try:
+            if written := self._ask(f"{name} cannot be written", put):
+                return written
+        except StorageError as err:
+            failure = err
+        # The first try may have been taken, and its answer lost.
         found = self.look(name)
-        return found[1] if found and found[0] == data else None
+        if found and found[0] == data:
+            return found[1]
+        if failure:
+            raise failure
+        return None
 
     def remove(self, *names: str) -> None:
         """See `Storage`; several at once."""
         import obstore
-        from obstore.exceptions import BaseError
 
         if names:
             try:
-                obstore.delete(self._store, sorted(names))
-            except (BaseError, OSError):
-                logger.warning("%s: old objects could not be deleted", self)
+                self._ask(
+                    "old objects cannot be deleted",
+                    lambda: obstore.delete(self._store, sorted(names)),
+                )
+            except (OutputError, StorageError) as err:
+                logger.warning("%s", err)
 
     def names(self) -> list[str]:
         """Return the names of all objects."""
         return list(self.items())
 
     def items(self) -> "dict[str, ObjectMeta]":
-        """Return what the store says of each object, by name."""
+        """Return all objects by their names: size, e_tag, last_modified."""
         import obstore
 
-        with self._explained("cannot be listed"):
-            chunks = list(obstore.list(self._store))
-        return {item["path"]: item for chunk in chunks for item in chunk}
+        return self._ask(
+            "cannot be listed",
+            lambda: {
+                item["path"]: item
+                for chunk in obstore.list(self._store)
+                for item in chunk
+            },
+        )
 
     def folders(self) -> list[str]:
         """See `Storage`."""
         import obstore
 
-        with self._explained("cannot be listed"):
-            return sorted(obstore.list_with_delimiter(self._store)["common_prefixes"])
+        found = self._ask(
+            "cannot be listed", lambda: obstore.list_with_delimiter(self._store)
+        )
+        return sorted(found["common_prefixes"])
 
     def clear(self) -> None:
         """See `Storage`."""
@@ -180,11 +208,13 @@ class Objects:
     def _head(self, name: str) -> "ObjectMeta | None":
         import obstore
 
-        with self._explained(f"{name} cannot be read"):
+        def head() -> "ObjectMeta | None":
             try:
                 return obstore.head(self._store, name)
             except FileNotFoundError:
                 return None
+
+        return self._ask(f"{name} cannot be read", head)
 
     def _put(self, name: str, data: Path | bytes, mode: "PutMode") -> "Version":
         import obstore
@@ -200,15 +230,30 @@ class Objects:
         )
         return _version(answer["e_tag"], answer["version"])
 
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        """Turn the library's errors into ours: who must act, and nothing it quotes."""
+    def _ask(self, what: str, request: Callable[[], _Answer]) -> _Answer:
+        """Return a request's answer; repeat it where the library does not.
+
+        The library repeats no conditional write and no deletion that got no answer, and
+        nothing whose answer broke off. All of ours may be repeated: `replace` looks
+        whether its first try was the one that was taken.
+
+        Raises:
+            OutputError: the store refuses.
+            StorageError: it keeps failing.
+        """
         from obstore.exceptions import BaseError
 
-        try:
-            yield
-        except (BaseError, FileNotFoundError) as err:
-            raise _explain(f"{self}: {what}", err) from None
+        wait, end = _WAIT_SECONDS, 0.0
+        while True:
+            try:
+                return request()
+            except (BaseError, FileNotFoundError) as err:
+                error = _explain(f"{self}: {what}", err)
+            end = end or time.monotonic() + _RETRY_SECONDS
+            if not isinstance(error, StorageError) or time.monotonic() + wait > end:
+                raise error
+            time.sleep(wait)
+            wait *= 2
 
 
 class _Entries:
@@ -247,8 +292,13 @@ def _open(address: str) -> "ObjectStore":
     from obstore.store import from_url
 
     retry: RetryConfig = {
-        "max_retries": _RETRIES,
+        "max_retries": 1000,  # more than the time allows
         "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+        "backoff": {
+            "init_backoff": timedelta(seconds=_WAIT_SECONDS),
+            "max_backoff": timedelta(seconds=10),
+            "base": 3,  # the pauses are random: with 2 they would not grow
+        },
     }
     scheme, _, rest = address.partition("://")
     url = f"{scheme}://{quote(rest)}"  # a scene may be named as no URL can be
@@ -275,12 +325,12 @@ def _explain(what: str, error: Exception) -> TilesegError:
     status = _STATUS.search(text := str(error))
     reason = _REASON.search(text)
     said = " ".join(found[1] for found in (status, reason) if found)
-    is_ours_to_mend = (
+    is_final = (
         400 <= int(status[1]) < 500 and int(status[1]) not in _LATER  # noqa: PLR2004
         if status
         else isinstance(error, FileNotFoundError)
     )
-    if is_ours_to_mend:
+    if is_final and not (reason and reason[1] in _AGAIN):
         hint = "look at the address, the credentials and their rights"
         return OutputError(f"{what} ({said or 'not found'}); {hint}")
     return StorageError(f"{what} ({said or 'no answer'}); run again later")
