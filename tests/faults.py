@@ -102,7 +102,9 @@ def _disk_full(_fault, _result):
 
 def _log(fault, result):
     line = f"{os.getpid()} {fault.module}.{fault.function}\n"
-    handle = os.open(os.environ["TILESEG_FAULTS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    handle = os.open(
+        os.environ["TILESEG_FAULTS_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    )
     os.write(handle, line.encode())  # at once: another process may write too
     os.close(handle)
     return result
