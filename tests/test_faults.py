@@ -119,7 +119,7 @@ def test_a_fault_that_there_is_not_is_refused(text):
         faults.install(text)
 
 
-# Publishing: F5
+# A reader while publishers are killed: F5
 
 
 def watch(is_over, look_once, seen):
@@ -136,6 +136,7 @@ def look_at_store(place):
         return "gone" if place.read("run.json") == before else None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", chaos.PLACES)
 def test_a_reader_sees_one_version_while_publishers_are_killed(kind, tmp_path_factory):
     """Two plans take turns, and die at every step of publishing."""
@@ -354,7 +355,7 @@ def test_products_are_made_from_shards_alone(trial, step):
     assert trial.is_undisturbed()
 
 
-# Time: F24
+# Another time and place: F24
 
 
 def set_zone(zone):
