@@ -190,8 +190,8 @@ def version(place):
 class Attempt:
     """A job's process; its streams are files."""
 
-    def __init__(self, words, folder, faulty=""):
-        """Begin."""
+    def __init__(self, words, folder, faulty="", prepare=None):
+        """Begin; `prepare` is called in the process before anything else."""
         self._streams = folder / "streams"
         self._streams.mkdir(exist_ok=True)
         context = multiprocessing.get_context("forkserver")
@@ -202,7 +202,7 @@ class Attempt:
         environ["TILESEG_FAULTS_LOG"] = str(folder / "log")
         paths = [str(self._streams / name) for name in ("out", "err")]
         self.process = context.Process(
-            target=_live, args=(words, faulty, paths, environ)
+            target=_live, args=(words, faulty, paths, environ, prepare)
         )
         self.process.start()
 
@@ -222,7 +222,7 @@ class Attempt:
         return (self._streams / "err").read_text()[-2000:]
 
 
-def _live(words, faulty, paths, environ):
+def _live(words, faulty, paths, environ, prepare):
     """Be a process of the command line."""
     for number, path in enumerate(paths, start=1):
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -234,6 +234,8 @@ def _live(words, faulty, paths, environ):
 
     torch.set_num_threads(1)  # two processors, and some of us at once
     faults.install(faulty)
+    if prepare:
+        prepare()
     main(words)
 
 
@@ -307,13 +309,13 @@ class Arena:
         work = folder / "work"
         return {str(p.relative_to(work)) for p in work.rglob("*") if p.is_file()}
 
-    def run(self, seed, number, deaths=None):
+    def run(self, seed, number, deaths=()):
         """Play a round; return a line about it.
 
         Args:
             seed: with the number it decides everything.
             number: of the round.
-            deaths: where to die, one after the other; None for a choice.
+            deaths: where to die, with a previous version; none: as may be.
 
         Raises:
             AssertionError: something is wrong.
@@ -321,7 +323,7 @@ class Arena:
         choice = random.Random(f"{seed} {number}")
         place, folder = self.place(f"round-{seed}-{number}")
         allowed = [None]
-        if choice.random() < 0.5:
+        if choice.random() < 0.5 or deaths:
             place.copy(self.old)
             allowed = [self.versions["old"]]
         self.story = story = ["previous" if allowed[0] else "empty"]
@@ -455,8 +457,8 @@ def main():
             except AssertionError as err:
                 wrong += 1
                 line = f"{number:4}  WRONG {arena.story}: {err}"
-            print(line, flush=True)
-        print(f"{options.runs} runs, {arena.kills} kills, {wrong} wrong")
+            print(line, flush=True)  # noqa: T201
+        print(f"{options.runs} runs, {arena.kills} kills, {wrong} wrong")  # noqa: T201
     sys.exit(wrong > 0)
 
 

@@ -12,7 +12,7 @@ def publish(output, work, plan):
     place = Bucket(output, work)
     held = place.published()
     if held and place.is_complete(held, plan):
-        place.tidy()
+        place.sweep()
         return
     with place.staging() as folder:
         for path, data in whole(plan).items():

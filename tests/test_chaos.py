@@ -40,7 +40,7 @@ def test_many_jobs_killed_at_random_end_as_if_undisturbed(arena):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_step_can_be_the_last(arena):
-    """Also with a previous version, and each step is one that a job really takes."""
+    """Each is one that a job with a previous version to replace really takes."""
     place, _ = arena.place("none")
 
     for number, (name, moment, _) in enumerate(chaos.points(place.STEPS)):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import sys
 import time
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["main", "one_line_errors", "segment"]
 
 _LOG_SECONDS = 10
+_STDERR = 2
 _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
 logger = logging.getLogger(__name__)
 
@@ -101,8 +103,8 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
                 break
         if not values.get("dry_run"):
             night.leave(output)
-    click.echo(str(night), err=True)
-    click.echo(json.dumps(night.summary()))
+    _tell(str(night), err=True)
+    _tell(json.dumps(night.summary()))
     sys.exit(night.exit_code)
 
 
@@ -244,9 +246,28 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
     except TilesegError as err:
         record.fail(err)
     if record.error:
-        click.echo(f"tileseg: {record.values['error']}", err=True)
-    click.echo(json.dumps(record.values))
+        _tell(f"tileseg: {record.values['error']}", err=True)
+    _tell(json.dumps(record.values))
     return record
+
+
+def _tell(line: str, *, err: bool = False) -> None:
+    """Print a line; a reader that is gone, or a full disk, stops no job."""
+    try:
+        click.echo(line, err=err)
+    except OSError:
+        stream = sys.stderr if err else sys.stdout
+        # What is buffered would be written again, and fail again, at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> None:
+    """Lead closed standard streams to nowhere: a map would get their number."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w")
 
 
 def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
@@ -326,6 +347,7 @@ def _draw(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
 
 
 def _configure_logging(verbosity: int, *, is_quiet: bool) -> None:
+    _open_streams()
     level = logging.ERROR if is_quiet else logging.DEBUG if verbosity else logging.INFO
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr
