@@ -3,9 +3,12 @@
 python jobs/bench.py                           the land-cover model on this machine
 python jobs/bench.py --engine local --engine ray
 python jobs/bench.py --simulate 300            a device that takes 300 tiles a second
+python jobs/bench.py --simulate 300 --storage 0.5 [--in-turn]
+                                               and a slow disk; without any overlap
 
 Every figure is the median over rounds in which all of them take turns, so that a busy
-machine is unfair to none. `ratio` is tiles a second over those of the network alone.
+machine is unfair to none. `ratio` is tiles a second over those of the network alone,
+`resumed` what it takes to find all shards done, as a share of what making them took.
 """
 
 import json
@@ -13,10 +16,11 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,17 +34,19 @@ from affine import Affine
 from rasterio.windows import Window
 from torch import Tensor
 
+from tileseg import worker
 from tileseg.cli import one_line_errors
 from tileseg.engine import Engine, Failure, LocalEngine, Outcome
 from tileseg.grid import Run
 from tileseg.job import Staff
-from tileseg.ledger import Ledger, Plan, forget
+from tileseg.ledger import Ledger, Plan, Receipt, forget
 from tileseg.model import Device, Network, default_batch, load_module
 from tileseg.model import load as load_network
+from tileseg.reader import Reader
 from tileseg.settings import Job
 from tileseg.storage import Disk
 from tileseg.task import Task, prepare
-from tileseg.worker import Recipe
+from tileseg.worker import Recipe, Worker
 
 BLOCK = 512
 SEGMENT = Path(__file__).with_name("segment.py")
@@ -72,10 +78,48 @@ class SimulatedRecipe(Recipe):
 
     rate: float
     """Tiles a second."""
+    storage: float = 0.0
+    """Share of that time that reading the same tiles takes, and writing them."""
+    in_turn: bool = False
+    """Whether reading, forward and writing wait for each other."""
 
     def network(self) -> Network:
-        """Load the network, and put the simulated one in its place."""
+        """Load the network, and put the simulated one in its place.
+
+        Called in the process of the worker, whose disk becomes as slow as asked for.
+        """
+        if self.storage and not hasattr(Reader._read, "__wrapped__"):  # noqa: SLF001
+            delay = self.storage / self.rate / self.grid.stride**2
+            slow_down(Reader, "_read", lambda _file, window, *_: window.size * delay)
+            slow_down(Worker, "_finish", lambda item: item[1].labels.size * delay)
+        if self.in_turn:
+            vars(worker).update(Ahead=in_turn, behind=one_by_one)
         return SimulatedNetwork(Recipe.network(self), self.rate)
+
+
+def slow_down(kind: type, name: str, seconds: Callable[..., float]) -> None:
+    """Let a method take longer, as it would on a slow disk; no processor is used."""
+    method = getattr(kind, name)
+
+    @wraps(method)
+    def slow(self: object, *args: object) -> object:
+        time.sleep(seconds(*args))
+        return method(self, *args)
+
+    setattr(kind, name, slow)
+
+
+def in_turn(items: Generator[Any], _ahead: int) -> Generator[Any]:
+    """Return items that are made when they are asked for, not ahead."""
+    return items
+
+
+def one_by_one(
+    function: Callable[[Any], Any], items: Generator[Any], *, ahead: int
+) -> Iterator[Any]:
+    """Yield function(item) in order, each before the next item is made."""
+    del ahead
+    yield from map(function, items)
 
 
 def make_scene(path: Path, height: int, width: int, seed: int = 0) -> Path:
@@ -132,6 +176,9 @@ class Bench:
     device: Device
     rate: float | None
     """Of the simulated device; None for the real network."""
+    storage: float = 0.0
+    in_turn: bool = False
+    """See `SimulatedRecipe`."""
 
     @property
     def batch(self) -> int:
@@ -155,16 +202,25 @@ class Bench:
         runs = self.task.runs(list(Run(self.task.grid.shape)), len(workers))
         start = time.perf_counter()
         with closing(engine.outcomes(recipe, runs, lambda _tiles: None)) as outcomes:
-            tiles = sum(_tiles(outcome) for outcome in outcomes)
+            receipts = list(map(_made, outcomes))
         seconds = time.perf_counter() - start
+        tiles = sum(receipt.work["tiles"] for receipt in receipts)
+        for receipt in receipts:
+            ledger.record(receipt)
+        ledger.flush()
+        start = time.perf_counter()
+        assert len(ledger.open()) == len(receipts), "all is there"
+        resume = time.perf_counter() - start
         forget(Disk(folder), ledger.plan.plan_id)
-        return {"tiles_s": tiles / seconds / len(workers)}
+        return {"tiles_s": tiles / seconds / len(workers), "resumed": resume / seconds}
 
     def _simulated(self, recipe: Recipe) -> Recipe:
         assert self.rate, "there is a simulated device"
         names = Recipe.__dataclass_fields__
         facts = {name: getattr(recipe, name) for name in names}
-        return SimulatedRecipe(**facts, rate=self.rate)
+        return SimulatedRecipe(
+            **facts, rate=self.rate, storage=self.storage, in_turn=self.in_turn
+        )
 
     def whole_job(self, engine: str, folder: Path) -> dict[str, float]:
         """Run `jobs/segment.py` in a process of its own; say what its JSON says."""
@@ -191,10 +247,10 @@ class Bench:
         }
 
 
-def _tiles(outcome: Outcome) -> float:
+def _made(outcome: Outcome) -> Receipt:
     if isinstance(outcome, Failure):
         raise outcome.error
-    return outcome.work["tiles"]
+    return outcome
 
 
 def measure(bench: Bench, engines: Sequence[str], rounds: int) -> dict[str, Any]:
@@ -234,7 +290,7 @@ def _round(
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """Print the figures, tiles a second for one worker."""
-    keys = ["tiles_s", "ratio", "mpx_s", "decoded", "peak_rss_mb"]
+    keys = ["tiles_s", "ratio", "mpx_s", "decoded", "peak_rss_mb", "resumed"]
     click.echo(f"{'':<16}" + "".join(f"{key:>13}" for key in keys))
     for name, figures in rows.items():
         cells = [
@@ -254,6 +310,10 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--simulate", type=float, metavar="RATE",
               help="Tiles a second of a simulated device.")  # fmt: skip
+@click.option("--storage", default=0.0, metavar="SHARE",
+              help="Of the device's time that reading takes, and writing.")  # fmt: skip
+@click.option("--in-turn", is_flag=True,
+              help="Let reading, forward and writing wait in turn.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, no table.")
 def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
     """Measure, on a scene made for it, and print medians."""
@@ -268,7 +328,13 @@ def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
         task = prepare(job)
         load_module(job.model_path, task.card)
         device = LocalEngine().resolve(job)
-        bench = Bench(task=task, device=device, rate=options["simulate"])
+        bench = Bench(
+            task=task,
+            device=device,
+            rate=options["simulate"],
+            storage=options["storage"],
+            in_turn=options["in_turn"],
+        )
         rows = measure(bench, options["engines"], options["rounds"])
     click.echo(json.dumps(rows)) if options["as_json"] else print_table(rows)
 
