@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ class Cluster:
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_TMPDIR": str(self.folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_metrics_report_interval_ms": "500",
             "CUDA_VISIBLE_DEVICES": "",
         }
         self.environment.pop("RAY_ADDRESS", None)
@@ -58,6 +60,8 @@ class Cluster:
         # Ports that are fixed otherwise: another Ray on this machine may have them.
         words += [f"--dashboard-agent-listen-port={free_port()}"]
         words += ["--ray-client-server-port", str(free_port())]
+        self.metrics_port = free_port()
+        words += ["--metrics-export-port", str(self.metrics_port)]
         self.log = (self.folder / "head.log").open("w")
         self.head = subprocess.Popen(
             [RAY, *words],
@@ -83,24 +87,43 @@ class Cluster:
         except OSError:
             return None
 
+    def metrics(self):
+        """Return the sum over all workers of each metric of ours."""
+        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
+        try:
+            with urllib.request.urlopen(url) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return Counter()
+        sums = Counter()
+        for line in text.splitlines():
+            if found := re.match(r"ray_(tileseg_\w+)\{.*\} (\S+)", line):
+                sums[found[1]] += float(found[2])
+        return sums
+
+    def job(self, *words):
+        """Run `ray job`; return its exit status and all that it printed."""
+        ended = subprocess.run(
+            [RAY, "job", *map(str, words)],
+            cwd=self.repository,
+            env={**self.environment, "RAY_API_SERVER_ADDRESS": self.api},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return ended.returncode, re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout)
+
     def submit(self, *words):
         """Run `ray job submit`; return its exit status and all that it printed."""
         deadline = time.monotonic() + SECONDS
         while True:
-            ended = subprocess.run(
-                [RAY, "job", "submit", *map(str, words)],
-                cwd=self.repository,
-                env={**self.environment, "RAY_API_SERVER_ADDRESS": self.api},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=SECONDS,
-                check=False,
-            )
+            code, printed = self.job("submit", *words)
             # The head answers some seconds before it can start jobs.
-            is_early = "No available agent to submit job" in ended.stdout
+            is_early = "No available agent to submit job" in printed
             if not is_early or time.monotonic() > deadline:
-                return ended.returncode, re.sub(r"\x1b\[[0-9;]*m", "", ended.stdout)
+                return code, printed
             time.sleep(2)
 
     def close(self):
@@ -200,6 +223,51 @@ def test_a_night_works_the_same_way(cluster, repository, expected, tmp_path):
     assert code == 0, printed
     assert expected == digests(tmp_path / "scene")
     assert json.loads((tmp_path / "night.json").read_text())["counts"]["done"] == 1
+
+
+def wait_for(condition):
+    """Wait until something is so; return it."""
+    deadline = time.monotonic() + SECONDS
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return found
+
+
+def test_a_stopped_job_is_resumed_by_another(cluster, tmp_path):
+    """`ray job stop`: what is in hand is finished, and the driver says 75.
+
+    Meanwhile Ray's metrics port tells how far it is.
+    """
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(2_900, 2_100))
+    config = tmp_path / "job.toml"
+    config.write_text('shard = 96\nrun_shards = [1, 4]\nprecision = "fp32"\n')
+    words = ["--", "python", "jobs/segment.py", "--input", scene, "--config", config]
+    words += ["--output", tmp_path / "out"]
+    work = tmp_path / "out.work"
+
+    code, printed = cluster.submit("--no-wait", "--submission-id", "first", *words)
+    assert code == 0, printed
+    wait_for(lambda: list(work.glob("*/receipts.jsonl")))
+    wait_for(lambda: cluster.metrics()["tileseg_tiles_total"] > 0)
+    seen = cluster.metrics()
+    code, printed = cluster.job("stop", "first")
+    assert code == 0, printed
+    assert "STOPPED" in wait_for(lambda: cluster.job("status", "first")[1])
+    word = wait_for(lambda: list(work.glob("last-attempt.json")))[0]
+    stopped = json.loads(word.read_text())
+    code, printed = cluster.submit(*words)
+
+    assert stopped["exit_code"] == 75
+    assert 0 < stopped["counts"]["shards_done"] < 31 * 22
+    assert code == 0, printed
+    counts = record(printed)["counts"]
+    assert counts["shards_reused"] == stopped["counts"]["shards_done"]
+    assert counts["shards_done"] == counts["shards"] == 31 * 22
+    assert {name.removesuffix("_total") for name in seen} >= {
+        "tileseg_tiles", "tileseg_shards", "tileseg_seconds", "tileseg_read_pixels",
+        "tileseg_written_bytes", "tileseg_device_busy", "tileseg_shards_left",
+    }  # fmt: skip
 
 
 def test_without_the_token_nobody_gets_in(cluster):
