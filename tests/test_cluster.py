@@ -17,9 +17,9 @@ from click.testing import CliRunner
 from making import after, digests, make_model, make_scene, random_pixels, read
 from test_engine import damage
 
+from tileseg.actor import NONCE
 from tileseg.card import NODATA
-from tileseg.errors import ExitCode, OutputError
-from tileseg.grid import Run
+from tileseg.errors import ExitCode, InputError
 from tileseg.job import Staff, run
 from tileseg.leases import MAX_TRIES
 from tileseg.ledger import Ledger, Plan
@@ -132,7 +132,7 @@ def test_rays_mask_is_the_local_one_to_the_byte(job, expected, tmp_path, workers
 
 def pids(staff, job):
     """Return the process of every actor."""
-    actors = staff.engine(job).actors.values()
+    actors = staff.engine(job).pool.actors.values()
     return [hello.pid for hello in ray.get([actor.hello.remote() for actor in actors])]
 
 
@@ -167,14 +167,14 @@ class PoisonRecipe(bench.SimulatedRecipe):
         return PoisonNetwork(Recipe.network(self), self.rate)
 
 
-def use(monkeypatch, kind):
+def use(monkeypatch, kind, rate=50_000):
     """Give the workers recipes of another kind."""
     make = Recipe.of
 
     def of(*args):
         recipe = make(*args)
         facts = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
-        return kind(**facts, rate=50_000)
+        return kind(**facts, rate=rate)
 
     monkeypatch.setattr("tileseg.worker.Recipe.of", of)
 
@@ -309,24 +309,28 @@ def test_a_damaged_block_fails_as_it_does_locally(job, scene, tmp_path, staff):
     assert digests(tmp_path / "local") == digests(tmp_path / "far")
 
 
-def test_a_work_directory_that_a_worker_does_not_see_is_named(job, staff):
+def test_a_work_directory_that_no_worker_sees_is_named(
+    job, staff, monkeypatch, tmp_path
+):
     """Before a shard is made, and with what to do about it."""
-    engine = staff.engine(job(engine="ray"))
-    task = prepare(job())
-    device = engine.resolve(job())
-    plan = Plan(task.request, {"batch_size": 1})
-    ledger = Ledger(Disk(Path("/nowhere/work")), plan)
+    elsewhere = Disk(tmp_path / "elsewhere")
+    monkeypatch.setattr("tileseg.shift.open_storage", lambda _: elsewhere)
 
-    with pytest.raises(OutputError, match="--work must lie on storage"):
-        list(engine.outcomes(Recipe.of(task, ledger, device), [Run(task.grid.shape)]))
+    values = run(job(engine="ray"), quiet, staff).values
+
+    assert values["exit_code"] == ExitCode.OUTPUT
+    assert "--work must lie on storage" in values["error"]
+    assert values["counts"]["shards_done"] == 0
 
 
 def test_a_worker_without_a_plan_says_so(staff, job):
     """Its process died between two calls, and the new one knows nothing."""
-    actor = next(iter(staff.engine(job(engine="ray")).actors.values()))
+    pool = staff.engine(job(engine="ray")).pool
+    pool.fill()
+    actor = next(iter(pool.actors.values()))
     ray.get(actor.rest.remote())
 
-    assert ray.get(actor.work.remote([], 0.0)) is None
+    assert ray.get(actor.work.remote([], 0.0, is_last=False)) is None
 
 
 def test_another_file_at_the_same_path_is_no_scene_of_ours(job, staff):
@@ -336,10 +340,17 @@ def test_another_file_at_the_same_path_is_no_scene_of_ours(job, staff):
     ledger = Ledger(Disk(job().work_path), Plan(task.request, {"batch_size": 1}))
     ledger.open()
     recipe = Recipe.of(task, ledger, engine.resolve(job()))
-    other = replace(recipe, scene=replace(task.scene, size=7))
-    actor = next(iter(engine.actors.values()))
+    copy = replace(task.identity, stamp=(1, 2, 3))
+    ledger.folder.write(NONCE, b"nonce")
+    actor = next(iter(engine.pool.actors.values()))
 
-    assert "instead of 7" in ray.get(actor.begin.remote(other))
+    def begin(identity):
+        other = replace(recipe, identity=identity)
+        return ray.get(actor.begin.remote(other, "nonce", is_mixed=False))
+
+    assert begin(copy)
+    with pytest.raises(InputError, match="another file here"):
+        begin(replace(copy, sha256="0" * 64))
 
 
 def test_an_address_where_nobody_is_is_named(job, monkeypatch):

@@ -14,6 +14,8 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "stopping",
+    "watch",
     "settings",
     "overlap",
     "memory",
@@ -42,6 +44,9 @@ ORDER = (
     "worker",
     "engine",
     "leases",
+    "actor",
+    "pool",
+    "shift",
     "cluster",
     "stitch",
     "publish",
@@ -66,7 +71,7 @@ OWNERS = {
     "pyarrow": {"features"},
     "pyogrio": {"features"},
     "pyproj": {"area", "features"},
-    "ray": {"cluster"},
+    "ray": {"actor", "pool", "shift", "cluster"},
     "rasterio": {"scene", "encode", "vectorize", "evaluate", "train"},
     "safetensors": {"model"},
     "shapely": {"vectorize", "features"},

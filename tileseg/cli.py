@@ -18,12 +18,12 @@ from tileseg.errors import (
     ExitCode,
     InterruptedRunError,
     PreemptedError,
-    StopSignal,
     TilesegError,
     UsageError,
     worst,
 )
 from tileseg.options import job_options
+from tileseg.stopping import Stop, StopSignal
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -63,7 +63,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.job import Staff
 
     codes = []
-    with one_line_errors(), _signals(), Staff() as staff:
+    with one_line_errors(), _signals() as stop, Staff(stop) as staff:
         for facts in _scenes(options):
             codes.append(_run(facts, staff).values["exit_code"])
             if codes[-1] in _STOPPED:
@@ -90,7 +90,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.job import Staff
     from tileseg.nightly import Night, find_scenes
 
-    with one_line_errors(), _signals(), Staff() as staff:
+    with one_line_errors(), _signals() as stop, Staff(stop) as staff:
         values = {**_job_file(options.pop("config")), **_given(options)}
         night = Night(find_scenes(options["scenes"]))
         output = values.get("output", "out")
@@ -267,20 +267,24 @@ def one_line_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the job resumably; a second one ends it at once."""
-    errors = {signal.SIGTERM: PreemptedError, signal.SIGINT: InterruptedRunError}
-    StopSignal.latest = None
+def _signals() -> Iterator[Stop]:
+    """Let SIGTERM and SIGINT end the job resumably.
 
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+    It leaves workers some seconds for what they have in hand; a second one ends the
+    process there and then, resumably too.
+    """
+    errors = {signal.SIGTERM: PreemptedError, signal.SIGINT: InterruptedRunError}
+    stop = Stop()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         name = signal.Signals(number).name
         text = f"{name}: stopped; the same command resumes"
-        raise StopSignal(errors[signal.Signals(number)](text))
+        stop.ask(errors[signal.Signals(number)](text))
 
-    before = {number: signal.signal(number, stop) for number in errors}
+    before = {number: signal.signal(number, ask) for number in errors}
     try:
-        yield
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,6 +3,7 @@
 Knows shards and receipts, no pixels.
 """
 
+import gc
 import logging
 import os
 import queue
@@ -10,9 +11,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 from typing import Protocol
 
-from tileseg.errors import InputError, PreemptedError, TileError, TilesegError
+from tileseg.errors import (
+    InputError,
+    LostError,
+    PreemptedError,
+    TileError,
+    TilesegError,
+)
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Receipt
 from tileseg.model import (
@@ -24,6 +32,7 @@ from tileseg.model import (
 from tileseg.precision import Check, compare
 from tileseg.settings import Job
 from tileseg.task import Task
+from tileseg.watch import Watch
 from tileseg.window import Window
 from tileseg.worker import Recipe, Worker
 
@@ -32,6 +41,7 @@ __all__ = ["Crew", "Engine", "Failure", "LocalEngine", "Outcome", "Usage"]
 logger = logging.getLogger(__name__)
 
 _PULSE_SECONDS = 1.0
+_CLOSE_SECONDS = 60.0  # a worker that takes longer to stop is stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,8 @@ class Usage:
 
     workers: int
     """How many took part."""
+    hardware: tuple[str, ...] | None = None
+    """Of each of them; None for what the plan says."""
     retries: int | None = None
     """Shards handed out again after a worker was lost; None where none can be."""
     restarts: int | None = None
@@ -101,6 +113,9 @@ class Engine(Protocol):
             TilesegError: what no other shard could escape (a full disk, say).
         """
 
+    def wind_down(self) -> None:
+        """Begin no more shards: `outcomes` ends when those in hand are done."""
+
     def usage(self) -> Usage:
         """Return what the workers took for the last runs."""
 
@@ -113,10 +128,14 @@ class LocalEngine:
 
     kind = "local"
 
-    def __init__(self, workers: int | None = None) -> None:
-        """Want so many workers; None for one per GPU, or one on the CPU."""
+    def __init__(self, workers: int | None = None, patience: float = 60) -> None:
+        """Want so many workers; None for one per GPU, or one on the CPU.
+
+        Without progress for `patience` seconds they are given up.
+        """
         self._workers = workers
-        self._crew_size = 0
+        self._patience = patience
+        self._crew: Crew | None = None
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this machine has."""
@@ -133,30 +152,46 @@ class LocalEngine:
     def outcomes(
         self, recipe: Recipe, runs: Sequence[Run], pulse: Pulse = lambda _tiles: None
     ) -> Generator[Outcome]:
-        """Yield one outcome for each shard; see `Engine`."""
+        """Yield one outcome for each shard; see `Engine`.
+
+        Raises:
+            LostError: the workers are stuck.
+        """
         threads = 1 if recipe.device.name == "cpu" else os.cpu_count() or 1
         names = self.workers(recipe.device)
-        self._crew_size = len(names)
-        crew = Crew(
+        self._crew = crew = Crew(
             [
                 recipe.on(replace(recipe.device, name=name), read_threads=threads)
                 for name in names
             ]
         )
+        watch, done = Watch(self._patience), 0
         try:
             crew.give(runs)
             crew.finish()
             while crew.is_at_work:
                 pulse(crew.tiles)
-                for outcome in crew.collect(_PULSE_SECONDS):
+                outcomes = crew.collect(_PULSE_SECONDS)
+                done += len(outcomes)
+                watch.see("crew", (crew.tiles, done), monotonic())
+                if stuck := watch.stuck(monotonic()):
+                    msg = f"no progress for {stuck['crew']:.0f} s: a disk or the device"
+                    raise LostError(f"{msg} does not answer; the same command resumes")
+                for outcome in outcomes:
                     yield outcome
                     pulse(crew.tiles)
         finally:
             crew.close()
 
+    def wind_down(self) -> None:
+        """Begin no more shards."""
+        if self._crew:
+            self._crew.wind_down()
+
     def usage(self) -> Usage:
         """Return what the workers took; they are part of this process."""
-        return Usage(workers=self._crew_size, device_mb=device_memory_mb())
+        size = self._crew.size if self._crew else 0
+        return Usage(workers=size, device_mb=device_memory_mb())
 
     def close(self) -> None:
         """Do nothing: the threads ended with their runs."""
@@ -167,7 +202,9 @@ class Crew:
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         """Begin; one worker for each recipe, all of the same plan."""
+        gc.collect()  # a failed crew may hold most of a device's memory, in cycles
         self._stop = threading.Event()
+        self._enough = threading.Event()
         self._todo: deque[Run] = deque()
         self._change = threading.Condition()
         self._no_more = False
@@ -193,6 +230,11 @@ class Crew:
             self._loaded.acquire()
 
     @property
+    def size(self) -> int:
+        """How many workers."""
+        return len(self._threads)
+
+    @property
     def tiles(self) -> int:
         """Tiles forwarded or skipped so far."""
         return sum(worker.tiles for worker in self._workers)
@@ -207,6 +249,13 @@ class Crew:
         with self._change:
             self._todo.extend(runs)
             self._change.notify_all()
+
+    def wind_down(self) -> None:
+        """Take nothing more; let the workers end with the row of shards in hand."""
+        self._enough.set()
+        with self._change:
+            self._todo.clear()
+        self.finish()
 
     def finish(self) -> None:
         """Let the workers end when nothing is left to take."""
@@ -239,17 +288,18 @@ class Crew:
         raise self._error
 
     def close(self) -> None:
-        """Stop the workers where they are, and wait for them."""
+        """Stop the workers where they are, and wait for them; not for a stuck one."""
         self._stop.set()
         self.finish()
+        deadline = monotonic() + _CLOSE_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - monotonic()))
 
     def _serve(self, recipe: Recipe) -> None:
         """Work until nothing is left to take."""
         try:
             try:
-                worker = Worker(recipe, self._stop)
+                worker = Worker(recipe, self._stop, self._enough)
             finally:
                 self._loaded.release()
             self._workers.append(worker)
@@ -265,7 +315,8 @@ class Crew:
         """Wait for a run to take; False when there will be none."""
         with self._change:
             self._change.wait_for(lambda: self._todo or self._no_more)
-            return bool(self._todo) and not self._stop.is_set()
+            is_over = self._stop.is_set() or self._enough.is_set()
+            return bool(self._todo) and not is_over
 
     def _work(self, worker: Worker) -> None:
         taken: list[Run] = []
@@ -279,7 +330,7 @@ class Crew:
 
     def _take(self, taken: list[Run]) -> Iterator[Run]:
         """Yield runs off the list, remembering them in `taken`."""
-        while not self._stop.is_set():
+        while not (self._stop.is_set() or self._enough.is_set()):
             try:
                 taken.append(self._todo.popleft())
             except IndexError:

@@ -21,7 +21,6 @@ __all__ = [
     "OutputError",
     "PreemptedError",
     "RefusedError",
-    "StopSignal",
     "StorageError",
     "TileError",
     "TilesegError",
@@ -136,15 +135,3 @@ class InterruptedRunError(TilesegError):
     """SIGINT came; the job resumes where it stopped."""
 
     exit_code = ExitCode.INTERRUPTED
-
-
-class StopSignal(KeyboardInterrupt):
-    """A signal came, wherever the program was: past every `except Exception`."""
-
-    latest: ClassVar[TilesegError | None] = None
-    """The last one's error: Ray raises a KeyboardInterrupt in the place of ours."""
-
-    def __init__(self, error: TilesegError) -> None:
-        """Say with which error the job ends."""
-        super().__init__(str(error))
-        self.error = StopSignal.latest = error

@@ -8,7 +8,7 @@ from pathlib import Path
 from tileseg.errors import InputError
 from tileseg.storage import Storage
 
-__all__ = ["Identity", "identify"]
+__all__ = ["Identity", "identify", "look"]
 
 _RECORD = "inputs.json"
 
@@ -37,7 +37,7 @@ class Identity:
             InputError: it was.
         """
         try:
-            is_same = _look(self.path) == (self.size, self.stamp)
+            is_same = _stat(self.path) == (self.size, self.stamp)
         except OSError:
             is_same = False
         if not is_same:
@@ -51,9 +51,17 @@ def identify(path: str, work: Storage) -> Identity:
     Raises:
         InputError: it cannot be read.
     """
+    return look(path, _recall(work))
+
+
+def look(path: str, known: Identity | None) -> Identity:
+    """Return a file's identity, hashing it only if it was touched since `known`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        size, stamp = _look(path)
-        known = _recall(work)
+        size, stamp = _stat(path)
         if known and (known.path, known.size, known.stamp) == (path, size, stamp):
             return known
         with Path(path).open("rb") as file:
@@ -64,7 +72,7 @@ def identify(path: str, work: Storage) -> Identity:
     return Identity(path, size, stamp, sha256)
 
 
-def _look(path: str) -> tuple[int, tuple[int, int, int]]:
+def _stat(path: str) -> tuple[int, tuple[int, int, int]]:
     stat = Path(path).stat()
     return stat.st_size, (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 

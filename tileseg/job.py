@@ -13,9 +13,9 @@ from tileseg import publish
 from tileseg.bucket import open_place
 from tileseg.errors import (
     BusyError,
+    DeviceMemoryError,
     ExitCode,
     InterruptedRunError,
-    StopSignal,
     StorageError,
     TilesegError,
     UsageError,
@@ -26,6 +26,7 @@ from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.record import Record
 from tileseg.settings import Job, is_remote
+from tileseg.stopping import Stop
 from tileseg.storage import write_whole
 from tileseg.task import Task, prepare
 
@@ -51,8 +52,9 @@ class Staff:
     Late, so that a job with nothing to do starts neither torch nor Ray.
     """
 
-    def __init__(self) -> None:
-        """Hire nobody yet."""
+    def __init__(self, stop: Stop | None = None) -> None:
+        """Hire nobody yet; work until somebody asks to `stop`."""
+        self.stop = stop or Stop()
         self._engine: Engine | None = None
 
     def engine(self, job: Job) -> "Engine":
@@ -84,7 +86,7 @@ def _hire(job: Job) -> "Engine":
     if job.engine_kind == "local":
         from tileseg.engine import LocalEngine
 
-        return LocalEngine(job.workers)
+        return LocalEngine(job.workers, job.patience)
     if find_spec("ray") is None:
         msg = "engine ray: Ray is not installed; pip install 'tileseg[ray]'"
         raise UsageError(msg)
@@ -106,13 +108,19 @@ def run(
         staff: who does it; without it an engine is hired for this job alone.
     """
     record = Record(job.input)
+    with ExitStack() as stack:
+        staff = staff or stack.enter_context(Staff())
+        _end_well(job, record, progress, staff)
+    return record
+
+
+def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
+    """Do a job; turn what ends it into a word in the record and the work directory."""
     try:
-        with ExitStack() as stack:
-            staff = staff or stack.enter_context(Staff())
-            _segment(job, record, progress, staff)
-    except KeyboardInterrupt:
+        _segment(job, record, progress, staff)
+    except KeyboardInterrupt:  # Ray raises one of its own in the place of ours
         plain = InterruptedRunError("interrupted; the same command resumes")
-        record.fail(StopSignal.latest or plain)
+        record.fail(staff.stop.error or plain)
     except TilesegError as err:
         record.fail(err)
     except Exception as err:
@@ -121,7 +129,6 @@ def run(
     is_ours = not isinstance(record.error, BusyError)  # else another's work directory
     if record.error and is_ours and record.values["plan_id"]:
         _leave_word(job, record)
-    return record
 
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
@@ -135,19 +142,18 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
     engine = staff.engine(job)
     plan = _resolve(task, engine)
-    workers = engine.workers(_device(plan))
-    record.add_plan(plan, task, engine.kind, workers)
+    record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
     if job.dry_run:
         record.close("dry-run", ExitCode.OK)
         return
-    ledger = Ledger(work, plan)
     try:
         with hold(work, plan.plan_id) as lock, place.staging() as folder:
             # Again, now that nobody else can publish: another run may just have ended.
             held = place.published()
             publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
             task.identity.remember(work)
-            receipts = _process(task, ledger, engine, record, _while(lock, progress))
+            watched = _while(lock, progress)
+            ledger, receipts = _carry_out(task, plan, staff, record, watched)
             task.identity.check_unchanged()
             _build(task, ledger, receipts, record, folder)
             _close(place, record, folder)
@@ -158,7 +164,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
             _adopt(held, place, job, record)  # another run was faster
             return
         raise
-    _clean(job, plan.plan_id, is_whole=not record.failures)
+    _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
 
 
 def _adopt(
@@ -226,13 +232,42 @@ def _checked(
     return device, asdict(check)
 
 
+def _carry_out(
+    task: Task, plan: Plan, staff: Staff, record: Record, progress: Progress
+) -> tuple[Ledger, dict[Shard, Receipt]]:
+    """Make every shard, with smaller batches where the device's memory demands it."""
+    while True:
+        ledger = Ledger(open_storage(task.job.workplace), plan)
+        try:
+            return ledger, _process(task, ledger, staff, record, progress)
+        except DeviceMemoryError as err:
+            plan = _halved(plan, err)
+        # Not within `except`: the error's frames hold what filled the memory.
+        engine = staff.engine(task.job)
+        record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
+
+
+def _halved(plan: Plan, error: DeviceMemoryError) -> Plan:
+    """Return the plan with half the batch."""
+    batch = plan.resolved["batch_size"]
+    if batch == 1:
+        msg = (
+            f"{error}, even for one tile at a time; free the device's memory, or use "
+            "another --device or a smaller model"
+        )
+        raise DeviceMemoryError(msg) from error
+    logger.warning("%s; going on with %d tiles in a batch", error, batch // 2)
+    return replace(plan, resolved={**plan.resolved, "batch_size": batch // 2})
+
+
 def _process(
-    task: Task, ledger: Ledger, engine: "Engine", record: Record, progress: Progress
+    task: Task, ledger: Ledger, staff: Staff, record: Record, progress: Progress
 ) -> dict[Shard, Receipt]:
     """Make every shard that is not done yet; return all receipts."""
     from tileseg.engine import Failure
     from tileseg.worker import Recipe
 
+    engine, stop = staff.engine(task.job), staff.stop
     receipts = ledger.open()
     record.reused, record.distrusted = frozenset(receipts), ledger.distrusted
     shards = list(Run(task.grid.shape))
@@ -245,10 +280,15 @@ def _process(
 
     def pulse(tiles: int) -> None:
         progress(min(before + tiles, total), total)
+        if stop.obey(task.job.grace_seconds):
+            engine.wind_down()
 
     recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
     try:
-        with closing(engine.outcomes(recipe, runs, pulse)) as outcomes:
+        with (
+            stop.patient(),
+            closing(engine.outcomes(recipe, runs, pulse)) as outcomes,
+        ):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     record.add_failure(outcome, task.grid)

@@ -42,6 +42,21 @@ class Leases:
         """Whether every shard was settled or given up."""
         return not (self._todo or self._suspects or any(self._missing.values()))
 
+    @property
+    def left(self) -> int:
+        """How many shards are neither settled nor given up."""
+        in_hand = sum(map(len, self._missing.values()))
+        return self._todo_size() + len(self._suspects) + in_hand
+
+    @property
+    def is_all_out(self) -> bool:
+        """Whether nothing is left to take."""
+        return not (self._todo or self._suspects)
+
+    def holds(self, worker: str) -> bool:
+        """Return whether a worker has leases."""
+        return bool(self._missing.get(worker))
+
     def take(self, worker: str) -> list[Run]:
         """Return what `worker` gets now, in order; often nothing.
 
@@ -56,7 +71,7 @@ class Leases:
             return []
         runs: list[Run] = []
         while self._todo and len(set(missing.values())) < _QUEUED:
-            if missing and len(missing) * self._workers >= self._left():
+            if missing and len(missing) * self._workers >= self._todo_size():
                 break
             runs.append(self._lease(worker, self._cut()))
         return runs
@@ -65,33 +80,46 @@ class Leases:
         """Take note that a shard is done, or failed for good."""
         self._missing[worker].pop(shard, None)
 
-    def lose(self, worker: str) -> list[Shard]:
-        """Take back what a dead worker had; return the shards to be given up."""
+    def lose(self, worker: str, *, is_fault: bool = True) -> list[Shard]:
+        """Take back what a lost worker had; return the shards to be given up.
+
+        Args:
+            worker: who.
+            is_fault: whether what it had in hand may be what killed it.
+        """
         missing = self._missing.pop(worker, {})
         shards = list(missing)
-        wide = max((run.shards.width for run in missing.values()), default=0)
-        in_hand = shards[: 2 * wide + _UNREPORTED]
-        rest = set(shards[len(in_hand) :])
-        self._tries.update(in_hand)
         self.retries += len(shards)
+        wide = max((run.shards.width for run in missing.values()), default=0)
+        in_hand = shards[: 2 * wide + _UNREPORTED] if is_fault else []
+        self._tries.update(in_hand)
         given_up = [shard for shard in in_hand if self._tries[shard] >= MAX_TRIES]
         self._suspects.extend(
             Run(Window(*shard, 1, 1)) for shard in in_hand if shard not in given_up
         )
-        for run in reversed(list(dict.fromkeys(missing.values()))):
-            whole = self._grid.shape
-            kept = self._grid.runs(
-                rest.intersection(run), band=whole.width, rows=whole.height
-            )
-            self._todo.extendleft(reversed(kept))
+        self._put_back(missing, set(shards[len(in_hand) :]))
         return given_up
 
-    def _left(self) -> int:
+    def give_back(self, worker: str) -> None:
+        """Take back what a worker has and leaves undone, as nobody's fault."""
+        missing = self._missing.pop(worker, {})
+        self._put_back(missing, set(missing))
+
+    def _put_back(self, missing: dict[Shard, Run], shards: set[Shard]) -> None:
+        """Lease some of what is missing again, first and in long runs."""
+        whole = self._grid.shape
+        for run in reversed(list(dict.fromkeys(missing.values()))):
+            kept = self._grid.runs(
+                shards.intersection(run), band=whole.width, rows=whole.height
+            )
+            self._todo.extendleft(reversed(kept))
+
+    def _todo_size(self) -> int:
         return sum(run.shards.size for run in self._todo)
 
     def _cut(self) -> Run:
         """Take a lease off the first run: rows of it, or where they are few a part."""
-        left = self._left()
+        left = self._todo_size()
         box = self._todo.popleft().shards
         share = box.size
         if self._workers > 1:

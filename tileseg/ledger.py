@@ -103,20 +103,33 @@ def find_plan(
 ) -> Plan | None:
     """Return a plan begun for this request and hardware, if the work directory has one.
 
+    Of several the one with the smallest batch: the device's memory was too small for
+    the others.
+
     Args:
         work: the work directory.
         request: what is asked for.
         machine: the part of `resolved` that this machine decides.
     """
+    wanted = digest(request)
+    begun = [
+        plan
+        for plan in _plans(work)
+        if plan.request_id == wanted and machine.items() <= plan.resolved.items()
+    ]
+    return min(begun, key=lambda plan: plan.resolved["batch_size"], default=None)
+
+
+def _plans(work: Storage) -> Iterator[Plan]:
+    """Yield the plans begun in a work directory."""
     for folder in work.folders():
         try:
             plan = Plan(**json.loads(work.read(f"{folder}/plan.json")))
-            is_same = digest(plan.request) == digest(request)
-            if is_same and machine.items() <= plan.resolved.items():
-                return plan
-        except (OSError, ValueError, TypeError, AttributeError):
+            is_plan = plan.request_id and plan.resolved["batch_size"] > 0
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
-    return None
+        if is_plan:
+            yield plan
 
 
 def forget(work: Storage, plan_id: str) -> None:
@@ -141,6 +154,7 @@ class Ledger:
         """Begin or go on; return the shards whose files verify."""
         plan = json.dumps(asdict(self.plan), indent=1).encode()
         self.folder.write("plan.json", plan)
+        self._remove_given_up()
         for place in (self._work, self.folder, self.folder.below("shards")):
             place.sweep()
         receipts = list(self._receipts())
@@ -151,6 +165,15 @@ class Ledger:
             text = "%s: %d shards are not what was written there; made again"
             logger.warning(text, self.folder, self.distrusted)
         return done
+
+    def _remove_given_up(self) -> None:
+        """Forget the plans that are this one but for a batch that was too large."""
+        mine = self.plan.resolved
+        for plan in _plans(self._work):
+            batch = plan.resolved["batch_size"]
+            larger = Plan(self.plan.request, {**mine, "batch_size": batch})
+            if batch > mine["batch_size"] and plan.plan_id == larger.plan_id:
+                forget(self._work, plan.plan_id)
 
     def record(self, receipt: Receipt) -> None:
         """Add a receipt to the journal.

@@ -12,13 +12,19 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tileseg.card import Card
-from tileseg.errors import ModelError, UsageError
+from tileseg.errors import (
+    DeviceFaultError,
+    DeviceMemoryError,
+    ModelError,
+    UsageError,
+)
 from tileseg.unet import UNet
 
 __all__ = [
     "Device",
     "Network",
     "default_batch",
+    "device_error",
     "load",
     "load_module",
     "resolve_device",
@@ -28,6 +34,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
+_FAULTS = ("CUDA", "CUDNN", "CUBLAS")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -81,6 +89,20 @@ def device_memory_mb() -> float | None:
         return None
     gpus = range(torch.cuda.device_count())
     return max(torch.cuda.max_memory_allocated(gpu) for gpu in gpus) / 1e6
+
+
+def device_error(device: str, error: RuntimeError) -> ModelError | None:
+    """Return what an error of torch says about the device; None for nothing."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError) or any(
+        word in text for word in _MEMORY
+    ):
+        return DeviceMemoryError(f"{device}: out of memory: {text}")
+    if isinstance(error, torch.AcceleratorError) or any(
+        word in text.upper() for word in _FAULTS
+    ):
+        return DeviceFaultError(f"{device}: the device failed: {text}; run again")
+    return None
 
 
 def default_batch(device: Device) -> int:
@@ -149,6 +171,7 @@ def load(folder: Path, card: Card, device: Device) -> Network:
 
     Raises:
         ModelError: as `load_module`, or the device cannot hold it.
+        DeviceFaultError: the device failed.
     """
     module = load_module(folder, card)
     # fp32 shall mean fp32, and the same plan the same bytes.
@@ -159,6 +182,10 @@ def load(folder: Path, card: Card, device: Device) -> Network:
     try:
         return Network(card, module, device)
     except RuntimeError as err:
+        ours = device_error(device.name, err)
+        if isinstance(ours, DeviceFaultError):
+            raise ours from err
+        # Out of memory too: no smaller batch would help.
         msg = f"{device.name}: cannot hold the network: {err}"
         raise ModelError(msg) from err
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tileseg.blend import Blend
 from tileseg.errors import ModelError, PreemptedError, TileError
 from tileseg.grid import Grid, Run, Strip
-from tileseg.model import Network
+from tileseg.model import Network, device_error
 from tileseg.picture import LabelRows, Picture
 
 __all__ = ["Predictor", "Scaling"]
@@ -50,8 +50,10 @@ class Predictor:
         self._network, self._grid, self._blend = network, grid, blend
         self._device = network.device.name
         self._batch = batch
-        self._gain = torch.tensor(scaling.gain, device=self._device).view(-1, 1, 1, 1)
-        self._bias = torch.tensor(scaling.bias, device=self._device).view(-1, 1, 1, 1)
+        with _device_errors(self._device):
+            gain = torch.tensor(scaling.gain, device=self._device)
+            bias = torch.tensor(scaling.bias, device=self._device)
+        self._gain, self._bias = gain.view(-1, 1, 1, 1), bias.view(-1, 1, 1, 1)
         self.tiles = 0
         self.tiles_skipped = 0
         self.seconds = 0.0
@@ -68,7 +70,9 @@ class Predictor:
 
         Raises:
             TileError: the network gave NaN or Inf for a tile.
-            ModelError: the device failed, or its memory is too small.
+            DeviceMemoryError: the device's memory is too small for the batch.
+            DeviceFaultError: the device failed.
+            ModelError: the network failed.
             PreemptedError: `stop` was set.
         """
         picture = Picture(
@@ -207,26 +211,21 @@ def _device_errors(device: str) -> Iterator[None]:
     """Say what a failing device means; it may surface at any touch of it."""
     try:
         yield
-    except torch.OutOfMemoryError as err:
-        msg = f"{device}: out of memory; choose a smaller --batch-size"
-        raise ModelError(msg) from err
     except RuntimeError as err:
-        if "CUDA" not in str(err):
-            raise  # ours
-        msg = f"{device}: the device failed: {err}"
-        raise ModelError(msg) from err
+        ours = device_error(device, err)
+        if ours is None:
+            raise  # a bug
+        raise ours from err
 
 
 @contextmanager
 def _network_errors(device: str) -> Iterator[None]:
-    """Lay a failing forward at the network's door."""
+    """Lay a failing forward at the network's door, unless it is the device's fault."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as err:
         msg = f"{device}: the network failed: {err}"
-        raise ModelError(msg) from err
+        raise device_error(device, err) or ModelError(msg) from err
 
 
 @dataclass(frozen=True, slots=True, eq=False)

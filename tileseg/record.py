@@ -96,7 +96,9 @@ class Record:
         self.values["seconds"]["open"] = self._elapsed()
 
     def add_plan(self, plan: Plan, task: Task, engine: str, workers: list[str]) -> None:
-        """Say what will be done, and by whom."""
+        """Say what will be done, and by whom; nothing has failed yet."""
+        self.failures.clear()
+        self.values["failures"] = []
         grid, resolved = task.grid, plan.resolved
         self._workers = len(workers)
         # A dry run checks no precision, so it cannot know what a run would decide.
@@ -150,6 +152,9 @@ class Record:
             engine = self.values["engine"]
             engine["workers"] = usage.workers
             engine["devices"] = engine["devices"][: usage.workers]
+            if usage.hardware:
+                kind = engine["devices"][0].partition(" ")[0]
+                engine["devices"] = [f"{kind} ({model})" for model in usage.hardware]
         self._workers_rss_mb = usage.rss_mb
 
     @contextmanager

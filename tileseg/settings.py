@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.resources import files
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -61,6 +61,14 @@ class Job:
     """Keep the plan's work directory after success."""
     shard: int | None = None
     """Side of a shard in pixels; None for what the card's tile and halo give."""
+    mixed_devices: bool = False
+    """Let workers of other hardware than the first one's take part (Ray)."""
+    grace: float | None = None
+    """Seconds for shards in hand after a signal; None for 20, in a Ray job 2."""
+    patience: float = 60
+    """Seconds without progress after which a worker is taken to be stuck."""
+    wait: float = 1800
+    """Seconds to wait for a first worker, or for one when none is left (Ray)."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 
@@ -89,6 +97,7 @@ class Job:
 
         formats = ("gpkg", "parquet", "fgb", "geojson")
         positive = (lambda number: number > 0), "1 or more"
+        seconds = (lambda x: 0 < x < inf), "more than 0 seconds"
         return {
             "output": (
                 lambda path: not path or Path(path).name not in ("", ".."),
@@ -108,6 +117,9 @@ class Job:
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
+            "grace": ((lambda x: 0 <= x < inf), "0 or more seconds"),
+            "patience": seconds,
+            "wait": seconds,
         }
 
     @property
@@ -118,6 +130,16 @@ class Job:
         address = os.environ.get("RAY_ADDRESS", "")
         is_for_jobs = address.startswith("http")  # what `ray job submit` goes by
         return "ray" if address and not is_for_jobs else "local"
+
+    @property
+    def grace_seconds(self) -> float:
+        """How long shards in hand may take after a signal.
+
+        `ray job stop` kills a driver after 3 seconds.
+        """
+        if self.grace is not None:
+            return self.grace
+        return 2 if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else 20
 
     @property
     def destination(self) -> str:

@@ -17,7 +17,7 @@ from tileseg.objects import open_storage
 from tileseg.scene import CACHE_BYTES, Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
-__all__ = ["Task", "prepare"]
+__all__ = ["Task", "prepare", "versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,8 @@ class Task:
         """What is asked for: all that decides a pixel, but for what `auto` means."""
         job = self.job
         products = ["mask", "confidence"] if job.confidence else ["mask"]
-        packages = ["tileseg", "torch", "numpy", "rasterio"]
         if job.polygons:
             products.append(f"polygons.{job.polygons}")
-            packages += ["shapely", "pyogrio", "pyarrow"]  # a file's bytes are theirs
         return {
             "input": {"size": self.identity.size, "sha256": self.identity.sha256},
             "model": self.card.facts(),
@@ -60,7 +58,7 @@ class Task:
             "precision": job.precision,
             "batch_size": job.batch_size,
             "products": products,
-            "versions": {name: version(name) for name in packages},
+            "versions": versions(polygons=bool(job.polygons)),
         }
 
     @property
@@ -108,6 +106,14 @@ class Task:
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
         return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
+
+
+def versions(*, polygons: bool = False) -> dict[str, str]:
+    """Return the versions of the packages that decide the products' bytes."""
+    packages = ["tileseg", "torch", "numpy", "rasterio"]
+    if polygons:
+        packages += ["shapely", "pyogrio", "pyarrow"]
+    return {name: version(name) for name in packages}
 
 
 def prepare(job: Job) -> Task:

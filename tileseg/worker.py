@@ -19,6 +19,7 @@ from tileseg.card import NODATA, Card
 from tileseg.encode import shard_bytes
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
+from tileseg.identity import Identity
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
@@ -45,6 +46,8 @@ class Recipe:
     """All a worker needs; plain values, so that it travels to where the worker is."""
 
     scene: Scene
+    identity: Identity
+    """Of the scene's bytes."""
     bands: tuple[Band, ...]
     grid: Grid
     model: str
@@ -66,6 +69,7 @@ class Recipe:
         """Say how a worker takes part in a task."""
         return cls(
             scene=task.scene,
+            identity=task.identity,
             bands=task.bands,
             grid=task.grid,
             model=task.job.model and str(task.job.model_path.absolute()),
@@ -92,9 +96,15 @@ class Recipe:
 class Worker:
     """One network on one device, one handle on the scene."""
 
-    def __init__(self, recipe: Recipe, stop: threading.Event) -> None:
-        """Load the network; work until `stop` is set."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        stop: threading.Event,
+        enough: threading.Event | None = None,
+    ) -> None:
+        """Load the network; work until `stop`, or the row of shards after `enough`."""
         self._recipe = recipe
+        self._enough = enough or threading.Event()
         self._folder = open_storage(recipe.folder)
         grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
@@ -136,7 +146,11 @@ class Worker:
                 rows = self._predictor.rows(
                     run, strips, confidence=self._recipe.confidence
                 )
-                yield from _cut(self._recipe.grid, run, rows)
+                for shard, labels in _cut(self._recipe.grid, run, rows):
+                    yield shard, labels
+                    is_last = shard.col + 1 == run.shards.col_stop
+                    if is_last and self._enough.is_set():
+                        return
 
     def _strips(self, runs: Iterable[Run]) -> Generator[Run | Strip | None]:
         """Yield each run, its strips, then None.

@@ -1,0 +1,496 @@
+"""Workers, nodes and drivers that die, hang or go in the middle of a scene.
+
+A real cluster: a head without processors, and nodes that come and go. Whatever happens,
+every shard is made once and the products are those of the local engine, to the byte.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from faults import environment
+from making import after, digests, make_scene, random_pixels
+from test_cluster import quiet, use
+
+from tileseg.errors import ExitCode
+from tileseg.job import Staff, run
+from tileseg.settings import Job
+
+ray = pytest.importorskip("ray")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+import bench  # noqa: E402
+
+pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(150)]
+
+SHARDS = 104  # 13 x 8 of 4 x 4 tiles
+RATE = 250  # tiles a second of each worker: a scene takes them some seconds
+SEGMENT = Path(__file__).parents[1] / "jobs" / "segment.py"
+SECONDS = 120  # within which everything ends, on a busy machine too
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that has no room for workers; a node that is frozen is missed in 3 s."""
+    folder = tempfile.mkdtemp(prefix="ts", dir="/tmp")
+    Path(folder, "ray").mkdir()
+    settings = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": folder,
+        "RAY_worker_niceness": "0",  # the driver shall not come first
+        "RAY_health_check_initial_delay_ms": "1000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "1000",
+        "RAY_health_check_failure_threshold": "3",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # loopback, as there
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        patch.setattr("ray._private.ray_constants.ENABLE_RAY_CLUSTER", False)
+        whole = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": False,
+                "object_store_memory": 80_000_000,
+                "node_ip_address": "127.0.0.1",
+            },
+        )
+        ray.init(
+            address=whole.address, log_to_driver=False, _node_ip_address="127.0.0.1"
+        )
+        ray.cloudpickle.register_pickle_by_value(bench)
+        yield whole
+        ray.shutdown()
+        whole.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def add(cluster):
+    """Add a node with room for one worker; all of them go at the end."""
+
+    def add_node(**environ):
+        return cluster.add_node(
+            num_cpus=2,
+            object_store_memory=80_000_000,
+            node_ip_address="127.0.0.1",
+            env_vars=environ,
+        )
+
+    yield add_node
+    for node in list(cluster.worker_nodes):
+        for process in processes(node):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        cluster.remove_node(node, allow_graceful=False)
+
+
+def processes(node):
+    """Return a node's processes, its workers' too."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return [raylet, *raylet.children(recursive=True)]
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scene")
+    return make_scene(folder / "scene.tif", random_pixels(1_190, 730))
+
+
+@pytest.fixture
+def job(scene, model_path, tmp_path, monkeypatch):
+    """Make jobs for workers whose device has a known speed."""
+    use(monkeypatch, bench.SimulatedRecipe, rate=RATE)
+
+    def make(**options):
+        facts = {
+            "input": str(scene),
+            "model": str(model_path),
+            "output": str(tmp_path / "out"),
+            "shard": 96,
+            "precision": "fp32",
+            "engine": "ray",
+            "device": "cpu",
+            "workers": 2,
+            "confidence": True,
+            "patience": 4,
+            "wait": 60,
+        }
+        return Job(**{**facts, **options})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def expected(scene, model_path, tmp_path_factory):
+    """The digests of what an undisturbed run makes."""
+    output = tmp_path_factory.mktemp("undisturbed") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, bench.SimulatedRecipe, rate=50_000)
+        record = run(
+            Job(
+                input=str(scene),
+                model=str(model_path),
+                output=str(output),
+                shard=96,
+                precision="fp32",
+                engine="local",
+                confidence=True,
+            )
+        )
+    assert record.error is None
+    return digests(output)
+
+
+def segment(job, progress=quiet):
+    """Run a job on the cluster; return its record, and how long it took."""
+    start = time.monotonic()
+    with Staff() as staff:
+        values = run(job, progress, staff).values
+    return values, time.monotonic() - start
+
+
+def check(values, seconds, expected, folder):
+    """All is there, and as it would have been."""
+    assert values["exit_code"] == ExitCode.OK, values["error"]
+    assert expected == digests(folder)
+    counts = values["counts"]
+    assert counts["shards"] == SHARDS == counts["shards_done"]
+    assert counts["shards_failed"] == 0
+    assert not list(folder.parent.glob("out.work/*/"))
+    assert seconds < SECONDS
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "predict.Predictor._forward:before:30:kill",
+        "predict.Predictor._forward:before:30:term",
+        "predict.Predictor._forward:before:30:stop",
+        "predict.Predictor._forward:before:30:hang",
+        "predict.Predictor._forward:before:30:cuda",
+        "worker.Worker._finish:before:30:hang",
+        "reader.Reader._read:before:2:hang",
+    ],
+)
+def test_a_worker_that_dies_or_hangs_is_replaced(add, job, expected, tmp_path, fault):
+    """One node's worker fails in the middle; what it had is made again."""
+    add(**environment(fault))
+    add()
+
+    values, seconds = segment(job())
+
+    check(values, seconds, expected, tmp_path / "out")
+    assert values["counts"]["worker_restarts"] >= 1
+    # Nothing is redone but what was leased to it.
+    assert 0 < values["counts"]["retries"] < SHARDS
+
+
+def test_a_node_on_which_no_worker_starts_is_left_out(add, job, expected, tmp_path):
+    add(**environment("worker.Worker.__init__:before:*:kill"))
+    add()
+
+    values, seconds = segment(job())
+
+    check(values, seconds, expected, tmp_path / "out")
+    assert values["engine"]["workers"] == 1
+    assert values["counts"]["retries"] == 0
+
+
+def test_a_device_that_always_fails_is_exit_7(add, job, tmp_path):
+    add(**environment("predict.Predictor._forward:before:1:cuda"))
+
+    values, seconds = segment(job(workers=1))
+
+    assert values["exit_code"] == ExitCode.MODEL
+    assert "the device failed" in values["error"]
+    assert not (tmp_path / "out").exists()
+    assert seconds < SECONDS
+
+
+def test_a_node_that_comes_later_takes_part(add, job, expected, tmp_path):
+    """All workers are asked for at once; the second waits for room."""
+    add()
+    task = job()
+
+    values, seconds = segment(task, after(task, 5, add))
+
+    check(values, seconds, expected, tmp_path / "out")
+    assert values["engine"]["workers"] == 2
+    assert values["counts"]["retries"] == 0
+
+
+@pytest.mark.parametrize("is_graceful", [False, True])
+def test_a_node_that_goes_is_done_without(
+    cluster, add, job, expected, tmp_path, is_graceful
+):
+    """Killed, or told to end by SIGTERM."""
+    nodes = [add(), add()]
+    task = job()
+
+    def remove():
+        cluster.remove_node(nodes[1], allow_graceful=is_graceful)
+
+    values, seconds = segment(task, after(task, 20, remove))
+
+    check(values, seconds, expected, tmp_path / "out")
+    assert values["counts"]["worker_restarts"] >= 1
+
+
+def test_a_node_that_is_frozen_is_done_without(add, job, expected, tmp_path):
+    """As one that the network cut off. It wakes up in the end, and harms nothing."""
+    nodes = [add(), add()]
+    task = job(keep_work=True)
+
+    def freeze():
+        for process in processes(nodes[1]):
+            process.suspend()
+
+    with Staff() as staff:
+        values = run(task, after(task, 20, freeze), staff).values
+        before = digests(tmp_path / "out")
+        for process in processes(nodes[1]):
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        time.sleep(3)  # it may still write a shard
+
+    assert values["exit_code"] == ExitCode.OK, values["error"]
+    assert values["counts"]["worker_restarts"] >= 1
+    assert expected == before == digests(tmp_path / "out")
+    again, _ = segment(job(keep_work=True))
+    assert again["plan_id"] == values["plan_id"]
+    assert expected == digests(tmp_path / "out")
+
+
+def drain(node, seconds):
+    """Tell the head that a node will be taken away."""
+    from ray.core.generated import autoscaler_pb2
+
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    deadline = (time.time_ns() // 1_000_000) + seconds * 1_000
+    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
+    is_accepted, why = client.drain_node(node.node_id, reason, "spot", deadline)
+    assert is_accepted, why
+
+
+def test_a_node_that_is_about_to_go_gets_nothing_more(
+    cluster, add, job, expected, tmp_path
+):
+    """What its worker has in hand is finished: no shard is made twice."""
+    nodes = [add(), add()]
+    task = job(run_shards=(1, 8))
+    told = []
+
+    def tell(_done, _total):
+        if not told:
+            drain(nodes[1], 60)
+            told.append(time.monotonic())
+
+    progress = after(task, 10, lambda: tell(0, 0))
+    values, seconds = segment(task, progress)
+
+    check(values, seconds, expected, tmp_path / "out")
+    assert told
+    assert values["counts"]["retries"] == 0
+    assert values["counts"]["worker_restarts"] == 0
+    cluster.remove_node(nodes[1], allow_graceful=False)
+
+
+@pytest.mark.parametrize("is_allowed", [False, True])
+def test_other_hardware_takes_part_only_if_allowed(add, job, is_allowed):
+    """Another CPU has other last bits, as another GPU has."""
+    add()
+    task = job(mixed_devices=is_allowed)
+
+    def add_other():
+        add(ATEN_CPU_CAPABILITY="default")
+
+    values, _ = segment(task, after(task, 3, add_other))
+
+    assert values["exit_code"] == ExitCode.OK, values["error"]
+    assert values["counts"]["shards_done"] == SHARDS
+    kinds = set(values["engine"]["devices"])
+    assert len(kinds) == 1 + is_allowed, kinds
+    assert values["engine"]["workers"] == 1 + is_allowed
+
+
+def test_without_any_node_the_job_ends_resumably(cluster, add, job, expected, tmp_path):
+    """Exit 12 when nobody came for so long; later, only the rest is made."""
+    node = add()
+    task = job(workers=1, wait=4)
+
+    values, seconds = segment(
+        task, after(task, 20, lambda: cluster.remove_node(node, allow_graceful=False))
+    )
+    add()
+    resumed, _ = segment(job(workers=1))
+
+    assert values["exit_code"] == ExitCode.SHARDS
+    assert "no worker with" in values["error"]
+    assert seconds < SECONDS
+    assert resumed["counts"]["shards_reused"] >= 20
+    check(resumed, 0, expected, tmp_path / "out")
+
+
+def test_workers_of_another_version_take_no_part(add, job, monkeypatch, tmp_path):
+    add()
+    others = {"tileseg": "0.0.1"}
+    monkeypatch.setattr("tileseg.shift.versions", lambda **_: others)
+
+    values, _ = segment(job(workers=1))
+
+    assert values["exit_code"] == ExitCode.USAGE
+    assert "the driver has 0.0.1: install the same" in values["error"]
+    assert not (tmp_path / "out").exists()
+
+
+def start(cluster, job, faults="", **environ):
+    """Start the command as a driver of its own."""
+    options = {
+        "--input": job.input,
+        "--model": job.model,
+        "--output": job.output,
+        "--precision": "fp32",
+        "--device": "cpu",
+        "--workers": str(job.workers),
+        "--engine": "ray",
+    }
+    config = Path(job.output).parent / "job.toml"
+    config.write_text("shard = 96\nrun_shards = [1, 8]\n")
+    words = [word for pair in options.items() for word in pair]
+    address = {"RAY_ADDRESS": cluster.address} if cluster else {}
+    faulty = environment(faults) if faults else {}
+    return subprocess.Popen(
+        [sys.executable, SEGMENT, *words, "--confidence", "--config", config],
+        env={**os.environ, **faulty, **address, **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, json.loads(out) if out else None, err
+
+
+@pytest.fixture(scope="module")
+def real(scene, model_path, tmp_path_factory):
+    """What an undisturbed run with the real network makes."""
+    output = tmp_path_factory.mktemp("real") / "out"
+    facts = {"input": str(scene), "model": str(model_path), "output": str(output)}
+    record = run(Job(**facts, shard=96, precision="fp32", confidence=True))
+    assert record.error is None
+    return digests(output)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("ledger.Ledger.record:after:20:kill", -signal.SIGKILL),
+        ("ledger.Ledger.record:torn:20:kill", -signal.SIGKILL),
+        ("ledger.Ledger.record:after:20:term", ExitCode.PREEMPTED),
+        ("stitch.stitch:after:1:kill", -signal.SIGKILL),
+        ("publish._replace:before:1:kill", -signal.SIGKILL),
+    ],
+)
+def test_a_driver_that_dies_is_resumed_by_another(
+    cluster, add, job, real, tmp_path, fault, code
+):
+    """With another number of workers; what it recorded is not made again."""
+    add()
+    first = finish(start(cluster, job(workers=1), fault))
+    assert first[0] == code, first[2]
+    assert not (tmp_path / "out").exists()
+    add()
+
+    ended, values, err = finish(start(cluster, job(workers=2)))
+
+    assert ended == ExitCode.OK, err
+    assert real == digests(tmp_path / "out")
+    recorded = SHARDS if "record" not in fault else 20 - ("torn" in fault)
+    counts = values["counts"]
+    if code == ExitCode.PREEMPTED:  # and what was in hand was finished before
+        assert counts["shards_reused"] > recorded
+        assert first[1]["exit_code"] == ExitCode.PREEMPTED
+        assert first[1]["counts"]["shards_done"] == counts["shards_reused"]
+    else:
+        assert counts["shards_reused"] == recorded
+    assert counts["shards_done"] == SHARDS
+    assert {item.name for item in tmp_path.iterdir()} == {
+        "job.toml", "out", "out.work",
+    }  # fmt: skip
+    assert not list((tmp_path / "out.work").glob("*/"))
+
+
+def children(process, name):
+    """Return the processes below one that have a name."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [item for item in below if name in item.name()]
+
+
+def test_the_head_killed_under_a_driver_is_a_rerun(job, real, tmp_path):
+    """Ray ends the process, as a node's end would; the rerun has another head."""
+    driver = start(
+        None, job(workers=1), RAY_gcs_rpc_server_reconnect_timeout_s="3", RAY_ADDRESS=""
+    )
+    while not list((tmp_path / "out.work").glob("*/receipts.jsonl")):
+        assert driver.poll() is None
+        time.sleep(0.1)
+
+    (head,) = children(driver, "gcs_server")
+    head.kill()
+    code, _, _ = finish(driver)
+    ended, values, err = finish(start(None, job(workers=2), RAY_ADDRESS=""))
+
+    assert code != ExitCode.OK
+    assert ended == ExitCode.OK, err
+    assert values["counts"]["shards_reused"] > 0
+    assert real == digests(tmp_path / "out")
+
+
+@pytest.mark.parametrize("moment", [0.5, 2.5])
+def test_sigterm_while_ray_starts_is_75(job, tmp_path, moment):
+    """Ray has a handler of its own then."""
+    driver = start(None, job(workers=1), RAY_ADDRESS="")
+    while not children(driver, "gcs_server"):
+        assert driver.poll() is None
+        time.sleep(0.05)
+    time.sleep(moment)
+
+    driver.terminate()
+    code, values, err = finish(driver)
+
+    assert code == ExitCode.PREEMPTED, err
+    assert values["exit_code"] == ExitCode.PREEMPTED
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_without_memory_are_not_hired_for_ever(job, tmp_path):
+    """Ray's memory monitor kills them, again and again; the job ends, resumable."""
+    driver = start(
+        None,
+        job(workers=1),
+        RAY_ADDRESS="",
+        RAY_memory_usage_threshold="0.01",
+        RAY_memory_monitor_refresh_ms="200",
+    )
+
+    code, values, err = finish(driver)
+
+    assert code == ExitCode.SHARDS, err
+    assert values["exit_code"] == ExitCode.SHARDS
+    assert not (tmp_path / "out").exists()

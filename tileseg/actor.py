@@ -1,0 +1,227 @@
+"""What runs on a node of a Ray cluster: a worker, and what it proves before it works.
+
+Pixels and weights never pass Ray: leases come in, receipts go out.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from time import perf_counter
+from uuid import uuid4
+
+import ray
+from ray.util import metrics
+
+from tileseg.engine import Crew, Failure, Outcome
+from tileseg.errors import InputError, ModelError, OutputError
+from tileseg.grid import Run
+from tileseg.identity import Identity, look
+from tileseg.memory import peak_rss_mb
+from tileseg.model import Device, device_memory_mb, resolve_device
+from tileseg.objects import open_storage
+from tileseg.precision import Check, compare
+from tileseg.settings import Job
+from tileseg.task import Task, versions
+from tileseg.worker import Recipe
+
+__all__ = ["NONCE", "Hello", "Report", "Station"]
+
+NONCE = "driver"
+"""The file in the plan's directory by which a worker knows its driver's."""
+
+_STAGES = ("read", "wait", "forward", "write")
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Where a worker is, and what it runs."""
+
+    node: str
+    """Ray's id of the node."""
+    address: str
+    """The node's IP address."""
+    pid: int
+    """Of its process, on the node."""
+    versions: dict[str, str]
+    """What decides the pixels, by package."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a worker has to say since it last reported."""
+
+    outcomes: list[Outcome]
+    """Shards that are done or failed."""
+    tiles: int
+    """Dealt with since `begin`."""
+    is_idle: bool
+    """Whether it ended for good, as it was told to."""
+    device_mb: float | None
+    """Most memory on its GPU so far."""
+    rss_mb: float
+    """Most memory of its process so far."""
+
+
+class Station:
+    """The actor: a crew of one, on the node and device that Ray gave it.
+
+    Its calls are short. Reading, forward and writing overlap on the crew's own threads
+    and across leases, so one call at a time is enough.
+    """
+
+    def __init__(self) -> None:
+        """Wait for work."""
+        self._crew: Crew | None = None
+        self._meters = _Meters()
+
+    def hello(self) -> Hello:
+        """Say where this is, and what it runs."""
+        node = ray.get_runtime_context().get_node_id()
+        address = ray.util.get_node_ip_address()
+        return Hello(node, address, os.getpid(), versions(polygons=True))
+
+    def resolve(self, job: Job) -> Device:
+        """Turn the job's `auto` into what this node has."""
+        return resolve_device(job.device, job.precision)
+
+    def compare(self, task: Task, device: Device) -> Check:
+        """See how well the device's numbers agree with fp32."""
+        return compare(task, device)
+
+    def rest(self) -> None:
+        """Leave the plan, where it is."""
+        if self._crew:
+            self._crew.close()
+        self._crew = None
+
+    def begin(self, recipe: Recipe, nonce: str, *, is_mixed: bool) -> str:
+        """Turn to a plan; return the hardware that it is done with here.
+
+        Args:
+            recipe: how to take part.
+            nonce: what the driver just wrote into the plan's directory.
+            is_mixed: whether hardware other than the plan's may take part.
+
+        Raises:
+            TilesegError: why this node cannot.
+        """
+        self.rest()
+        _check_folder(recipe.folder, nonce)
+        _check_scene(recipe.identity)
+        wanted = recipe.device
+        kind = wanted.name.partition(":")[0]
+        hardware = resolve_device(kind, wanted.precision).hardware
+        if hardware != wanted.hardware and not is_mixed:
+            msg = (
+                f"has {hardware}, the plan is for {wanted.hardware}: their last bits "
+                "differ (mixed_devices = true in a job file lets it take part)"
+            )
+            raise ModelError(msg)
+        # Of a CPU, Ray gave this process its share; a GPU's share reads for it.
+        threads = 1 if kind == "cpu" else _cpus_per_gpu()
+        here = replace(wanted, hardware=hardware)
+        self._crew = Crew([recipe.on(here, read_threads=threads)])
+        self._crew.wait_loaded()  # who dies of the network dies without a lease
+        return hardware
+
+    def work(self, runs: list[Run], wait: float, *, is_last: bool) -> Report | None:
+        """Take on more runs; report after `wait` seconds or the next outcome.
+
+        None: this process knows of no plan, since the one that did died between calls.
+
+        Args:
+            runs: what to do besides what it has.
+            wait: how long to wait for an outcome, in seconds.
+            is_last: leave what is not begun, and end.
+
+        Raises:
+            TilesegError: what no other shard could escape.
+        """
+        if self._crew is None:
+            return None
+        if is_last:
+            self._crew.wind_down()
+        self._crew.give(runs)
+        outcomes = self._crew.collect(wait)
+        self._meters.count(outcomes)
+        return Report(
+            outcomes,
+            self._crew.tiles,
+            not self._crew.is_at_work,
+            device_memory_mb(),
+            peak_rss_mb(),
+        )
+
+
+class _Meters:
+    """What Ray's metrics port tells of one worker; sum over workers to read it."""
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self._tiles = metrics.Counter("tileseg_tiles", "Tiles forwarded or skipped")
+        self._shards = metrics.Counter("tileseg_shards", "Shards", ("status",))
+        self._seconds = metrics.Counter("tileseg_seconds", "By stage", ("stage",))
+        self._pixels = metrics.Counter("tileseg_read_pixels", "Pixels decoded")
+        self._bytes = metrics.Counter("tileseg_written_bytes", "Bytes of shard files")
+        self._busy = metrics.Gauge(
+            "tileseg_device_busy", "Share of the time in which the network was at work"
+        )
+        self._since = perf_counter()
+
+    def count(self, outcomes: list[Outcome]) -> None:
+        """Add what was done."""
+        receipts = [item for item in outcomes if not isinstance(item, Failure)]
+        self._inc(self._shards, len(outcomes) - len(receipts), status="failed")
+        self._inc(self._shards, len(receipts), status="done")
+        work: Counter[str] = sum((Counter(item.work) for item in receipts), Counter())
+        self._inc(self._tiles, work["tiles"] + work["tiles_skipped"])
+        self._inc(self._pixels, work["decoded_pixels"])
+        files = [file for item in receipts for file in item.artifacts.values()]
+        self._inc(self._bytes, sum(file.bytes for file in files))
+        for stage in _STAGES:
+            self._inc(self._seconds, work[stage], stage=stage)
+        if receipts:
+            now = perf_counter()
+            self._busy.set(min(1.0, work["forward"] / (now - self._since)))
+            self._since = now
+
+    @staticmethod
+    def _inc(meter: metrics.Counter, number: float, **tags: str) -> None:
+        if number > 0:  # Ray refuses 0
+            meter.inc(number, tags)
+
+
+def _check_folder(folder: str, nonce: str) -> None:
+    """Refuse a node that does not see, or cannot write, the driver's work directory."""
+    place = open_storage(folder)
+    try:
+        seen = place.read(NONCE)
+    except OSError:
+        seen = b""
+    if seen != nonce.encode():
+        msg = (
+            f"{folder}: is not the driver's directory here: --work must lie on "
+            "storage that all nodes mount at the same place"
+        )
+        raise OutputError(msg)
+    probe = f"{NONCE}.{uuid4().hex}"
+    place.write(probe, b"")
+    place.remove(probe)
+
+
+def _check_scene(scene: Identity) -> None:
+    """Refuse a node that sees another scene than the driver does.
+
+    It may be a copy: with another inode or other times, its bytes are looked at.
+    """
+    found = look(scene.path, scene)
+    if (found.size, found.sha256) != (scene.size, scene.sha256):
+        msg = f"{scene.path}: is another file here than where the driver runs"
+        raise InputError(msg)
+
+
+def _cpus_per_gpu() -> int:
+    """Return how many of this node's CPUs one of its GPUs may keep busy."""
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)["Resources"]
+    return max(1, int(node.get("CPU", 1) // max(1, node.get("GPU", 1))))

@@ -1,0 +1,209 @@
+"""The workers that Ray gives: connecting to it, asking for them, letting them go.
+
+Knows what a worker asks Ray for and when it came; nothing of plans.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+from time import monotonic
+from typing import Any
+
+import ray
+
+from tileseg.actor import Station
+from tileseg.errors import LostError, PreemptedError, UsageError
+from tileseg.settings import Job
+
+__all__ = ["Patience", "Pool", "draining_nodes"]
+
+logger = logging.getLogger(__name__)
+
+_LOOPBACK = "127.0.0.1"
+_CONNECT_SECONDS = 10.0
+_POLL_SECONDS = 1.0
+_SAY_SECONDS = 30.0  # between two words about nobody being there yet
+
+_Actor = ray.remote(
+    max_restarts=-1,  # Ray restarts the process; what it had in hand is ours to repeat
+    max_task_retries=0,
+    scheduling_strategy="SPREAD",
+)(Station)
+
+
+class Pool:
+    """One actor for each device, by name, kept from scene to scene."""
+
+    def __init__(self, job: Job) -> None:
+        """Want the job's number of workers on its kind of device; start nothing yet."""
+        self.job = job
+        self.wanted = 0
+        self.actors: dict[str, Any] = {}
+        self._options: dict[str, Any] = {}
+        self._is_our_ray = False
+
+    def fill(self) -> None:
+        """Connect, and ask for all workers at once; come back without waiting.
+
+        Those that no node has room for yet are what an autoscaler goes by. Later, ask
+        again for those that were let go.
+        """
+        if not self.wanted:
+            self._is_our_ray = _connect()
+            self.wanted, self._options = _demand(self.job)
+            logger.info(
+                "Ray: asked for %d workers, each with %s", self.wanted, self.share
+            )
+        for number in range(self.wanted):
+            if (name := f"worker {number}") not in self.actors:
+                self.hire(name)
+
+    def hire(self, name: str) -> None:
+        """Ask for a worker."""
+        self.actors[name] = _Actor.options(**self._options).remote()
+
+    def dismiss(self, name: str) -> None:
+        """Let a worker go for good."""
+        ray.kill(self.actors.pop(name))
+
+    def first(self) -> Any:  # noqa: ANN401  (Ray's handle)
+        """Return the first actor to be there.
+
+        Raises:
+            LostError: none came.
+        """
+        self.fill()
+        calls = {self.hello(name): name for name in self.actors}
+        patience = Patience(self)
+        while not (ready := ray.wait(list(calls), timeout=_POLL_SECONDS)[0]):
+            patience.check()
+        return self.actors[calls[ready[0]]]
+
+    def hello(self, name: str) -> Any:  # noqa: ANN401  (Ray's reference)
+        """Ask a worker whether it is there; answered when it is, however late."""
+        return self.actors[name].hello.options(max_task_retries=-1).remote()
+
+    def close(self) -> None:
+        """Let all go, and Ray if it was started here."""
+        for name in list(self.actors):
+            self.dismiss(name)
+        if self._is_our_ray:
+            ray.shutdown()
+            self._is_our_ray = False
+
+    @property
+    def share(self) -> str:
+        """What each worker asks Ray for, in words."""
+        gpu = "a GPU and " if self._options["num_gpus"] else ""
+        return f"{gpu}{self._options['num_cpus']} CPUs"
+
+
+class Patience:
+    """The wait for a worker: said now and then, and not for ever."""
+
+    def __init__(self, pool: Pool) -> None:
+        """Begin to wait."""
+        self._pool = pool
+        self._since = self._said = monotonic()
+
+    def renew(self) -> None:
+        """Take note that somebody is there."""
+        self._since = self._said = monotonic()
+
+    def check(self) -> None:
+        """Take note that nobody is.
+
+        Raises:
+            LostError: it has been too long.
+        """
+        now, limit = monotonic(), self._pool.job.wait
+        if now - self._since > limit:
+            msg = (
+                f"no worker with {self._pool.share} came in {limit:.0f} s; the same "
+                "command resumes"
+            )
+            raise LostError(msg)
+        if now - self._said > _SAY_SECONDS:
+            self._said = now
+            logger.info("Ray: waiting for a worker with %s", self._pool.share)
+
+
+def _connect() -> bool:
+    """Connect to the cluster of RAY_ADDRESS, or start one here; return whether we did.
+
+    Ray's own handler of SIGTERM is put aside: ours ends a job resumably.
+
+    Raises:
+        UsageError: RAY_ADDRESS is no address of a cluster, or nobody is there.
+        PreemptedError: SIGTERM came meanwhile.
+    """
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS", "")
+    _refuse_nobody(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    # What workers print stays in Ray's own logs: stdout is for our line of JSON.
+    quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+    if not address:
+        # Not whatever Ray runs on this machine: it may be anybody's, with other code.
+        # And nobody else may reach ours: no dashboard, loopback only.
+        quiet |= {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
+    try:
+        ray.init(address or "local", **quiet)
+    except (ConnectionError, ValueError) as err:
+        msg = f"RAY_ADDRESS={address}: no Ray cluster answers there, wanted host:port"
+        raise UsageError(msg) from err
+    except SystemExit as err:  # what Ray makes of SIGTERM while it starts
+        msg = "SIGTERM: stopped while Ray started; the same command resumes"
+        raise PreemptedError(msg) from err
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+    return True
+
+
+def _refuse_nobody(address: str) -> None:
+    """Refuse an address `host:port` that does not answer; Ray would wait for ever."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as err:
+        msg = f"RAY_ADDRESS={address}: no Ray cluster answers there"
+        raise UsageError(msg) from err
+
+
+def _demand(job: Job) -> tuple[int, dict[str, Any]]:
+    """Return how many workers there shall be, and what each asks Ray for.
+
+    A GPU each where the cluster has any, else as many CPUs as all of them can have.
+    Ray gives torch as many threads.
+    """
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = int(sum(node.get("GPU", 0) for node in alive))
+    cpus = [int(node.get("CPU", 0)) for node in alive]
+    on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
+    if on_gpu and not (gpus or job.workers):
+        msg = (
+            "device cuda: the cluster shows no GPU; say how many to wait for "
+            "(--workers), or use --device cpu"
+        )
+        raise UsageError(msg)
+    places = gpus if on_gpu else sum(number > 0 for number in cpus)
+    workers = job.workers or max(1, places)
+    share = 1
+    while not on_gpu and sum(n // (share + 1) for n in cpus) >= workers:
+        share += 1
+    return workers, {"num_cpus": share, "num_gpus": int(on_gpu)}
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of nodes that are about to go: spot instances, scaling down."""
+    try:  # Ray has no public way to ask; without an answer they are lost as any node
+        return set(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
+    except Exception:
+        logger.debug("Ray does not say which nodes are draining", exc_info=True)
+        return set()
