@@ -39,6 +39,12 @@ KINDS = {
     "switch": {"method": "PUT", "target": r"/run\.json$"},
     "delete": {"method": "POST", "target": r"\?delete"},
 }
+WORK = {
+    "shard": {"method": "PUT", "target": r"/shards/.*\.tif$"},
+    "receipt": {"method": "PUT", "target": r"/receipts.*/.*json$"},
+    "lock": {"method": "PUT", "target": "/lock$"},
+    "plan": {"method": "PUT", "target": r"/plan\.json$"},
+}
 PASSING = [
     {"action": "answer", "status": 500, "code": "InternalError"},
     {"action": "answer", "status": 502, "code": "BadGateway"},
@@ -143,9 +149,9 @@ def job(tmp_path, scene, model_path, prefix):
     return make
 
 
-def command(job):
-    """Return the words of `tileseg` that do a job."""
-    config = Path(f"{job.work}.toml")
+def command(job, folder):
+    """Return the words of `tileseg` that do a job; some stand in a file beside it."""
+    config = Path(f"{folder}.toml")
     config.write_text(f'shard = {job.shard}\nprecision = "{job.precision}"\n')
     words = ["--config", config, "--input", job.input, "--model", job.model]
     words += ["--output", job.output, "--work", job.work, "--confidence", "--overwrite"]
@@ -159,6 +165,11 @@ def succeed(job):
     assert record.error is None
     assert record.values["exit_code"] == ExitCode.OK
     return record.values
+
+
+def receipts(line):
+    """Return how many the server has taken."""
+    return len([e for e in line.log(**WORK["receipt"]) if e["status"] == 200])
 
 
 def unfinished(line):
@@ -375,7 +386,7 @@ def test_a_refusal_is_not_repeated_and_told_in_one_line(
         {**KINDS[kind], "action": "answer", "status": status, "code": "AccessDenied"}
     )
 
-    result = CliRunner().invoke(main, command(job()))
+    result = CliRunner().invoke(main, command(job(), job().work))
 
     assert result.exit_code == ExitCode.OUTPUT
     assert len(line.log(**KINDS[kind])) == 1
@@ -411,7 +422,10 @@ def test_a_failed_upload_is_aborted_and_nothing_of_it_is_seen(
 
 
 def kill_at(line, words, rule):
-    """Run a Python program until a request meets the rule; kill it there."""
+    """Run a Python program until a request meets the rule; kill it there.
+
+    Return how many receipts were in the store by then.
+    """
     time.sleep(1)  # the store's times are whole seconds
     line.obey(rule)
     with subprocess.Popen(
@@ -426,7 +440,9 @@ def kill_at(line, words, rule):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.kill()
+    done = receipts(line)
     line.obey()
+    return done
 
 
 PHASES = [
@@ -473,7 +489,7 @@ def test_a_job_killed_as_it_publishes_is_made_good_by_the_next(
     succeed(job(output=other.output, work=job().work + "2"))
     succeed(job(blend="cosine"))
     program = "from tileseg.cli import main; main()"
-    words = ["-c", program, *command(job())]
+    words = ["-c", program, *command(job(), job().work)]
     kind, action = phase
 
     kill_at(line, words, {**KINDS[kind], "action": action, "after": kind == "get"})
@@ -487,13 +503,6 @@ def test_a_job_killed_as_it_publishes_is_made_good_by_the_next(
 
 
 # The work directory is there too
-
-WORK = {
-    "shard": {"method": "PUT", "target": r"/shards/.*\.tif$"},
-    "receipt": {"method": "PUT", "target": r"/receipts.*/.*json$"},
-    "lock": {"method": "PUT", "target": "/lock$"},
-    "plan": {"method": "PUT", "target": r"/plan\.json$"},
-}
 
 
 @pytest.mark.parametrize("fault", [*PASSING[2:], STALLS[0]], ids=name_of)
@@ -524,9 +533,37 @@ def test_work_that_cannot_be_written_stops_the_job_resumably(
     assert failed.values["exit_code"] == ExitCode.STORAGE
     assert prefix.contents() == {}
 
+    done = receipts(line)
     line.obey()
     values = succeed(remote())
 
-    print(kind, fault, values["counts"])
-    assert values["counts"]["shards_reused"] >= 2 * (kind == "receipt")
+    assert done == values["counts"]["shards_reused"]
     assert len(prefix.products()) == 3
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        ("receipt", "stall_body"),
+        *(
+            pytest.param((kind, action), marks=pytest.mark.slow)
+            for kind in WORK
+            for action in ("stall", "stall_body")
+        ),
+    ],
+)
+def test_a_job_killed_as_it_writes_its_work_is_resumed(line, prefix, other, job, phase):
+    """The store shows the lock of a dead process, and what it had finished."""
+    kind, action = phase
+    succeed(job(output=other.output))
+    remote = job(work=f"{prefix.output}-work")
+    words = ["-c", "from tileseg.cli import main; main()", *command(remote, job().work)]
+
+    done = kill_at(line, words, {**WORK[kind], "action": action})
+    values = succeed(remote)
+
+    assert done == values["counts"]["shards_reused"]
+    assert other.products() == prefix.products()
+    left = contents(remote.work, prefix.server)
+    assert not any("/" in path for path in left)
+    assert "lock" not in left
