@@ -52,7 +52,7 @@ encode.write_cog before,after 2
 vectorize.join before,after 1
 features.write_features before,after 1
 report.quicklook before,after 1
-job._build after 1
+products.build after 1
 job._close before,torn,after 1
 job._clean before,after 1
 """

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -21,11 +20,13 @@ from tileseg.errors import (
     UsageError,
 )
 from tileseg.grid import Run, Shard
-from tileseg.ledger import Ledger, Plan, Receipt, find_plan, forget
+from tileseg.ledger import Ledger, Plan, Receipt, forget
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.preflight import preflight
-from tileseg.record import Record, count_pixels
+from tileseg.products import build
+from tileseg.record import Record
+from tileseg.resolve import device_of, halved, resolve
 from tileseg.settings import Job, is_remote
 from tileseg.stopping import Stop
 from tileseg.storage import write_whole
@@ -33,8 +34,6 @@ from tileseg.task import Task, prepare
 
 if TYPE_CHECKING:
     from tileseg.engine import Engine
-    from tileseg.model import Device
-    from tileseg.vectorize import Polygons
 
 __all__ = ["Progress", "Staff", "run"]
 
@@ -145,8 +144,8 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     if not job.dry_run:
         preflight(task)
     engine = staff.engine(job)
-    plan = _resolve(task, engine)
-    record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
+    plan = resolve(task, engine)
+    record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
     if job.dry_run:
         record.close("dry-run", ExitCode.OK)
         return
@@ -159,7 +158,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
             watched = _while(lock, progress)
             ledger, receipts = _carry_out(task, plan, staff, record, watched)
             task.identity.check_unchanged()
-            _build(task, ledger, receipts, record, folder)
+            build(task, ledger, receipts, record, folder)
             _close(place, record, folder)
             lock.renew()
     except BusyError:
@@ -191,51 +190,6 @@ def _while(lock: Hold, progress: Progress) -> Progress:
     return checked
 
 
-def _resolve(task: Task, engine: "Engine") -> Plan:
-    """Turn `auto` into what the workers have.
-
-    A plan of the same request that was begun on such hardware goes on as it is.
-    """
-    from tileseg.model import default_batch, load_module
-
-    job = task.job
-    load_module(job.model_path, task.card)  # a broken model is no plan
-    device = engine.resolve(job)
-    machine = {"device": device.name, "hardware": device.hardware}
-    if begun := find_plan(open_storage(job.workplace), task.request, machine):
-        return begun
-    check: dict[str, Any] = {}
-    if device.precision != "fp32" and not job.dry_run:
-        device, check = _checked(task, device, engine)
-    batch = job.batch_size or default_batch(device)
-    resolved = {**machine, "precision": device.precision, "batch_size": batch}
-    return Plan(task.request, resolved, check)
-
-
-def _device(plan: Plan) -> "Device":
-    """Return where a plan is carried out."""
-    from tileseg.model import Device
-
-    resolved = plan.resolved
-    return Device(resolved["device"], resolved["hardware"], resolved["precision"])
-
-
-def _checked(
-    task: Task, device: "Device", engine: "Engine"
-) -> tuple["Device", dict[str, Any]]:
-    """Return the device, with fp32 if its fast numbers are not good enough, and why."""
-    from tileseg.precision import ENOUGH
-
-    check = engine.compare(task, device)
-    if check.agreement is not None and check.agreement < ENOUGH:
-        text = "%s: only %.4f of the labels in %s are those of fp32"
-        logger.warning(text, task.job.input, check.agreement, device.precision)
-        if task.job.precision == "auto":
-            logger.warning("%s: going on in fp32", task.job.input)
-            device = replace(device, precision="fp32")
-    return device, asdict(check)
-
-
 def _carry_out(
     task: Task, plan: Plan, staff: Staff, record: Record, progress: Progress
 ) -> tuple[Ledger, dict[Shard, Receipt]]:
@@ -245,24 +199,10 @@ def _carry_out(
         try:
             return ledger, _process(task, ledger, staff, record, progress)
         except DeviceMemoryError as err:
-            plan = _halved(plan, err)
+            plan = halved(plan, err)
         # Not within `except`: the error's frames hold what filled the memory.
         engine = staff.engine(task.job)
-        record.add_plan(plan, task, engine.kind, engine.workers(_device(plan)))
-
-
-def _halved(plan: Plan, error: DeviceMemoryError) -> Plan:
-    """Return the plan with half the batch."""
-    batch = plan.resolved["batch_size"]
-    if batch == 1:
-        msg = (
-            f"{error}, even for one tile at a time; free the device's memory, or use "
-            "another --device or a smaller model"
-        )
-        raise DeviceMemoryError(msg) from error
-    # Its text: whoever keeps the log shall not keep the error, and with it the tensors.
-    logger.warning("%s; going on with %d tiles in a batch", str(error), batch // 2)
-    return replace(plan, resolved={**plan.resolved, "batch_size": batch // 2})
+        record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
 
 
 def _process(
@@ -277,7 +217,7 @@ def _process(
     record.reused, record.distrusted = frozenset(receipts), ledger.distrusted
     shards = list(Run(task.grid.shape))
     todo = [shard for shard in shards if shard not in receipts]
-    device = _device(ledger.plan)
+    device = device_of(ledger.plan)
     runs = task.runs(todo, len(engine.workers(device)))
     logger.info("%s: %d shards, %d to do", task.job.input, len(shards), len(todo))
     total = task.grid.tiles.size
@@ -312,41 +252,6 @@ def _process(
     return receipts
 
 
-def _build(
-    task: Task,
-    ledger: Ledger,
-    receipts: dict[Shard, Receipt],
-    record: Record,
-    folder: Path,
-) -> None:
-    """Make every product in `folder`."""
-    from tileseg.report import quicklook
-    from tileseg.stitch import looks, stitch
-    from tileseg.verify import verify_confidence, verify_mask
-
-    box, mask = task.scene.geobox, folder / "mask.tif"
-    with record.stage("stitch"):
-        for product, look in looks(task.card, confidence=task.job.confidence).items():
-            logger.info("%s: stitching %s.tif", task.job.input, product)
-            files = ledger.files(receipts, product)
-            path = folder / f"{product}.tif"
-            stitch(files, task.grid, task.scene, look, path)
-    with record.stage("verify"):
-        verify_mask(mask, box, count_pixels(receipts.values()))
-        if task.job.confidence:
-            verify_confidence(folder / "confidence.tif", box, mask)
-    polygons = None
-    if task.job.polygons:
-        with record.stage("vectorize"):
-            polygons = _vectorize(task, ledger, receipts, folder)
-    if failures := record.values["failures"]:
-        from tileseg.features import write_failures
-
-        write_failures(failures, box, folder / "failures.geojson")
-    picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
-    write_whole(folder / "quicklook.png", picture)
-
-
 def _close(place: publish.Place, record: Record, folder: Path) -> None:
     """Write the record of what is in `folder`, where it is to be published."""
     is_whole = not record.failures
@@ -357,24 +262,6 @@ def _close(place: publish.Place, record: Record, folder: Path) -> None:
     else:
         record.close("complete", ExitCode.OK)
     write_whole(folder / publish.RECORD, record.as_bytes())
-
-
-def _vectorize(
-    task: Task, ledger: Ledger, receipts: dict[Shard, Receipt], folder: Path
-) -> "Polygons":
-    """Make the file of polygons in `folder`."""
-    from tileseg.features import write_features
-    from tileseg.vectorize import Pieces, join
-
-    path = folder / f"polygons.{task.job.polygons}"
-    logger.info("%s: joining %s", task.job.input, path.name)
-    files = ledger.files(receipts, "polygons")
-    pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
-    names = {item.value: item.name for item in task.card.classes}
-    box = task.scene.geobox
-    polygons = join(pieces, box)
-    write_features(polygons, names, box, path)
-    return polygons
 
 
 def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:

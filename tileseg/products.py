@@ -1,0 +1,71 @@
+"""Every product of a plan whose shards are made, in a folder that is not public yet."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tileseg.grid import Shard
+from tileseg.ledger import Ledger, Receipt
+from tileseg.record import Record, count_pixels
+from tileseg.storage import write_whole
+from tileseg.task import Task
+
+if TYPE_CHECKING:
+    from tileseg.vectorize import Polygons
+
+__all__ = ["build"]
+
+logger = logging.getLogger(__name__)
+
+
+def build(
+    task: Task,
+    ledger: Ledger,
+    receipts: dict[Shard, Receipt],
+    record: Record,
+    folder: Path,
+) -> None:
+    """Make every product in `folder`."""
+    from tileseg.report import quicklook
+    from tileseg.stitch import looks, stitch
+    from tileseg.verify import verify_confidence, verify_mask
+
+    box, mask = task.scene.geobox, folder / "mask.tif"
+    with record.stage("stitch"):
+        for product, look in looks(task.card, confidence=task.job.confidence).items():
+            logger.info("%s: stitching %s.tif", task.job.input, product)
+            files = ledger.files(receipts, product)
+            path = folder / f"{product}.tif"
+            stitch(files, task.grid, task.scene, look, path)
+    with record.stage("verify"):
+        verify_mask(mask, box, count_pixels(receipts.values()))
+        if task.job.confidence:
+            verify_confidence(folder / "confidence.tif", box, mask)
+    polygons = None
+    if task.job.polygons:
+        with record.stage("vectorize"):
+            polygons = _vectorize(task, ledger, receipts, folder)
+    if failures := record.values["failures"]:
+        from tileseg.features import write_failures
+
+        write_failures(failures, box, folder / "failures.geojson")
+    picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
+    write_whole(folder / "quicklook.png", picture)
+
+
+def _vectorize(
+    task: Task, ledger: Ledger, receipts: dict[Shard, Receipt], folder: Path
+) -> "Polygons":
+    """Make the file of polygons in `folder`."""
+    from tileseg.features import write_features
+    from tileseg.vectorize import Pieces, join
+
+    path = folder / f"polygons.{task.job.polygons}"
+    logger.info("%s: joining %s", task.job.input, path.name)
+    files = ledger.files(receipts, "polygons")
+    pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
+    names = {item.value: item.name for item in task.card.classes}
+    box = task.scene.geobox
+    polygons = join(pieces, box)
+    write_features(polygons, names, box, path)
+    return polygons

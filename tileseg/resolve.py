@@ -1,0 +1,77 @@
+"""What `auto` becomes: from what is asked and what the workers have to a plan."""
+
+import logging
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from tileseg.errors import DeviceMemoryError
+from tileseg.ledger import Plan, find_plan
+from tileseg.objects import open_storage
+from tileseg.task import Task
+
+if TYPE_CHECKING:
+    from tileseg.engine import Engine
+    from tileseg.model import Device
+
+__all__ = ["device_of", "halved", "resolve"]
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(task: Task, engine: "Engine") -> Plan:
+    """Turn `auto` into what the workers have.
+
+    A plan of the same request that was begun on such hardware goes on as it is.
+    """
+    from tileseg.model import default_batch, load_module
+
+    job = task.job
+    load_module(job.model_path, task.card)  # a broken model is no plan
+    device = engine.resolve(job)
+    machine = {"device": device.name, "hardware": device.hardware}
+    if begun := find_plan(open_storage(job.workplace), task.request, machine):
+        return begun
+    check: dict[str, Any] = {}
+    if device.precision != "fp32" and not job.dry_run:
+        device, check = _checked(task, device, engine)
+    batch = job.batch_size or default_batch(device)
+    resolved = {**machine, "precision": device.precision, "batch_size": batch}
+    return Plan(task.request, resolved, check)
+
+
+def device_of(plan: Plan) -> "Device":
+    """Return where a plan is carried out."""
+    from tileseg.model import Device
+
+    resolved = plan.resolved
+    return Device(resolved["device"], resolved["hardware"], resolved["precision"])
+
+
+def _checked(
+    task: Task, device: "Device", engine: "Engine"
+) -> tuple["Device", dict[str, Any]]:
+    """Return the device, with fp32 if its fast numbers are not good enough, and why."""
+    from tileseg.precision import ENOUGH
+
+    check = engine.compare(task, device)
+    if check.agreement is not None and check.agreement < ENOUGH:
+        text = "%s: only %.4f of the labels in %s are those of fp32"
+        logger.warning(text, task.job.input, check.agreement, device.precision)
+        if task.job.precision == "auto":
+            logger.warning("%s: going on in fp32", task.job.input)
+            device = replace(device, precision="fp32")
+    return device, asdict(check)
+
+
+def halved(plan: Plan, error: DeviceMemoryError) -> Plan:
+    """Return the plan with half the batch."""
+    batch = plan.resolved["batch_size"]
+    if batch == 1:
+        msg = (
+            f"{error}, even for one tile at a time; free the device's memory, or use "
+            "another --device or a smaller model"
+        )
+        raise DeviceMemoryError(msg) from error
+    # Its text: whoever keeps the log shall not keep the error, and with it the tensors.
+    logger.warning("%s; going on with %d tiles in a batch", str(error), batch // 2)
+    return replace(plan, resolved={**plan.resolved, "batch_size": batch // 2})
