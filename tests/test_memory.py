@@ -1,8 +1,10 @@
 """Memory does not grow with the scene."""
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import mean
 
@@ -21,14 +23,15 @@ from pathlib import Path
 
 import tileseg
 from tileseg.card import read_card
+from tileseg.memory import peak_rss_mb
 from tileseg.model import load, resolve_device
 
-scene, model, output = sys.argv[1:]
+scene, model, output, engine = sys.argv[1:]
 network = load(Path(model), read_card(Path(model)), resolve_device("cpu"))
 status = Path("/proc/self/status").read_text()
 loaded = int(re.search(r"VmRSS:\\s+(\\d+) kB", status)[1]) / 1024
-values = tileseg.segment(scene, model=model, output=output)
-print(json.dumps({"loaded": loaded, **values}))
+values = tileseg.segment(scene, model=model, output=output, engine=engine)
+print(json.dumps({"loaded": loaded, "driver": peak_rss_mb(), **values}))
 """
 
 
@@ -65,11 +68,12 @@ def make_large_scene(path, side):
     return path
 
 
-def measure(scene, model, output):
+def measure(scene, model, output, engine="local", **environ):
     """Segment a scene in a fresh process; return its record."""
     text = subprocess.run(
-        [sys.executable, "-c", PROGRAM, scene, model, output],
+        [sys.executable, "-c", PROGRAM, scene, model, output, engine],
         cwd=ROOT,
+        env={**os.environ, **environ},
         check=True,
         stdout=subprocess.PIPE,
         text=True,
@@ -100,6 +104,28 @@ def test_four_times_the_pixels_take_no_more_memory(tmp_path):
             assert values["counts"]["tiles_skipped"] > 0
 
     assert mean(above[16_384]) <= 1.15 * mean(above[8_192])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_driver_of_a_cluster_takes_no_more_for_a_larger_scene(tmp_path):
+    """Sixteen times the pixels, at most 15 %: it sees receipts and stitches in rows."""
+    pytest.importorskip("ray")
+    model = make_model(tmp_path / "model", tile=128, halo=16, width=1, depth=1)
+    peaks = {}
+    for side in (4_096, 16_384):
+        scene = make_large_scene(tmp_path / f"{side}.tif", side)
+        with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
+            Path(folder, "ray").mkdir()
+            environ = {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
+            values = measure(
+                scene, model, tmp_path / f"out {side}", "ray", RAY_ADDRESS="", **environ
+            )
+        assert values["exit_code"] == 0
+        peaks[side] = values["driver"] - values["loaded"]
+
+    print(peaks)  # noqa: T201
+    assert peaks[16_384] <= 1.15 * peaks[4_096]
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_a_stopped_job_is_resumed_by_another(cluster, tmp_path):
     seen = cluster.metrics()
     code, printed = cluster.job("stop", "first")
     assert code == 0, printed
-    assert "STOPPED" in wait_for(lambda: cluster.job("status", "first")[1])
+    wait_for(lambda: "was stopped" in cluster.job("status", "first")[1])
     word = wait_for(lambda: list(work.glob("last-attempt.json")))[0]
     stopped = json.loads(word.read_text())
     code, printed = cluster.submit(*words)
