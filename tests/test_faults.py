@@ -198,6 +198,7 @@ def can_mount():
     return not subprocess.run(words, capture_output=True, check=False).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount(), reason="no mounts without being root here")
 @pytest.mark.parametrize(("what", "size"), [("work", "160k"), ("output", "60k")])
 def test_a_full_disk_is_told_and_room_lets_the_job_go_on(trial, what, size):
