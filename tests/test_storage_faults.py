@@ -359,17 +359,24 @@ def test_a_store_that_cannot_be_asked_costs_no_work(line, job, kind):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("fault", [PASSING[2], *STALLS], ids=name_of)
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("switch", PASSING[2]), ("switch", STALLS[0]), ("get", STALLS[1])],
+)
 def test_a_store_that_fails_for_ever_is_left_within_five_minutes(
-    line, prefix, monkeypatch, fault
+    line, prefix, monkeypatch, kind, fault
 ):
     """With the pauses and the patience that users have: none is shortened here."""
     monkeypatch.undo()
-    line.obey({**KINDS["switch"], **fault})
+    place = Objects(prefix.output)
+    seen = place.replace("run.json", b"old", None)
+    new = partial(place.replace, data=b"new", seen=seen)
+    ask = place.look if kind == "get" else new
+    line.obey({**KINDS[kind], **fault})
     started = time.monotonic()
 
     with pytest.raises(StorageError):
-        Objects(prefix.output).replace("run.json", b"x", None)
+        ask("run.json")
 
     assert 60 <= time.monotonic() - started < 300
 
