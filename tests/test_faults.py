@@ -302,6 +302,28 @@ def test_a_device_that_fails_publishes_nothing_and_the_rerun_goes_on(trial):
     assert trial.is_undisturbed()
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "model.Network.__call__:before:9:hang",
+        pytest.param("worker.Worker._finish:before:9:hang", marks=pytest.mark.slow),
+        pytest.param("reader.Reader._read:before:2:hang", marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_that_hangs_is_ended_and_the_rerun_goes_on(trial, arena, step):
+    """A disk or a device that never answers: exit 12, and the process is gone."""
+    config = arena.folder / "impatient.toml"
+    config.write_text((arena.folder / "job.toml").read_text() + "patience = 1\n")
+
+    code, record, said = trial.run(step, config=config)
+
+    assert code == record["exit_code"] == 12, said
+    assert "no progress for" in record["error"]
+    assert not trial.output.exists()
+    assert trial.run()[0] == 0
+    assert trial.is_undisturbed()
+
+
 def test_numbers_that_are_none_are_never_labels(trial):
     """Once only: the shard is tried again."""
     assert trial.run("model.Network.__call__:after:9:nan")[0] == 0

@@ -70,7 +70,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
             codes.append(_run(facts, staff).values["exit_code"])
             if codes[-1] in _STOPPED:
                 break
-    sys.exit(worst(codes))
+    _leave(worst(codes), staff)
 
 
 @main.command()
@@ -105,7 +105,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
             night.leave(output)
     _tell(str(night), err=True)
     _tell(json.dumps(night.summary()))
-    sys.exit(night.exit_code)
+    _leave(night.exit_code, staff)
 
 
 @main.group()
@@ -249,6 +249,14 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
         _tell(f"tileseg: {record.values['error']}", err=True)
     _tell(json.dumps(record.values))
     return record
+
+
+def _leave(code: int, staff: "Staff") -> NoReturn:
+    """End the process, even if a thread of it never will."""
+    if staff.is_stuck:
+        logging.shutdown()
+        os._exit(code)  # what was printed is written: each line is flushed
+    sys.exit(code)
 
 
 def _tell(line: str, *, err: bool = False) -> None:

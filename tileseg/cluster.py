@@ -32,6 +32,7 @@ class RayEngine:
     """The engine of `Engine`'s contract whose workers Ray provides."""
 
     kind = "ray"
+    is_stuck = False
 
     def __init__(self, job: Job) -> None:
         """Want the job's number of workers on its kind of device; start nothing yet."""

@@ -41,7 +41,6 @@ __all__ = ["Crew", "Engine", "Failure", "LocalEngine", "Outcome", "Usage"]
 logger = logging.getLogger(__name__)
 
 _PULSE_SECONDS = 1.0
-_CLOSE_SECONDS = 60.0  # a worker that takes longer to stop is stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,8 @@ class Engine(Protocol):
 
     kind: str
     """`local` or `ray`."""
+    is_stuck: bool
+    """Whether threads of this process are at work that may never end."""
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what the workers have."""
@@ -127,6 +128,7 @@ class LocalEngine:
     """Threads in this process, one for each device."""
 
     kind = "local"
+    is_stuck = False
 
     def __init__(self, workers: int | None = None, patience: float = 60) -> None:
         """Want so many workers; None for one per GPU, or one on the CPU.
@@ -175,13 +177,14 @@ class LocalEngine:
                 done += len(outcomes)
                 watch.see("crew", (crew.tiles, done), monotonic())
                 if stuck := watch.stuck(monotonic()):
+                    self.is_stuck = True
                     msg = f"no progress for {stuck['crew']:.0f} s: a disk or the device"
                     raise LostError(f"{msg} does not answer; the same command resumes")
                 for outcome in outcomes:
                     yield outcome
                     pulse(crew.tiles)
         finally:
-            crew.close()
+            self.is_stuck |= not crew.close(0 if self.is_stuck else self._patience)
 
     def wind_down(self) -> None:
         """Begin no more shards."""
@@ -287,13 +290,14 @@ class Crew:
             return outcomes  # what was done before it comes first
         raise self._error
 
-    def close(self) -> None:
-        """Stop the workers where they are, and wait for them; not for a stuck one."""
+    def close(self, wait: float = 60) -> bool:
+        """Stop the workers where they are; return whether they ended in `wait` s."""
         self._stop.set()
         self.finish()
-        deadline = monotonic() + _CLOSE_SECONDS
+        deadline = monotonic() + wait
         for thread in self._threads:
             thread.join(max(0.0, deadline - monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _serve(self, recipe: Recipe) -> None:
         """Work until nothing is left to take."""

@@ -81,6 +81,11 @@ class Staff:
         if self._engine:
             self._engine.close()
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether threads of this process are at work that may never end."""
+        return self._engine is not None and self._engine.is_stuck
+
 
 def _hire(job: Job) -> "Engine":
     if job.engine_kind == "local":
