@@ -36,7 +36,8 @@ from torch import Tensor
 
 from tileseg import worker
 from tileseg.cli import one_line_errors
-from tileseg.engine import Engine, Failure, LocalEngine, Outcome
+from tileseg.crew import Failure, Outcome
+from tileseg.engine import Engine, LocalEngine
 from tileseg.grid import Run
 from tileseg.job import Staff
 from tileseg.ledger import Ledger, Plan, Receipt, forget

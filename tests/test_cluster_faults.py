@@ -23,6 +23,7 @@ from test_cluster import quiet, use
 
 from tileseg.errors import ExitCode
 from tileseg.job import Staff, run
+from tileseg.leases import Leases
 from tileseg.settings import Job
 
 ray = pytest.importorskip("ray")
@@ -177,26 +178,39 @@ def check(values, seconds, expected, folder):
 @pytest.mark.parametrize(
     "fault",
     [
-        "predict.Predictor._forward:before:30:kill",
-        "predict.Predictor._forward:before:30:term",
-        "predict.Predictor._forward:before:30:stop",
-        "predict.Predictor._forward:before:30:hang",
-        "predict.Predictor._forward:before:30:cuda",
-        "worker.Worker._finish:before:30:hang",
+        "predict.Predictor._forward:before:15:kill",
+        "predict.Predictor._forward:before:15:term",
+        "predict.Predictor._forward:before:15:stop",
+        "predict.Predictor._forward:before:15:hang",
+        "predict.Predictor._forward:before:15:cuda",
+        "worker.Worker._finish:before:15:hang",
         "reader.Reader._read:before:2:hang",
     ],
 )
-def test_a_worker_that_dies_or_hangs_is_replaced(add, job, expected, tmp_path, fault):
+def test_a_worker_that_dies_or_hangs_is_replaced(
+    add, job, expected, tmp_path, monkeypatch, fault
+):
     """One node's worker fails in the middle; what it had is made again."""
+    use(monkeypatch, bench.SimulatedRecipe, rate=100)
     add(**environment(fault))
     add()
+    left = []
+    lost = Leases.lose
 
-    values, seconds = segment(job())
+    def lose(self, name, **options):
+        left.append(self.left)
+        return lost(self, name, **options)
+
+    monkeypatch.setattr(Leases, "lose", lose)
+
+    values, seconds = segment(job(run_shards=(2, 8)))
 
     check(values, seconds, expected, tmp_path / "out")
     assert values["counts"]["worker_restarts"] >= 1
-    # Nothing is redone but what was leased to it.
-    assert 0 < values["counts"]["retries"] < SHARDS
+    # Nothing is redone but what was leased to it; and it is missed while there is
+    # much left, not when the other one has done everything else.
+    assert 0 < values["counts"]["retries"] < SHARDS / 2
+    assert left[0] > SHARDS / 4
 
 
 def test_a_node_on_which_no_worker_starts_is_left_out(add, job, expected, tmp_path):

@@ -43,9 +43,11 @@ ORDER = (
     "preflight",
     "precision",
     "worker",
+    "crew",
     "engine",
     "resolve",
     "leases",
+    "meters",
     "actor",
     "pool",
     "shift",
@@ -62,6 +64,7 @@ ORDER = (
     "job",
     "nightly",
     "options",
+    "console",
     "cli",
 )
 
@@ -69,18 +72,18 @@ ORDER = (
 OWN_NAMES = {"__version__"}
 
 OWNERS = {
-    "click": {"cli", "options"},
+    "click": {"cli", "console", "options"},
     "matplotlib": {"report"},
     "obstore": {"objects"},
     "pyarrow": {"features"},
     "pyogrio": {"features"},
     "pyproj": {"area", "features"},
-    "ray": {"actor", "pool", "shift", "cluster"},
+    "ray": {"meters", "actor", "pool", "shift", "cluster"},
     "rasterio": {"scene", "encode", "vectorize", "evaluate", "train"},
     "safetensors": {"model"},
     "shapely": {"vectorize", "features"},
     "torch": {"unet", "model", "blend", "picture", "predict", "train"},
-    "tqdm": {"cli"},
+    "tqdm": {"console"},
 }
 
 HEAVY = {

@@ -137,3 +137,23 @@ def test_nobody_waits_long_for_the_last_one(side, workers):
                 leases.settle(name, shards.pop(0))
 
     assert steps <= 2 * -(-len(everything) // workers)
+
+
+@pytest.mark.parametrize("is_drained", [False, True])
+def test_suspects_stay_alone_whoever_has_them(is_drained):
+    """A worker on trial whose node is taken away gives them back as what they are."""
+    leases, everything = make_leases(1, 3, workers=1)
+    leases.take("one")
+    leases.lose("one")  # all three were in hand
+    (trial,) = leases.take("two")
+    assert leases.is_on_trial("two")
+
+    if is_drained:
+        leases.give_back("two")
+    else:
+        leases.lose("two", is_fault=False)
+
+    again = [leases.take(f"worker {number}") for number in range(3)]
+    assert all(len(runs) == 1 and runs[0].shards.size == 1 for runs in again)
+    assert {next(iter(runs[0])) for runs in again} == set(everything)
+    assert trial in [runs[0] for runs in again]

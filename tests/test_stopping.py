@@ -2,7 +2,7 @@
 
 import pytest
 
-from tileseg.errors import PreemptedError
+from tileseg.errors import InterruptedRunError, PreemptedError
 from tileseg.stopping import Stop, StopSignal
 
 TERM = PreemptedError("SIGTERM")
@@ -33,6 +33,21 @@ def run(stop, grace):
 
 def test_the_patient_end_when_they_are_done():
     assert run(Stop(), grace=60) == ["asked", "in hand", TERM]
+
+
+def test_a_second_wish_waits_for_nobody():
+    stop, other = Stop(), InterruptedRunError("SIGINT")
+    done = []
+    try:
+        with stop.patient():
+            stop.ask(TERM)
+            stop.ask(other)
+            done.append("in hand")
+    except StopSignal as err:
+        assert err.error is other
+
+    assert not done
+    assert stop.error is other
 
 
 def test_the_grace_has_an_end():

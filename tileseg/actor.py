@@ -4,19 +4,17 @@ Pixels and weights never pass Ray: leases come in, receipts go out.
 """
 
 import os
-from collections import Counter
 from dataclasses import dataclass, replace
-from time import perf_counter
 from uuid import uuid4
 
 import ray
-from ray.util import metrics
 
-from tileseg.engine import Crew, Failure, Outcome
+from tileseg.crew import Crew, Outcome
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
 from tileseg.identity import Identity, look
 from tileseg.memory import peak_rss_mb
+from tileseg.meters import WorkerMeters
 from tileseg.model import Device, device_memory_mb, resolve_device
 from tileseg.objects import open_storage
 from tileseg.precision import Check, compare
@@ -28,8 +26,6 @@ __all__ = ["NONCE", "Hello", "Report", "Station"]
 
 NONCE = "driver"
 """The file in the plan's directory by which a worker knows its driver's."""
-
-_STAGES = ("read", "wait", "forward", "write")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ class Station:
     def __init__(self) -> None:
         """Wait for work."""
         self._crew: Crew | None = None
-        self._meters = _Meters()
+        self._meters = WorkerMeters()
 
     def hello(self) -> Hello:
         """Say where this is, and what it runs."""
@@ -151,44 +147,6 @@ class Station:
             device_memory_mb(),
             peak_rss_mb(),
         )
-
-
-class _Meters:
-    """What Ray's metrics port tells of one worker; sum over workers to read it."""
-
-    def __init__(self) -> None:
-        """Begin at nothing."""
-        self._tiles = metrics.Counter("tileseg_tiles", "Tiles forwarded or skipped")
-        self._shards = metrics.Counter("tileseg_shards", "Shards", ("status",))
-        self._seconds = metrics.Counter("tileseg_seconds", "By stage", ("stage",))
-        self._pixels = metrics.Counter("tileseg_read_pixels", "Pixels decoded")
-        self._bytes = metrics.Counter("tileseg_written_bytes", "Bytes of shard files")
-        self._busy = metrics.Gauge(
-            "tileseg_device_busy", "Share of the time in which the network was at work"
-        )
-        self._since = perf_counter()
-
-    def count(self, outcomes: list[Outcome]) -> None:
-        """Add what was done."""
-        receipts = [item for item in outcomes if not isinstance(item, Failure)]
-        self._inc(self._shards, len(outcomes) - len(receipts), status="failed")
-        self._inc(self._shards, len(receipts), status="done")
-        work: Counter[str] = sum((Counter(item.work) for item in receipts), Counter())
-        self._inc(self._tiles, work["tiles"] + work["tiles_skipped"])
-        self._inc(self._pixels, work["decoded_pixels"])
-        files = [file for item in receipts for file in item.artifacts.values()]
-        self._inc(self._bytes, sum(file.bytes for file in files))
-        for stage in _STAGES:
-            self._inc(self._seconds, work[stage], stage=stage)
-        if receipts:
-            now = perf_counter()
-            self._busy.set(min(1.0, work["forward"] / (now - self._since)))
-            self._since = now
-
-    @staticmethod
-    def _inc(meter: metrics.Counter, number: float, **tags: str) -> None:
-        if number > 0:  # Ray refuses 0
-            meter.inc(number, tags)
 
 
 def _check_folder(folder: str, nonce: str) -> None:

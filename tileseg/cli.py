@@ -1,44 +1,34 @@
 """Arguments -> jobs, errors -> exit codes. Parses only; heavy imports come late."""
 
 import json
-import logging
-import os
-import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from tileseg import __version__
-from tileseg.errors import (
-    ExitCode,
-    InterruptedRunError,
-    PreemptedError,
-    TilesegError,
-    UsageError,
-    worst,
+from tileseg.console import (
+    configure_logging,
+    leave,
+    progress,
+    signals,
+    tell,
 )
+from tileseg.errors import ExitCode, TilesegError, UsageError, worst
 from tileseg.options import job_options
-from tileseg.stopping import Stop, StopSignal
+from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from tileseg.job import Staff
     from tileseg.record import Record
     from tileseg.settings import Job
 
 __all__ = ["main", "one_line_errors", "segment"]
 
-_LOG_SECONDS = 10
-_STDERR = 2
 _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
-logger = logging.getLogger(__name__)
 
 
 @click.group("tileseg")
@@ -61,16 +51,17 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
 
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
-    _configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
     from tileseg.job import Staff
 
     codes = []
-    with one_line_errors(), _signals() as stop, Staff(stop) as staff:
+    with one_line_errors(), signals() as stop, Staff(stop) as staff:
         for facts in _scenes(options):
-            codes.append(_run(facts, staff).values["exit_code"])
-            if codes[-1] in _STOPPED:
+            record = _run(facts, staff)
+            codes.append(record.values["exit_code"])
+            if _is_over(record, staff):
                 break
-    _leave(worst(codes), staff)
+    leave(worst(codes), is_broken=staff.is_broken)
 
 
 @main.command()
@@ -88,24 +79,29 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     that fails stops no other. One line of JSON per scene goes to stdout, then the
     summary as the last line.
     """
-    _configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
     from tileseg.job import Staff
     from tileseg.nightly import Night, find_scenes
 
-    with one_line_errors(), _signals() as stop, Staff(stop) as staff:
+    with one_line_errors(), signals() as stop, Staff(stop) as staff:
         values = {**_job_file(options.pop("config"), is_one=False), **_given(options)}
         night = Night(find_scenes(options["scenes"]))
         output = values.get("output", "out")
         for facts in _one_each(list(night.waiting), values):
             record = _run(facts, staff, is_taken=night.has(facts["output"]))
             night.add(facts["input"], facts["output"], record)
-            if record.values["exit_code"] in _STOPPED:
+            if _is_over(record, staff):
                 break
-        if not values.get("dry_run"):
-            night.leave(output)
-    _tell(str(night), err=True)
-    _tell(json.dumps(night.summary()))
-    _leave(night.exit_code, staff)
+        codes = [night.exit_code]
+        try:
+            if not values.get("dry_run"):
+                night.leave(output)
+        except TilesegError as err:
+            tell(f"tileseg: {err}", err=True)
+            codes.append(int(err.exit_code))
+    tell(str(night), err=True)
+    tell(json.dumps(night.summary()))
+    leave(worst(codes), is_broken=staff.is_broken)
 
 
 @main.group()
@@ -237,8 +233,8 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
             msg = f"{facts['input']}: another scene's results go to {facts['output']}"
             raise UsageError(msg)
         job = Job(**facts)
-        with _progress(job.input) as progress:
-            record = run(job, progress, staff)
+        with progress(job.input) as told:
+            record = run(job, told, staff)
         if record.values["status"] == "dry-run":
             _print_estimate(job, record.values)
     except StopSignal as err:
@@ -246,36 +242,15 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
     except TilesegError as err:
         record.fail(err)
     if record.error:
-        _tell(f"tileseg: {record.values['error']}", err=True)
-    _tell(json.dumps(record.values))
+        tell(f"tileseg: {record.values['error']}", err=True)
+    tell(json.dumps(record.values))
     return record
 
 
-def _leave(code: int, staff: "Staff") -> NoReturn:
-    """End the process, even if a thread of it never will."""
-    if staff.is_stuck:
-        logging.shutdown()
-        os._exit(code)  # what was printed is written: each line is flushed
-    sys.exit(code)
-
-
-def _tell(line: str, *, err: bool = False) -> None:
-    """Print a line; a reader that is gone, or a full disk, stops no job."""
-    try:
-        click.echo(line, err=err)
-    except OSError:
-        stream = sys.stderr if err else sys.stdout
-        # What is buffered would be written again, and fail again, at the very end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _open_streams() -> None:
-    """Lead closed standard streams to nowhere: a map would get their number."""
-    while (handle := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
-        pass
-    os.close(handle)
-    sys.stdout = sys.stdout or os.fdopen(1, "w")
-    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w")
+def _is_over(record: "Record", staff: "Staff") -> bool:
+    """Return whether no further scene is to be begun by this process."""
+    is_stopped = record.values["exit_code"] in _STOPPED or staff.stop.error is not None
+    return is_stopped or staff.is_broken
 
 
 def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
@@ -298,69 +273,6 @@ def one_line_errors() -> Iterator[None]:
         error = err.error if isinstance(err, StopSignal) else err
         click.echo(f"tileseg: {error}", err=True)
         sys.exit(int(error.exit_code))
-
-
-@contextmanager
-def _signals() -> Iterator[Stop]:
-    """Let SIGTERM and SIGINT end the job resumably.
-
-    It leaves workers some seconds for what they have in hand; a second one ends the
-    process there and then, resumably too.
-    """
-    errors = {signal.SIGTERM: PreemptedError, signal.SIGINT: InterruptedRunError}
-    stop = Stop()
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        name = signal.Signals(number).name
-        text = f"{name}: stopped; the same command resumes"
-        stop.ask(errors[signal.Signals(number)](text))
-
-    before = {number: signal.signal(number, ask) for number in errors}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Any]:
-    """Give a function of (done, total): a bar on a terminal, else a line per 10 s."""
-    if not logger.isEnabledFor(logging.INFO):
-        yield lambda _done, _total: None
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
-        from tqdm.contrib.logging import logging_redirect_tqdm
-
-        bar = tqdm(desc=Path(title).name, unit="tile")
-        with bar, logging_redirect_tqdm():
-            yield lambda done, total: _draw(bar, done, total)
-    else:
-        last = time.monotonic()
-
-        def log(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _LOG_SECONDS:
-                last = time.monotonic()
-                logger.info("%s: %d of %d tiles", title, done, total)
-
-        yield log
-
-
-def _draw(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
-    bar.total = total
-    bar.n = done
-    bar.refresh()
-
-
-def _configure_logging(verbosity: int, *, is_quiet: bool) -> None:
-    _open_streams()
-    level = logging.ERROR if is_quiet else logging.DEBUG if verbosity else logging.INFO
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr
-    )
-    logging.getLogger("tileseg").setLevel(level)
 
 
 if __name__ == "__main__":

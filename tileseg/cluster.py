@@ -9,17 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError
 
-from tileseg.engine import Outcome, Pulse, Usage
-from tileseg.errors import LostError
+from tileseg.crew import Outcome
+from tileseg.engine import Pulse, Usage
+from tileseg.errors import DeviceFaultError, LostError
 from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES
 from tileseg.model import Device
-from tileseg.pool import Pool
+from tileseg.pool import LOSSES, Pool, our_errors
 from tileseg.precision import Check
 from tileseg.settings import Job
-from tileseg.shift import Shift, our_errors
+from tileseg.shift import Shift
 from tileseg.task import Task
 from tileseg.worker import Recipe
 
@@ -27,12 +28,14 @@ __all__ = ["RayEngine"]
 
 logger = logging.getLogger(__name__)
 
+_ASK_TIMES = 10  # the patience: libraries are loaded first, the network twice
+
 
 class RayEngine:
     """The engine of `Engine`'s contract whose workers Ray provides."""
 
     kind = "ray"
-    is_stuck = False
+    is_broken = False
 
     def __init__(self, job: Job) -> None:
         """Want the job's number of workers on its kind of device; start nothing yet."""
@@ -93,14 +96,21 @@ class RayEngine:
         """Return what the first worker to be there answers.
 
         Raises:
-            LostError: it killed the process, each time, or nobody came.
+            LostError: it killed the process, or hung, each time; or nobody came.
+            DeviceFaultError: the last one's device failed.
         """
         for _ in range(MAX_TRIES):
-            actor = self.pool.first()
+            name = self.pool.first()
+            call = getattr(self.pool.actors[name], method).remote(*args)
             try:
                 with our_errors():
-                    return ray.get(getattr(actor, method).remote(*args))
-            except RayActorError as err:
-                logger.warning("Ray: a worker died: %s", str(err).splitlines()[0])
-        msg = f"{MAX_TRIES} workers died before the plan was made; look at Ray's logs"
+                    return ray.get(call, timeout=_ASK_TIMES * self.pool.job.patience)
+            except (*LOSSES, DeviceFaultError, GetTimeoutError) as err:
+                reason = str(err).splitlines()[0]
+                logger.warning("Ray: %s does not answer: %s", name, reason)
+                self.pool.dismiss(name)  # its process is of no use any more
+                error: Exception = err
+        if isinstance(error, DeviceFaultError):
+            raise error
+        msg = f"{MAX_TRIES} workers were lost before the plan was made: {reason}"
         raise LostError(msg)

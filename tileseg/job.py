@@ -1,12 +1,12 @@
 """The whole job told once: one scene and a model in, a published mask out."""
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 
 from tileseg import publish
 from tileseg.bucket import open_place
@@ -82,9 +82,9 @@ class Staff:
             self._engine.close()
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether threads of this process are at work that may never end."""
-        return self._engine is not None and self._engine.is_stuck
+    def is_broken(self) -> bool:
+        """Whether this process is of no more use."""
+        return self._engine is not None and self._engine.is_broken
 
 
 def _hire(job: Job) -> "Engine":
@@ -123,6 +123,7 @@ def run(
 def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
     """Do a job; turn what ends it into a word in the record and the work directory."""
     try:
+        staff.stop.obey(0)
         _segment(job, record, progress, staff)
     except KeyboardInterrupt:  # Ray raises one of its own in the place of ours
         plain = InterruptedRunError("interrupted; the same command resumes")
@@ -146,33 +147,42 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)
         return
     publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
-    if not job.dry_run:
-        preflight(task)
-    engine = staff.engine(job)
-    plan = resolve(task, engine)
-    record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
     if job.dry_run:
+        _plan(task, staff, record)
         record.close("dry-run", ExitCode.OK)
         return
+    preflight(task)
     try:
-        with hold(work, plan.plan_id) as lock, place.staging() as folder:
-            # Again, now that nobody else can publish: another run may just have ended.
-            held = place.published()
-            publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
-            task.identity.remember(work)
-            watched = _while(lock, progress)
-            ledger, receipts = _carry_out(task, plan, staff, record, watched)
-            task.identity.check_unchanged()
-            build(task, ledger, receipts, record, folder)
-            _close(place, record, folder)
-            lock.renew()
+        # Before workers are waited for: who has the lock has the workers too, perhaps.
+        with hold(work, task.request_id) as lock:
+            plan = _plan(task, staff, record)
+            with place.staging() as folder:
+                # Again, now that nobody else can publish: another may just have ended.
+                held = place.published()
+                publish.check_free(
+                    place, held, task.request_id, overwrite=job.overwrite
+                )
+                task.identity.remember(work)
+                watched = _while(lock, progress)
+                ledger, receipts = _carry_out(task, plan, staff, record, watched)
+                task.identity.check_unchanged()
+                build(task, ledger, receipts, record, folder)
+                _close(place, record, folder)
+                lock.renew()
+            _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
     except BusyError:
         held = place.published()
-        if held and place.is_complete(held, task.request_id):
-            _adopt(held, place, job, record)  # another run was faster
-            return
-        raise
-    _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
+        if not (held and place.is_complete(held, task.request_id)):
+            raise
+        _adopt(held, place, job, record)  # another run was faster
+
+
+def _plan(task: Task, staff: Staff, record: Record) -> Plan:
+    """Turn what is asked for into a plan, with the workers at hand."""
+    engine = staff.engine(task.job)
+    plan = resolve(task, engine)
+    record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
+    return plan
 
 
 def _adopt(
@@ -182,7 +192,10 @@ def _adopt(
     logger.info("%s: nothing to do, %s is complete", job.input, place)
     record.adopt(held)
     place.sweep()
-    _clean(job, held["plan_id"], is_whole=True)
+    work = open_storage(job.workplace)
+    if held["plan_id"] in work.folders():
+        with suppress(BusyError), hold(work, held["plan_id"]):  # another may use it
+            _clean(job, held["plan_id"], is_whole=True)
 
 
 def _while(lock: Hold, progress: Progress) -> Progress:
@@ -214,7 +227,7 @@ def _process(
     task: Task, ledger: Ledger, staff: Staff, record: Record, progress: Progress
 ) -> dict[Shard, Receipt]:
     """Make every shard that is not done yet; return all receipts."""
-    from tileseg.engine import Failure
+    from tileseg.crew import Failure
     from tileseg.worker import Recipe
 
     engine, stop = staff.engine(task.job), staff.stop
@@ -234,11 +247,9 @@ def _process(
             engine.wind_down()
 
     recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
+    outcomes = engine.outcomes(recipe, runs, pulse) if todo else _nothing()
     try:
-        with (
-            stop.patient(),
-            closing(engine.outcomes(recipe, runs, pulse)) as outcomes,
-        ):
+        with stop.patient(), closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     record.add_failure(outcome, task.grid)
@@ -249,12 +260,18 @@ def _process(
                 ledger.record(outcome)
                 receipts[outcome.shard] = outcome
     finally:
-        record.add_usage(engine.usage())
+        if todo:
+            record.add_usage(engine.usage())
         record.add_receipts(receipts, task)
         ledger.flush()
     if record.failures and not (allow_partial and receipts):
         raise record.failures[0].error
     return receipts
+
+
+def _nothing() -> Generator[Never]:
+    """Yield no outcome, and need no worker for it."""
+    yield from ()
 
 
 def _close(place: publish.Place, record: Record, folder: Path) -> None:

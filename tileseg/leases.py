@@ -97,24 +97,23 @@ class Leases:
         wide = max((run.shards.width for run in missing.values()), default=0)
         in_hand = shards[: 2 * wide + _UNREPORTED] if is_fault else []
         self._tries.update(in_hand)
-        given_up = [shard for shard in in_hand if self._tries[shard] >= MAX_TRIES]
-        self._suspects.extend(
-            Run(Window(*shard, 1, 1)) for shard in in_hand if shard not in given_up
-        )
-        self._put_back(missing, set(shards[len(in_hand) :]))
-        return given_up
+        given_up = {shard for shard in in_hand if self._tries[shard] >= MAX_TRIES}
+        self._put_back({k: run for k, run in missing.items() if k not in given_up})
+        return sorted(given_up)
 
     def give_back(self, worker: str) -> None:
         """Take back what a worker has and leaves undone, as nobody's fault."""
-        missing = self._missing.pop(worker, {})
-        self._put_back(missing, set(missing))
+        self._put_back(self._missing.pop(worker, {}))
 
-    def _put_back(self, missing: dict[Shard, Run], shards: set[Shard]) -> None:
-        """Lease some of what is missing again, first and in long runs."""
+    def _put_back(self, missing: dict[Shard, Run]) -> None:
+        """Lease again what is missing: suspects alone, the rest first, in long runs."""
+        suspects = [shard for shard in missing if self._tries[shard]]
+        self._suspects.extend(Run(Window(*shard, 1, 1)) for shard in suspects)
+        rest = set(missing).difference(suspects)
         whole = self._grid.shape
         for run in reversed(list(dict.fromkeys(missing.values()))):
             kept = self._grid.runs(
-                shards.intersection(run), band=whole.width, rows=whole.height
+                rest.intersection(run), band=whole.width, rows=whole.height
             )
             self._todo.extendleft(reversed(kept))
 

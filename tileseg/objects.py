@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     Version = UpdateVersion
     """Which of an object's contents one read or wrote."""
 
-__all__ = ["Objects", "open_storage"]
+__all__ = ["GIVE_UP_SECONDS", "Objects", "open_storage"]
 
 logger = logging.getLogger(__name__)
+
+GIVE_UP_SECONDS = 300
+"""At most, from the first failure of a request to the error that says so."""
 
 _RETRY_SECONDS = 60  # the library repeats a request so long, and we what it does not
 _WAIT_SECONDS = 0.2  # before the first repetition of ours, then twice as long

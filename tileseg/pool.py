@@ -8,16 +8,29 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
 import ray
+from ray import exceptions
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from tileseg.actor import Station
-from tileseg.errors import LostError, PreemptedError, UsageError
+from tileseg.errors import LostError, PreemptedError, TilesegError, UsageError
 from tileseg.settings import Job
 
-__all__ = ["Patience", "Pool", "draining_nodes"]
+__all__ = ["LOSSES", "Patience", "Pool", "draining_nodes", "our_errors"]
+
+LOSSES = (
+    RayActorError,
+    exceptions.NodeDiedError,
+    exceptions.ObjectLostError,
+    exceptions.OutOfMemoryError,
+    exceptions.WorkerCrashedError,
+)
+"""What Ray raises where a worker is gone or does not answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +79,11 @@ class Pool:
 
     def dismiss(self, name: str) -> None:
         """Let a worker go for good."""
-        ray.kill(self.actors.pop(name))
+        with suppress(RayError):  # the cluster may be gone before it
+            ray.kill(self.actors.pop(name))
 
-    def first(self) -> Any:  # noqa: ANN401  (Ray's handle)
-        """Return the first actor to be there.
+    def first(self) -> str:
+        """Return the name of the first actor to be there.
 
         Raises:
             LostError: none came.
@@ -79,7 +93,7 @@ class Pool:
         patience = Patience(self)
         while not (ready := ray.wait(list(calls), timeout=_POLL_SECONDS)[0]):
             patience.check()
-        return self.actors[calls[ready[0]]]
+        return calls[ready[0]]
 
     def hello(self, name: str) -> Any:  # noqa: ANN401  (Ray's reference)
         """Ask a worker whether it is there; answered when it is, however late."""
@@ -207,3 +221,14 @@ def draining_nodes() -> set[str]:
     except Exception:
         logger.debug("Ray does not say which nodes are draining", exc_info=True)
         return set()
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """Raise the error that an actor raised as if it had been raised here."""
+    try:
+        yield
+    except RayTaskError as err:
+        if isinstance(err.cause, TilesegError):
+            raise err.cause from None
+        raise

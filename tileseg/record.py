@@ -20,7 +20,8 @@ from tileseg.memory import peak_rss_mb
 from tileseg.task import Task
 
 if TYPE_CHECKING:
-    from tileseg.engine import Failure, Usage
+    from tileseg.crew import Failure
+    from tileseg.engine import Usage
 
 __all__ = ["Record", "count_pixels"]
 

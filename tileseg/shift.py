@@ -7,34 +7,34 @@ who is stuck is told by `watch.py`, and what runs on the nodes is `actor.py`.
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util import metrics
 
 from tileseg.actor import NONCE, Hello, Report
-from tileseg.engine import Failure, Outcome, Pulse, Usage
+from tileseg.crew import Failure, Outcome
+from tileseg.engine import Pulse, Usage
 from tileseg.errors import DeviceFaultError, LostError, TilesegError, UsageError
 from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES, Leases
+from tileseg.meters import DriverMeters
 from tileseg.objects import open_storage
-from tileseg.pool import Patience, Pool, draining_nodes
+from tileseg.pool import LOSSES, Patience, Pool, draining_nodes, our_errors
 from tileseg.task import versions
 from tileseg.watch import Watch
 from tileseg.worker import Recipe
 
-__all__ = ["Shift", "our_errors"]
+__all__ = ["Shift"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 1.0
 _DRAIN_SECONDS = 5.0  # between two looks for nodes that are about to go
 _IDLE_SECONDS = 30.0  # after which a worker that nothing is left for is let go
+_HASH_BYTES_S = 50e6  # a slow node's, which looks at all of a copied scene's bytes
 _MAX_FAILS = 3  # in a row, of one worker, that are no shard's doing
 
 
@@ -62,20 +62,21 @@ class Shift:
         self.is_winding_down = False
         self.usage = Usage(workers=0, retries=0, restarts=0)
         self._leases = Leases(recipe.grid, runs, len(pool.actors))
-        self._watch = Watch(pool.job.patience)
+        self._watch = Watch(pool.job.patience + recipe.store_seconds)
         self._patience = Patience(pool)
-        self._meters = _Meters()
+        self._meters = DriverMeters()
         self._looked = 0.0
         self._tiles: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+        self._was_thinned = False
         self._took_part: dict[str, str] = {}
         self._refusal: TilesegError | None = None
         self._calls: dict[Any, tuple[str, str]] = {}
         self._nonce = uuid4().hex
         open_storage(recipe.folder).write(NONCE, self._nonce.encode())
         self._versions = versions(polygons=recipe.polygons)
-        self._seats = {name: _Seat() for name in pool.actors}
-        for name in self._seats:
-            self._hello(name)
+        self._seats: dict[str, _Seat] = {}
+        self._fill()
 
     def outcomes(self, pulse: Pulse) -> Iterator[Outcome]:
         """Yield one outcome for each shard."""
@@ -102,6 +103,9 @@ class Shift:
             return False
         if self.is_winding_down:
             return any(self._leases.holds(name) for name in self._seats)
+        if not self._seats and self._was_thinned:
+            self._was_thinned = False
+            self._fill()  # those that were let go as idle may be wanted again
         if not self._seats:
             nobody = LostError("no worker is left; the same command resumes")
             raise self._refusal or nobody
@@ -113,11 +117,11 @@ class Shift:
         try:
             with our_errors():
                 answer = ray.get(ref)
-        except RayActorError as err:
-            is_dead = method == "hello"  # Ray restarts all others
+        except (*LOSSES, DeviceFaultError) as err:
+            # Ray restarts a process; but not an actor that is gone for good, and a
+            # device that failed has made its process useless.
+            is_dead = method == "hello" or isinstance(err, DeviceFaultError)
             return self._lost(name, err, is_dead=is_dead)
-        except DeviceFaultError as err:  # its process is of no use any more
-            return self._lost(name, err, is_dead=True)
         except TilesegError as err:
             if method != "begin":
                 raise
@@ -149,7 +153,8 @@ class Shift:
                 return
         is_mixed = self._pool.job.mixed_devices
         self._call(name, "begin", self._recipe, self._nonce, is_mixed=is_mixed)
-        self._watch.see(name, "begin", monotonic())
+        reading = self._recipe.identity.size / _HASH_BYTES_S
+        self._watch.see(name, "begin", monotonic() + reading)
 
     def _refuse(self, name: str, error: TilesegError) -> None:
         """Do without a worker that cannot take part."""
@@ -170,8 +175,8 @@ class Shift:
             self._leases.settle(name, outcome.shard)
         self._meters.left(self._leases.left)
         # An outcome is a sign of its own: behind the last tile shards are written.
-        sign = report.tiles, self._leases.left
-        self._watch.see(name, sign, monotonic())
+        self._done[name] += len(report.outcomes)
+        self._watch.see(name, (report.tiles, self._done[name]), monotonic())
         if not report.is_idle:
             self._go_on(name)
         elif self.is_winding_down:
@@ -259,8 +264,16 @@ class Shift:
             is_idle = seat.idle_since and now - seat.idle_since > _IDLE_SECONDS
             if is_idle or not seat.is_there:
                 logger.info("%s: nothing is left for it", name)
+                self._was_thinned = True
                 self._drop_call(name)
                 self._let_go(name)
+
+    def _fill(self) -> None:
+        """Call every worker that the pool has, or gets now, to the plan."""
+        self._pool.fill()
+        for name in self._pool.actors:
+            self._seats[name] = _Seat()
+            self._hello(name)
 
     def _replace(self, name: str) -> None:
         """Have another worker in the place of one, wherever Ray finds room."""
@@ -292,31 +305,3 @@ def _why_given_up(shard: str, error: Exception) -> TilesegError:
     if isinstance(error, DeviceFaultError):
         return error
     return LostError(f"shard {shard}: {MAX_TRIES} workers died of it")
-
-
-class _Meters:
-    """What Ray's metrics port tells of the driver."""
-
-    def __init__(self) -> None:
-        """Begin at nothing."""
-        self._left = metrics.Gauge("tileseg_shards_left", "Shards not done yet")
-        self._lost = metrics.Counter("tileseg_worker_restarts", "Workers lost")
-
-    def left(self, shards: int) -> None:
-        """Say how many shards are not done yet."""
-        self._left.set(shards)
-
-    def restart(self) -> None:
-        """Count a worker that was lost."""
-        self._lost.inc()
-
-
-@contextmanager
-def our_errors() -> Iterator[None]:
-    """Raise the error that an actor raised as if it had been raised here."""
-    try:
-        yield
-    except RayTaskError as err:
-        if isinstance(err.cause, TilesegError):
-            raise err.cause from None
-        raise

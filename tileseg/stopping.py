@@ -36,11 +36,12 @@ class Stop:
         """End with `error`: when what is in hand is done, if somebody sees to that.
 
         Raises:
-            StopSignal: nobody does.
+            StopSignal: nobody does, or it is not the first time.
         """
+        can_wait = self._is_patient and self.error is None
         self.error = error
         self._since = monotonic()
-        if not self._is_patient:
+        if not can_wait:
             raise StopSignal(error)
 
     @contextmanager

@@ -37,7 +37,7 @@ class Watch:
         """Take note of a worker's sign: progress, if it is another than the last."""
         seen = self._seen.setdefault(name, _Seen(sign, now))
         if sign != seen.sign:
-            seen.gaps.append(now - seen.at)
+            seen.gaps.append(max(0.0, now - seen.at))
             seen.sign, seen.at = sign, now
 
     def forget(self, name: str) -> None:

@@ -23,13 +23,13 @@ from tileseg.identity import Identity
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
-from tileseg.objects import open_storage
+from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import Band, Scene, gdal_env
-from tileseg.settings import default_model
+from tileseg.settings import default_model, is_remote
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
 
@@ -82,6 +82,11 @@ class Recipe:
             polygons=bool(task.job.polygons),
             folder=ledger.folder.address,
         )
+
+    @property
+    def store_seconds(self) -> float:
+        """How long its storage may be silent before that says why."""
+        return GIVE_UP_SECONDS if is_remote(self.folder) else 0
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
         """Return the recipe for a worker on a device of its own."""

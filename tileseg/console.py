@@ -1,0 +1,117 @@
+"""The process and its terminal: signals, streams, progress, the way out."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tileseg.errors import InterruptedRunError, PreemptedError
+from tileseg.stopping import Stop
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+__all__ = ["configure_logging", "leave", "open_streams", "progress", "signals", "tell"]
+
+_LOG_SECONDS = 10
+_STDERR = 2
+logger = logging.getLogger(__name__)
+
+
+def configure_logging(verbosity: int, *, is_quiet: bool) -> None:
+    """Log to stderr: what tileseg does, and of others only warnings."""
+    open_streams()
+    level = logging.ERROR if is_quiet else logging.DEBUG if verbosity else logging.INFO
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr
+    )
+    logging.getLogger("tileseg").setLevel(level)
+
+
+@contextmanager
+def signals() -> Iterator[Stop]:
+    """Let SIGTERM and SIGINT end the job resumably.
+
+    It leaves workers some seconds for what they have in hand; a second one ends the
+    process there and then, resumably too.
+    """
+    errors = {signal.SIGTERM: PreemptedError, signal.SIGINT: InterruptedRunError}
+    stop = Stop()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        text = f"{name}: stopped; the same command resumes"
+        stop.ask(errors[signal.Signals(number)](text))
+
+    before = {number: signal.signal(number, ask) for number in errors}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Any]:
+    """Give a function of (done, total): a bar on a terminal, else a line per 10 s."""
+    if not logger.isEnabledFor(logging.INFO):
+        yield lambda _done, _total: None
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+        from tqdm.contrib.logging import logging_redirect_tqdm
+
+        bar = tqdm(desc=Path(title).name, unit="tile")
+        with bar, logging_redirect_tqdm():
+            yield lambda done, total: _draw(bar, done, total)
+    else:
+        last = time.monotonic()
+
+        def log(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= _LOG_SECONDS:
+                last = time.monotonic()
+                logger.info("%s: %d of %d tiles", title, done, total)
+
+        yield log
+
+
+def _draw(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
+    bar.total = total
+    bar.n = done
+    bar.refresh()
+
+
+def tell(line: str, *, err: bool = False) -> None:
+    """Print a line; a reader that is gone, or a full disk, stops no job."""
+    try:
+        click.echo(line, err=err)
+    except OSError:
+        stream = sys.stderr if err else sys.stdout
+        # What is buffered would be written again, and fail again, at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def open_streams() -> None:
+    """Lead closed standard streams to nowhere: a map would get their number."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(_STDERR, "w")
+
+
+def leave(code: int, *, is_broken: bool) -> NoReturn:
+    """End the process, even if a thread of it never will."""
+    if is_broken:
+        logging.shutdown()
+        os._exit(code)  # what was printed is written: each line is flushed
+    sys.exit(code)
