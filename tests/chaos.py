@@ -382,7 +382,9 @@ class Arena:
         """Start jobs at once; return how many published, and the exit codes."""
         place, folder = self.place(f"race-{number}")
         (folder / "log").write_text("")
-        switch = function("publish._replace" if self.output == "local" else SWITCH)
+        # Who loses the race for an object store's record gets no further either.
+        is_local = self.output == "local"
+        switch = "publish._replace" if is_local else "bucket.Bucket._publish"
         attempts = []
         for runner in range(count):
             # In every other race they do not meet before they publish.

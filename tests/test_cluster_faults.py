@@ -37,6 +37,7 @@ pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(150)]
 SHARDS = 104  # 13 x 8 of 4 x 4 tiles
 RATE = 250  # tiles a second of each worker: a scene takes them some seconds
 SEGMENT = Path(__file__).parents[1] / "jobs" / "segment.py"
+SLOW = pytest.mark.slow
 SECONDS = 120  # within which everything ends, on a busy machine too
 
 
@@ -179,12 +180,12 @@ def check(values, seconds, expected, folder):
     "fault",
     [
         "predict.Predictor._forward:before:15:kill",
-        "predict.Predictor._forward:before:15:term",
+        pytest.param("predict.Predictor._forward:before:15:term", marks=SLOW),
         "predict.Predictor._forward:before:15:stop",
-        "predict.Predictor._forward:before:15:hang",
+        pytest.param("predict.Predictor._forward:before:15:hang", marks=SLOW),
         "predict.Predictor._forward:before:15:cuda",
-        "worker.Worker._finish:before:15:hang",
-        "reader.Reader._read:before:2:hang",
+        pytest.param("worker.Worker._finish:before:15:hang", marks=SLOW),
+        pytest.param("reader.Reader._read:before:2:hang", marks=SLOW),
     ],
 )
 def test_a_worker_that_dies_or_hangs_is_replaced(
@@ -248,7 +249,7 @@ def test_a_node_that_comes_later_takes_part(add, job, expected, tmp_path):
     assert values["counts"]["retries"] == 0
 
 
-@pytest.mark.parametrize("is_graceful", [False, True])
+@pytest.mark.parametrize("is_graceful", [False, pytest.param(True, marks=SLOW)])
 def test_a_node_that_goes_is_done_without(
     cluster, add, job, expected, tmp_path, is_graceful
 ):
@@ -265,6 +266,7 @@ def test_a_node_that_goes_is_done_without(
     assert values["counts"]["worker_restarts"] >= 1
 
 
+@SLOW
 def test_a_node_that_is_frozen_is_done_without(add, job, expected, tmp_path):
     """As one that the network cut off. It wakes up in the end, and harms nothing."""
     nodes = [add(), add()]
@@ -324,6 +326,7 @@ def test_a_node_that_is_about_to_go_gets_nothing_more(
     cluster.remove_node(nodes[1], allow_graceful=False)
 
 
+@SLOW
 @pytest.mark.parametrize("is_allowed", [False, True])
 def test_other_hardware_takes_part_only_if_allowed(
     add, job, monkeypatch, caplog, is_allowed
@@ -345,6 +348,7 @@ def test_other_hardware_takes_part_only_if_allowed(
     assert ("not used: has DEFAULT, the plan" in caplog.text) is not is_allowed
 
 
+@SLOW
 def test_without_any_node_the_job_ends_resumably(cluster, add, job, expected, tmp_path):
     """Exit 12 when nobody came for so long; later, only the rest is made."""
     node = add()
@@ -419,10 +423,10 @@ def real(scene, model_path, tmp_path_factory):
     ("fault", "code"),
     [
         ("ledger.Ledger.record:after:20:kill", -signal.SIGKILL),
-        ("ledger.Ledger.record:torn:20:kill", -signal.SIGKILL),
+        pytest.param("ledger.Ledger.record:torn:20:kill", -signal.SIGKILL, marks=SLOW),
         ("ledger.Ledger.record:after:20:term", ExitCode.PREEMPTED),
-        ("stitch.stitch:after:1:kill", -signal.SIGKILL),
-        ("publish._replace:before:1:kill", -signal.SIGKILL),
+        pytest.param("stitch.stitch:after:1:kill", -signal.SIGKILL, marks=SLOW),
+        pytest.param("publish._replace:before:1:kill", -signal.SIGKILL, marks=SLOW),
     ],
 )
 def test_a_driver_that_dies_is_resumed_by_another(
@@ -460,6 +464,7 @@ def children(process, name):
     return [item for item in below if name in item.name()]
 
 
+@SLOW
 def test_the_head_killed_under_a_driver_is_a_rerun(job, real, tmp_path):
     """Ray ends the process, as a node's end would; the rerun has another head."""
     driver = start(
@@ -480,7 +485,7 @@ def test_the_head_killed_under_a_driver_is_a_rerun(job, real, tmp_path):
     assert real == digests(tmp_path / "out")
 
 
-@pytest.mark.parametrize("moment", [0.5, 2.5])
+@pytest.mark.parametrize("moment", [0.5, pytest.param(2.5, marks=SLOW)])
 def test_sigterm_while_ray_starts_is_75(job, tmp_path, moment):
     """Ray has a handler of its own then."""
     driver = start(None, job(workers=1), RAY_ADDRESS="")
@@ -497,6 +502,7 @@ def test_sigterm_while_ray_starts_is_75(job, tmp_path, moment):
     assert not (tmp_path / "out").exists()
 
 
+@SLOW
 def test_workers_without_memory_are_not_hired_for_ever(job, tmp_path):
     """Ray's memory monitor kills them, again and again; the job ends, resumable."""
     driver = start(

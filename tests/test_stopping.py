@@ -37,17 +37,17 @@ def test_the_patient_end_when_they_are_done():
 
 def test_a_second_wish_waits_for_nobody():
     stop, other = Stop(), InterruptedRunError("SIGINT")
-    done = []
-    try:
+
+    def be_patient():
         with stop.patient():
             stop.ask(TERM)
             stop.ask(other)
-            done.append("in hand")
-    except StopSignal as err:
-        assert err.error is other
+            pytest.fail("it went on")
 
-    assert not done
-    assert stop.error is other
+    with pytest.raises(StopSignal) as caught:
+        be_patient()
+
+    assert caught.value.error is other
 
 
 def test_the_grace_has_an_end():

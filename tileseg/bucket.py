@@ -107,6 +107,8 @@ class Bucket:
         What is older than the record is of a run that read the one before, and cannot
         replace this one; what is younger may be another run's, on its way.
         """
+        if self._work and self._work.is_dir():
+            _sweep(self._work)
         try:
             items = self._objects.items()
         except TilesegError as err:
@@ -136,13 +138,13 @@ class Bucket:
         # A name of its own: a run that was frozen may wake up and go on writing.
         folder = (self._work or Path(gettempdir())) / f"staging.{uuid4().hex}"
         try:
+            if self._work and self._work.is_dir():
+                _sweep(self._work)
             folder.mkdir(parents=True)
         except OSError as err:
             msg = f"{folder}: cannot be written: {err.strerror}"
             raise OutputError(msg) from err
         try:
-            if self._work:
-                _sweep(self._work, folder)
             yield folder
             self._publish(folder)
         finally:
@@ -202,8 +204,8 @@ class Bucket:
         return record
 
 
-def _sweep(work: Path, mine: Path) -> None:
+def _sweep(work: Path) -> None:
     """Remove what killed runs were building; hold the work directory's lock."""
     for item in work.iterdir():
-        if _STAGING.fullmatch(item.name) and item != mine:
+        if _STAGING.fullmatch(item.name):
             shutil.rmtree(item, ignore_errors=True)

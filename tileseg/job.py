@@ -154,7 +154,9 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     preflight(task)
     try:
         # Before workers are waited for: who has the lock has the workers too, perhaps.
-        with hold(work, task.request_id) as lock:
+        with ExitStack() as stack:
+            stack.callback(work.vacate)  # if nothing was begun there
+            lock = stack.enter_context(hold(work, task.request_id))
             plan = _plan(task, staff, record)
             with place.staging() as folder:
                 # Again, now that nobody else can publish: another may just have ended.
@@ -191,11 +193,13 @@ def _adopt(
     """Do nothing: what is published answers the request."""
     logger.info("%s: nothing to do, %s is complete", job.input, place)
     record.adopt(held)
-    place.sweep()
     work = open_storage(job.workplace)
-    if held["plan_id"] in work.folders():
-        with suppress(BusyError), hold(work, held["plan_id"]):  # another may use it
-            _clean(job, held["plan_id"], is_whole=True)
+    if not work.folders():
+        place.sweep()
+        return
+    with suppress(BusyError), hold(work, held["plan_id"]):  # another may be at it
+        place.sweep()
+        _clean(job, held["plan_id"], is_whole=True)
 
 
 def _while(lock: Hold, progress: Progress) -> Progress:

@@ -204,6 +204,9 @@ class Objects:
     def sweep(self) -> None:
         """Do nothing: an upload that was killed is no object."""
 
+    def vacate(self) -> None:
+        """Do nothing: a prefix without objects is none."""
+
     def journal(self, name: str) -> Journal:
         """Return the one whose entries are the objects below `name`."""
         return _Entries(self.below(name))

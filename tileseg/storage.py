@@ -77,6 +77,9 @@ class Storage(Protocol):
     def sweep(self) -> None:
         """Remove what killed writers left beside the files."""
 
+    def vacate(self) -> None:
+        """Remove the place itself, if it is empty."""
+
     def journal(self, name: str) -> Journal:
         """Return the journal of that name."""
 
@@ -124,6 +127,11 @@ class Disk:
     def clear(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def vacate(self) -> None:
+        """See `Storage`."""
+        with suppress(OSError):
+            self.path.rmdir()
 
     def sweep(self) -> None:
         """Remove what killed writers left in the folder itself."""
