@@ -14,6 +14,7 @@ from tileseg.console import (
     configure_logging,
     leave,
     progress,
+    results,
     signals,
     tell,
 )
@@ -55,7 +56,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.job import Staff
 
     codes = []
-    with one_line_errors(), signals() as stop, Staff(stop) as staff:
+    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
         for facts in _scenes(options):
             record = _run(facts, staff)
             codes.append(record.values["exit_code"])
@@ -83,7 +84,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.job import Staff
     from tileseg.nightly import Night, find_scenes
 
-    with one_line_errors(), signals() as stop, Staff(stop) as staff:
+    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
         values = {**_job_file(options.pop("config"), is_one=False), **_given(options)}
         night = Night(find_scenes(options["scenes"]))
         output = values.get("output", "out")

@@ -6,10 +6,10 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -19,16 +19,17 @@ from tileseg.stopping import Stop
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["configure_logging", "leave", "open_streams", "progress", "signals", "tell"]
+__all__ = ["configure_logging", "leave", "progress", "results", "signals", "tell"]
 
 _LOG_SECONDS = 10
 _STDERR = 2
 logger = logging.getLogger(__name__)
+_results: TextIO | None = None
 
 
 def configure_logging(verbosity: int, *, is_quiet: bool) -> None:
     """Log to stderr: what tileseg does, and of others only warnings."""
-    open_streams()
+    _open_streams()
     level = logging.ERROR if is_quiet else logging.DEBUG if verbosity else logging.INFO
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr
@@ -90,17 +91,32 @@ def _draw(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
     bar.refresh()
 
 
+@contextmanager
+def results() -> Iterator[None]:
+    """Keep stdout for what `tell` says; what libraries print there goes to stderr.
+
+    Ray, for one, prints there that a node is gone.
+    """
+    global _results  # noqa: PLW0603  (of the process, as sys.stdout is)
+    _results = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
+
+
 def tell(line: str, *, err: bool = False) -> None:
     """Print a line; a reader that is gone, or a full disk, stops no job."""
+    stream = sys.stderr if err else _results or sys.stdout
     try:
-        click.echo(line, err=err)
+        click.echo(line, file=stream)
     except OSError:
-        stream = sys.stderr if err else sys.stdout
         # What is buffered would be written again, and fail again, at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def open_streams() -> None:
+def _open_streams() -> None:
     """Lead closed standard streams to nowhere: a map would get their number."""
     while (handle := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         pass
