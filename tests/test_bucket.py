@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
@@ -294,6 +295,53 @@ def test_what_a_killed_upload_left_is_not_foreign(output, tmp_path, monkeypatch)
     stage(output, tmp_path, "whole")
 
     assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
+
+
+def test_what_another_deletes_during_the_upload_is_made_good(
+    output, tmp_path, monkeypatch
+):
+    """It had listed an object of that name which a killed run had left."""
+    put = obstore.put
+
+    def lose(store, path, *args, **options):
+        if path == "run.json":
+            obstore.delete(store, f"{'a' * 32}/mask.tif")
+        return put(store, path, *args, **options)
+
+    monkeypatch.setattr(obstore, "put", lose)
+    stage(output, tmp_path, "whole")
+
+    assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
+
+
+def test_what_the_next_run_replaced_at_once_is_not_uploaded_again(
+    output, tmp_path, monkeypatch
+):
+    put = obstore.put
+
+    def be_overtaken(store, path, *args, **options):
+        answer = put(store, path, *args, **options)
+        if path == "run.json":
+            monkeypatch.undo()
+            stage(output, tmp_path / "next", "new", plan="b" * 32, request="two")
+        return answer
+
+    monkeypatch.setattr(obstore, "put", be_overtaken)
+    stage(output, tmp_path, "old")
+
+    assert version(output) == ("two", {f"{'b' * 32}/mask.tif": b"new"})
+    assert {"run.json", f"{'b' * 32}/mask.tif"} == set(listed(output))
+
+
+def test_a_publication_sweeps_what_killed_runs_left(output, tmp_path):
+    """Of whatever plan; another that is on its way is younger than the record."""
+    stage(output, tmp_path, "old")
+    Objects(output).write(f"{'e' * 32}/mask.tif", b"left")
+    time.sleep(1.1)  # the store's times are whole seconds
+
+    stage(output, tmp_path, "new", plan="b" * 32)
+
+    assert {"run.json", f"{'b' * 32}/mask.tif"} == set(listed(output))
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -166,17 +166,35 @@ class Bucket:
         """Upload the products, then the record, then delete what it replaced."""
         data = (folder / publish.RECORD).read_bytes()
         outputs = json.loads(data)["outputs"]
-        for item in outputs:
-            self._objects.write(item["path"], folder / Path(item["path"]).name)
-        for item in outputs:
-            if (got := self._objects.size(item["path"])) != item["bytes"]:
-                msg = f"{self}/{item['path']}: got {got}, wanted {item['bytes']} bytes"
-                raise StorageError(f"{msg} after the upload; run again")
-        if self._objects.replace(publish.RECORD, data, self._seen) is None:
+        self._upload(folder, outputs)
+        written = self._objects.replace(publish.RECORD, data, self._seen)
+        if written is None:
             msg = f"{self}: another run published there meanwhile; run again"
             raise BusyError(msg)
-        paths = [item["path"] for item in outputs]
-        self._objects.remove(*self._listed.difference(paths))
+        # Objects of these names that a killed run left may have been on another's way
+        # to be deleted, and ours with them.
+        lost = [item for item, _ in self._lacking(outputs)]
+        if lost and self._objects.read(publish.RECORD) == data:
+            self._upload(folder, lost)
+        paths = frozenset(item["path"] for item in outputs)
+        self._objects.remove(*self._listed - paths)
+        self._seen, self._listed = written, paths
+        self.sweep()
+
+    def _upload(self, folder: Path, outputs: list[dict[str, Any]]) -> None:
+        """Upload files of the folder, and see that they arrived whole."""
+        for item in outputs:
+            self._objects.write(item["path"], folder / Path(item["path"]).name)
+        for item, got in self._lacking(outputs):
+            msg = f"{self}/{item['path']}: got {got}, wanted {item['bytes']} bytes"
+            raise StorageError(f"{msg} after the upload; run again")
+
+    def _lacking(
+        self, outputs: list[dict[str, Any]]
+    ) -> list[tuple[dict[str, Any], int | None]]:
+        """Return those of the outputs that are not there whole, and their sizes."""
+        sizes = [(item, self._objects.size(item["path"])) for item in outputs]
+        return [(item, size) for item, size in sizes if size != item["bytes"]]
 
     def _refuse_foreign(self) -> None:
         """Refuse a prefix that holds more than what an interrupted upload left."""
