@@ -29,6 +29,7 @@ __all__ = ["Hold", "hold", "hold_file"]
 _BEAT_SECONDS = 4.0
 _STALE_SECONDS = 20.0  # without a beat: some were missed
 _SETTLE_SECONDS = 0.5
+_END_SECONDS = 5.0  # to wait for a beat under way
 _TRIES = 20  # against others that free or take it between two of our calls
 
 
@@ -39,7 +40,7 @@ class Hold:
         """Begin to renew it."""
         self._lock = lock
         self._mutex = threading.Lock()
-        self._is_lost = self._is_out_of_reach = False
+        self._is_lost = False
         self._is_over = threading.Event()
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
@@ -62,17 +63,16 @@ class Hold:
         """
         with self._mutex:
             if not (self._is_lost or self._is_over.is_set()):
-                self._is_out_of_reach = True
                 self._is_lost = not self._lock.renew()
-                self._is_out_of_reach = False
         self.check()
 
     def end(self) -> None:
-        """Renew it no more, and let others have it."""
-        with self._mutex, suppress(TilesegError):
-            self._is_over.set()
-            if not self._is_out_of_reach:
+        """Renew it no more, and let others have it, at once or when it is stale."""
+        self._is_over.set()
+        if self._mutex.acquire(timeout=_END_SECONDS):  # a beat may wait for the store
+            with suppress(TilesegError):
                 self._lock.free()
+            self._mutex.release()
 
     def _beat(self) -> None:
         while not self._is_over.wait(_BEAT_SECONDS):
@@ -127,7 +127,7 @@ class _Lock(Protocol):
         """Show that the owner is alive; False if another has it by now."""
 
     def free(self) -> None:
-        """Let others have it, if nobody took it."""
+        """Let others have it, if nobody took it and that can be done."""
 
 
 class _FileLock:
@@ -155,14 +155,17 @@ class _FileLock:
         raise _busy(self, {})
 
     def renew(self) -> bool:
-        with suppress(OSError):
+        try:
             os.utime(self._file.fileno())
-        return self._is_mine(self._file)
+            return self._is_mine(self._file)
+        except OSError as err:
+            msg = f"{self}: cannot be renewed: {err.strerror}"
+            raise OutputError(msg) from err
 
     def free(self) -> None:
-        if self._is_mine(self._file):
-            self._path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError), self._file:  # what stays is stale soon
+            if self._is_mine(self._file):
+                self._path.unlink(missing_ok=True)
 
     def _try(self, owner: bytes) -> bool:
         """Take the lock if that can be; False if another was at it meanwhile."""
@@ -207,7 +210,7 @@ class _FileLock:
     def _is_mine(self, file: IO[bytes]) -> bool:
         try:
             return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-        except OSError:
+        except FileNotFoundError:
             return False
 
 
@@ -229,6 +232,7 @@ class _ObjectLock:
         self._place = place
         self._owner: dict[str, Any] = {}
         self._seen: Version | None = None
+        self._is_reached = True
 
     def __str__(self) -> str:
         return f"{self._place}/lock"
@@ -245,15 +249,25 @@ class _ObjectLock:
         raise _busy(self, {})
 
     def renew(self) -> bool:
+        self._is_reached = False
         self._owner["beat"] += 1  # other bytes: a version is told by them
         seen = self._place.replace("lock", self._text, self._seen)
-        self._seen = seen or self._seen
+        if seen is None and (found := self._mine()):
+            # The beat before was taken, and its answer never came.
+            seen = self._place.replace("lock", self._text, found)
+        self._seen, self._is_reached = seen or self._seen, True
         return seen is not None
 
     def free(self) -> None:
+        if self._is_reached and self._mine():  # else the end would wait for the store
+            self._place.remove("lock")
+
+    def _mine(self) -> "Version | None":
+        """Return the version that is there; None if it is another owner's."""
         found = self._place.look("lock")
         if found and _parse(found[0]).get("id") == self._owner["id"]:
-            self._place.remove("lock")
+            return found[1]
+        return None
 
     @property
     def _text(self) -> bytes:
