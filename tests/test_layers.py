@@ -34,6 +34,7 @@ ORDER = (
     "area",
     "vectorize",
     "features",
+    "journal",
     "storage",
     "objects",
     "lock",
