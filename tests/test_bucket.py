@@ -517,8 +517,9 @@ def test_without_the_library_the_extra_is_named(monkeypatch, job):
         open_place(job())
 
 
+@pytest.mark.parametrize("field", ["output", "work"])
 @pytest.mark.parametrize(
-    "output",
+    "address",
     [
         "s3://",
         "s3://maps",
@@ -530,9 +531,9 @@ def test_without_the_library_the_extra_is_named(monkeypatch, job):
         "https://maps/a",
     ],
 )
-def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(output):
-    with pytest.raises(UsageError, match="output: wanted") as caught:
-        Job(input="scene.tif", output=output)
+def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(field, address):
+    with pytest.raises(UsageError, match=f"{field}: wanted") as caught:
+        Job(**{"input": "scene.tif", "output": "out", field: address})
 
     assert "hush" not in str(caught.value)
 
