@@ -116,6 +116,14 @@ def fill(place, folder, name, *, plan="a" * 32, request="one", status="complete"
     (folder / "run.json").write_text(json.dumps(record))
 
 
+class CrashError(BaseException):
+    """The process dies here."""
+
+
+def die(*_args):
+    raise CrashError
+
+
 # The whole job
 
 
@@ -209,6 +217,24 @@ def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
     assert "run.json" in listed(told["output"])
 
 
+def test_what_a_killed_run_built_in_the_temporary_directory_goes(
+    job, output, tmp_path, monkeypatch
+):
+    """That of another work directory stays: its run may be at it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "_publish", die)
+        patch.setattr("shutil.rmtree", lambda *_args, **_options: None)
+        for work in ("one", "two"):
+            with pytest.raises(CrashError):
+                run(job(work=f"{output}-{work}"))
+    assert len(list(tmp_path.glob("tileseg.*"))) == 2
+
+    succeed(job(work=f"{output}-one"))
+
+    assert len(list(tmp_path.glob("tileseg.*"))) == 1
+
+
 def test_an_uploaded_working_directory_lets_the_store_through(job, monkeypatch):
     config = json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}})
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
@@ -221,10 +247,6 @@ def test_an_uploaded_working_directory_lets_the_store_through(job, monkeypatch):
 
 
 # The switch
-
-
-class CrashError(BaseException):
-    """The process dies here."""
 
 
 @pytest.mark.parametrize("number", [2, 4])

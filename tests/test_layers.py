@@ -37,6 +37,7 @@ ORDER = (
     "journal",
     "storage",
     "objects",
+    "owner",
     "lock",
     "ledger",
     "identity",

@@ -139,6 +139,18 @@ def test_an_owner_that_ends_leaves_nothing(work):
     assert left(work) == set()
 
 
+@pytest.mark.usefixtures("server")
+def test_what_the_killed_asked_for_the_time_goes_with_the_next_owner():
+    work = Objects(f"s3://maps/work/{next(NUMBERS)}")
+    work.write("lock.now", b"")
+
+    with hold(work, "a plan"):
+        assert not is_free(work)
+        work.write("lock.now", b"")
+
+    assert left(work) == set()
+
+
 def test_the_lock_is_free_after_an_error(work):
     for _ in range(2):
         with pytest.raises(ValueError, match="bug"), hold(work, "a plan"):

@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _HOME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
 _PRODUCT = re.compile(rf"{_HOME.pattern}/\w[\w.]*", re.ASCII)
-_STAGING = re.compile(r"staging\.[0-9a-f]{32}")
 
 
 def open_place(job: Job) -> publish.Place:
@@ -42,24 +41,28 @@ def open_place(job: Job) -> publish.Place:
         OutputError: the environment does not say how to reach it.
     """
     if is_remote(job.destination):
-        work = None if is_remote(job.workplace) else job.work_path
-        return Bucket(job.destination, work)
+        if not is_remote(job.workplace):
+            return Bucket(job.destination, job.work_path)
+        # What a run of this workplace left is known by its name: its lock is held.
+        mark = sha256(job.workplace.encode()).hexdigest()[:16]
+        return Bucket(job.destination, Path(gettempdir()), f"tileseg.{mark}")
     return publish.Folder(job.output_path)
 
 
 class Bucket:
     """A prefix of an object store, as the place of one scene's outputs."""
 
-    def __init__(self, output: str, work: Path | None) -> None:
+    def __init__(self, output: str, work: Path, name: str = "staging") -> None:
         """Open the prefix `output`.
 
         Args:
             output: its address.
-            work: where to build what is to be uploaded; None for the system's
-                temporary directory.
+            work: where to build what is to be uploaded.
+            name: how the names of the folders made there begin; they are swept.
         """
         self._objects = Objects(output)
         self._work = work
+        self._name = name
         # The version that the last write must still find, and what it lists.
         self._seen: Version | None = None
         self._listed: frozenset[str] = frozenset()
@@ -134,15 +137,14 @@ class Bucket:
             StorageError: the store keeps failing.
         """
         # A name of its own: a run that was frozen may wake up and go on writing.
-        folder = (self._work or Path(gettempdir())) / f"staging.{uuid4().hex}"
+        folder = self._work / f"{self._name}.{uuid4().hex}"
         try:
             folder.mkdir(parents=True)
         except OSError as err:
             msg = f"{folder}: cannot be written: {err.strerror}"
             raise OutputError(msg) from err
         try:
-            if self._work:
-                _sweep(self._work, folder)
+            self._sweep_beside(folder)
             yield folder
             self._publish(folder)
         finally:
@@ -161,6 +163,13 @@ class Bucket:
         if not is_whole:
             home += f"-{sha256(json.dumps(files).encode()).hexdigest()[:8]}"
         return [{**item, "path": f"{home}/{item['path']}"} for item in files]
+
+    def _sweep_beside(self, mine: Path) -> None:
+        """Remove what killed runs were building; hold the work directory's lock."""
+        staging = re.compile(rf"{re.escape(self._name)}\.[0-9a-f]{{32}}")
+        for item in self._work.iterdir():
+            if staging.fullmatch(item.name) and item != mine:
+                shutil.rmtree(item, ignore_errors=True)
 
     def _publish(self, folder: Path) -> None:
         """Upload the products, then the record, then delete what it replaced."""
@@ -218,10 +227,3 @@ class Bucket:
             msg = f"{self}: its run.json is none of tileseg; choose another output"
             raise OutputError(msg)
         return record
-
-
-def _sweep(work: Path, mine: Path) -> None:
-    """Remove what killed runs were building; hold the work directory's lock."""
-    for item in work.iterdir():
-        if _STAGING.fullmatch(item.name) and item != mine:
-            shutil.rmtree(item, ignore_errors=True)

@@ -21,7 +21,7 @@ from tileseg.settings import is_remote
 from tileseg.storage import Disk, Storage
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode, UpdateVersion
+    from obstore import ObjectMeta, PutMode, PutResult, UpdateVersion
     from obstore.store import ObjectStore, RetryConfig
 
     Version = UpdateVersion
@@ -87,8 +87,7 @@ class Objects:
                 answer = obstore.get(self._store, name)
             except FileNotFoundError:
                 return None
-            data = bytes(answer.bytes())
-            return data, _version(answer.meta["e_tag"], answer.meta["version"])
+            return bytes(answer.bytes()), _version(answer.meta)
 
         return self._ask(f"{name} cannot be read", get)
 
@@ -223,7 +222,7 @@ class Objects:
             chunk_size=max(_PART_BYTES, size // _MOST_PARTS),
             max_concurrency=_PARTS_AT_ONCE,
         )
-        return _version(answer["e_tag"], answer["version"])
+        return _version(answer)
 
     def _ask(self, what: str, request: Callable[[], _Answer]) -> _Answer:
         """Return a request's answer; repeat it where the library does not.
@@ -277,12 +276,12 @@ def _open(address: str) -> "ObjectStore":
         raise OutputError(msg) from None
 
 
-def _version(e_tag: str | None, version: str | None) -> "Version":
+def _version(meta: "ObjectMeta | PutResult") -> "Version":
     """Return the condition that an object is still this one."""
     known: Version = {}  # without None, which the library refuses
-    if e_tag is not None:
+    if (e_tag := meta["e_tag"]) is not None:
         known["e_tag"] = e_tag
-    if version is not None:
+    if (version := meta["version"]) is not None:
         known["version"] = version
     return known
 
