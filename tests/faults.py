@@ -121,6 +121,7 @@ ACTIONS = {
     "full": _disk_full,
     "nan": lambda _fault, result: result * float("nan"),
     "log": _log,
+    "log_some": lambda fault, result: result and _log(fault, result),
 }
 
 
