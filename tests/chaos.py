@@ -249,20 +249,19 @@ class Arena:
 
     def __post_init__(self):
         """Make them, and run both plans undisturbed."""
-        subject = [sys.executable, __file__, "--make", str(self.folder)]
-        subprocess.run(subject, check=True)  # torch's threads are not to be forked
+        if not (self.folder / "scene.tif").exists():
+            subject = [sys.executable, __file__, "--make", str(self.folder)]
+            subprocess.run(subject, check=True)  # torch's threads are not to be forked
         for name in ("old", "new"):
             place, folder = self.place(name)
             words = self.words(place, folder, workers=1, is_old=name == "old")
+            began = time.monotonic()
             attempt = Attempt(words, folder)
             assert attempt.end() == 0, attempt.said()
+            self.seconds = time.monotonic() - began
             self.versions[name] = version(place)
         self.old = self.place("old")[0]
-        began = time.monotonic()
-        place, folder = self.place("timed")
-        assert Attempt(self.words(place, folder, workers=1), folder).end() == 0
-        self.seconds = time.monotonic() - began
-        assert self.versions["new"] == version(place) != self.versions["old"]
+        assert self.versions["new"] != self.versions["old"]
 
     def place(self, name):
         """Return an output, and a folder beside it."""

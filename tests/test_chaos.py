@@ -3,6 +3,7 @@
 See `chaos.py`; `python tests/chaos.py --seed S --first N --runs 1` plays one round.
 """
 
+import shutil
 from contextlib import ExitStack
 
 import chaos
@@ -26,6 +27,10 @@ def arenas(tmp_path_factory):
                 stack.enter_context(made["s3"])
             if (output, work) not in made:
                 folder = tmp_path_factory.mktemp("arena")
+                if subject := made.get(("local", "local")):
+                    shutil.copytree(subject.folder / "model", folder / "model")
+                    for name in ("scene.tif", "job.toml"):
+                        shutil.copy(subject.folder / name, folder)
                 made[output, work] = chaos.Arena(folder, output, work)
             return made[output, work]
 
