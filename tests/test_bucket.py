@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from itertools import count
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def fill(place, folder, name, *, plan="a" * 32, request="one", status="complete"
     (folder / "run.json").write_text(json.dumps(record))
 
 
+class CrashError(BaseException):
+    """The process dies here."""
+
+
+def die(*_args):
+    raise CrashError
+
+
 # The whole job
 
 
@@ -208,6 +217,24 @@ def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
     assert "run.json" in listed(told["output"])
 
 
+def test_what_a_killed_run_built_in_the_temporary_directory_goes(
+    job, output, tmp_path, monkeypatch
+):
+    """That of another work directory stays: its run may be at it."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "_publish", die)
+        patch.setattr("shutil.rmtree", lambda *_args, **_options: None)
+        for work in ("one", "two"):
+            with pytest.raises(CrashError):
+                run(job(work=f"{output}-{work}"))
+    assert len(list(tmp_path.glob("tileseg.*"))) == 2
+
+    succeed(job(work=f"{output}-one"))
+
+    assert len(list(tmp_path.glob("tileseg.*"))) == 1
+
+
 def test_an_uploaded_working_directory_lets_the_store_through(job, monkeypatch):
     config = json.dumps({"runtime_env": {"working_dir": "gcs://x.zip"}})
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", config)
@@ -220,10 +247,6 @@ def test_an_uploaded_working_directory_lets_the_store_through(job, monkeypatch):
 
 
 # The switch
-
-
-class CrashError(BaseException):
-    """The process dies here."""
 
 
 @pytest.mark.parametrize("number", [2, 4])
@@ -294,6 +317,53 @@ def test_what_a_killed_upload_left_is_not_foreign(output, tmp_path, monkeypatch)
     stage(output, tmp_path, "whole")
 
     assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
+
+
+def test_what_another_deletes_during_the_upload_is_made_good(
+    output, tmp_path, monkeypatch
+):
+    """It had listed an object of that name which a killed run had left."""
+    put = obstore.put
+
+    def lose(store, path, *args, **options):
+        if path == "run.json":
+            obstore.delete(store, f"{'a' * 32}/mask.tif")
+        return put(store, path, *args, **options)
+
+    monkeypatch.setattr(obstore, "put", lose)
+    stage(output, tmp_path, "whole")
+
+    assert version(output) == ("one", {f"{'a' * 32}/mask.tif": b"whole"})
+
+
+def test_what_the_next_run_replaced_at_once_is_not_uploaded_again(
+    output, tmp_path, monkeypatch
+):
+    put = obstore.put
+
+    def be_overtaken(store, path, *args, **options):
+        answer = put(store, path, *args, **options)
+        if path == "run.json":
+            monkeypatch.undo()
+            stage(output, tmp_path / "next", "new", plan="b" * 32, request="two")
+        return answer
+
+    monkeypatch.setattr(obstore, "put", be_overtaken)
+    stage(output, tmp_path, "old")
+
+    assert version(output) == ("two", {f"{'b' * 32}/mask.tif": b"new"})
+    assert {"run.json", f"{'b' * 32}/mask.tif"} == set(listed(output))
+
+
+def test_a_publication_sweeps_what_killed_runs_left(output, tmp_path):
+    """Of whatever plan; another that is on its way is younger than the record."""
+    stage(output, tmp_path, "old")
+    Objects(output).write(f"{'e' * 32}/mask.tif", b"left")
+    time.sleep(1.1)  # the store's times are whole seconds
+
+    stage(output, tmp_path, "new", plan="b" * 32)
+
+    assert {"run.json", f"{'b' * 32}/mask.tif"} == set(listed(output))
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -469,8 +539,9 @@ def test_without_the_library_the_extra_is_named(monkeypatch, job):
         open_place(job())
 
 
+@pytest.mark.parametrize("field", ["output", "work"])
 @pytest.mark.parametrize(
-    "output",
+    "address",
     [
         "s3://",
         "s3://maps",
@@ -482,9 +553,9 @@ def test_without_the_library_the_extra_is_named(monkeypatch, job):
         "https://maps/a",
     ],
 )
-def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(output):
-    with pytest.raises(UsageError, match="output: wanted") as caught:
-        Job(input="scene.tif", output=output)
+def test_an_address_that_may_hold_a_secret_is_refused_and_not_repeated(field, address):
+    with pytest.raises(UsageError, match=f"{field}: wanted") as caught:
+        Job(**{"input": "scene.tif", "output": "out", field: address})
 
     assert "hush" not in str(caught.value)
 

@@ -266,40 +266,7 @@ def test_a_place_that_may_not_be_written_is_told_before_any_work(trial, what):
         assert not (folder / "mine" / "out").exists()
 
 
-# Devices: F16, F17, F18
-
-
-def test_too_little_memory_halves_the_batch(trial, arena):
-    """The labels are those of a run that was asked for the smaller batch."""
-    code, record, said = trial.run("model.Network.__call__:before:2:oom")
-    small = Trial(arena, "small")
-    small.run(batch_size=8)
-
-    assert code == 0, said
-    assert record["engine"]["batch_size"] == 8
-    assert chaos.version(trial.place) == chaos.version(small.place)
-
-
-def test_too_little_memory_for_one_tile_is_a_device_error(trial):
-    code, record, _ = trial.run("model.Network.__call__:before:*:oom")
-
-    assert code == 7
-    assert "memory" in record["error"]
-    assert not trial.output.exists()
-    assert trial.run()[0] == 0
-    assert trial._arena.kept(trial.folder) <= chaos.WORK_KEPT
-
-
-def test_a_device_that_fails_publishes_nothing_and_the_rerun_goes_on(trial):
-    faulty = f"model.Network.__call__:before:9:cuda {RECORD}:after:*:log"
-    code, record, _ = trial.run(faulty)
-    recorded = trial.calls(RECORD)
-
-    assert code == record["exit_code"] == 7
-    assert not trial.output.exists()
-    assert recorded > 0
-    assert trial.run()[1]["counts"]["shards_reused"] == recorded
-    assert trial.is_undisturbed()
+# Devices and disks that never answer: F18
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,16 @@ PASSING = [
     {"action": "short"},
     {"action": "lose"},
 ]
+BUSY, RESET, LOSE = PASSING[2], PASSING[4], PASSING[6]
 STALLS = [{"action": "stall"}, {"action": "stall_body"}]
+
+
+def mostly_slow(cases, *quick):
+    """Mark those that take the way of one of the `quick` as slow."""
+    return [
+        case if case in quick else pytest.param(case, marks=pytest.mark.slow)
+        for case in cases
+    ]
 
 
 def name_of(fault):
@@ -183,7 +192,7 @@ def unfinished(line):
 # Faults that pass
 
 
-@pytest.mark.parametrize("fault", PASSING, ids=name_of)
+@pytest.mark.parametrize("fault", mostly_slow(PASSING, *PASSING[4:]), ids=name_of)
 def test_a_fault_of_every_kind_of_request_changes_nothing(
     line, prefix, tmp_path, fault
 ):
@@ -202,7 +211,11 @@ def test_a_fault_of_every_kind_of_request_changes_nothing(
 STORMS = [{**fault, "every": every} for fault in PASSING for every in (2, 3)]
 
 
-@pytest.mark.parametrize("storm", STORMS, ids=name_of)
+@pytest.mark.parametrize(
+    "storm",
+    mostly_slow(STORMS, {**BUSY, "every": 2}, {**LOSE, "every": 2}),
+    ids=name_of,
+)
 def test_a_job_in_a_storm_makes_the_same_map(line, prefix, other, job, storm):
     succeed(job(output=other.output, work=job().work + "2"))
     line.obey(storm)
@@ -310,18 +323,18 @@ def test_requests_become_rare_while_the_store_asks_for_it(line, prefix, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("kind", "fault"),
-    [
-        ("put", PASSING[2]),
-        ("put", STALLS[0]),
-        ("switch", PASSING[4]),
+    "case",
+    mostly_slow(
+        [("put", BUSY), ("put", STALLS[0]), ("switch", RESET), ("switch", STALLS[0])],
+        ("put", BUSY),
         ("switch", STALLS[0]),
-    ],
+    ),
 )
 @pytest.mark.usefixtures("hasty")
 def test_a_store_that_fails_for_ever_keeps_the_old_version_and_the_work(
-    line, prefix, job, kind, fault
+    line, prefix, job, case
 ):
+    kind, fault = case
     succeed(job(blend="cosine"))
     before = prefix.contents()
     line.obey({**KINDS[kind], **fault})
@@ -344,7 +357,7 @@ def test_a_store_that_fails_for_ever_keeps_the_old_version_and_the_work(
     assert len(prefix.products()) == 3
 
 
-@pytest.mark.parametrize("kind", ["get", "list", "head"])
+@pytest.mark.parametrize("kind", mostly_slow(["get", "list", "head"], "get", "head"))
 @pytest.mark.usefixtures("hasty")
 def test_a_store_that_cannot_be_asked_costs_no_work(line, job, kind):
     if kind == "head":
@@ -382,11 +395,10 @@ def test_a_store_that_fails_for_ever_is_left_within_five_minutes(
 
 
 @pytest.mark.parametrize(
-    ("kind", "status"), [("put", 403), ("put", 404), ("switch", 403)]
+    "case", mostly_slow([("put", 403), ("put", 404), ("switch", 403)], ("put", 403))
 )
-def test_a_refusal_is_not_repeated_and_told_in_one_line(
-    line, prefix, job, kind, status
-):
+def test_a_refusal_is_not_repeated_and_told_in_one_line(line, prefix, job, case):
+    kind, status = case
     succeed(job(blend="cosine"))
     before = prefix.contents()
     line.obey(
@@ -405,12 +417,19 @@ def test_a_refusal_is_not_repeated_and_told_in_one_line(
     assert before == {path: after[path] for path in before}
 
 
-@pytest.mark.parametrize("kind", ["begin", "part", "complete"])
-@pytest.mark.parametrize("status", [500, 403])
+UPLOADS = [
+    (kind, code) for kind in ("begin", "part", "complete") for code in (500, 403)
+]
+
+
+@pytest.mark.parametrize(
+    "case", mostly_slow(UPLOADS, ("begin", 403), ("part", 403), ("complete", 500))
+)
 @pytest.mark.usefixtures("hasty")
 def test_a_failed_upload_is_aborted_and_nothing_of_it_is_seen(
-    line, prefix, tmp_path, kind, status
+    line, prefix, tmp_path, case
 ):
+    kind, status = case
     line.obey({**KINDS[kind], "action": "answer", "status": status, "code": "No"})
 
     with pytest.raises(TilesegError):
@@ -459,18 +478,28 @@ PHASES = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "action"), PHASES)
+@pytest.mark.parametrize(
+    "phase",
+    mostly_slow(
+        PHASES,
+        ("put", "stall_body"),
+        ("complete", "stall"),
+        ("switch", "stall"),
+        ("switch", "stall_body"),
+    ),
+)
 def test_a_publication_killed_anywhere_is_made_good_by_the_next(
-    line, prefix, tmp_path, kind, action
+    line, prefix, tmp_path, phase
 ):
     """Before a request, and after it; readers see the old version until the switch."""
+    kind, action = phase
     publish(prefix.output, tmp_path, OLD)
     words = [Path(__file__).with_name("publication.py"), prefix.output, tmp_path, NEW]
 
     kill_at(line, words, {**KINDS[kind], "action": action})
     seen = prefix.contents()
     record = json.loads(seen["run.json"])
-    is_new = kind == "delete" or (kind, action) == ("switch", "stall_body")
+    is_new = kind == "delete" or phase == ("switch", "stall_body")
     assert record["plan_id"] == (NEW if is_new else OLD)
     assert whole(record["plan_id"]).items() <= seen.items()
 
@@ -512,7 +541,9 @@ def test_a_job_killed_as_it_publishes_is_made_good_by_the_next(
 # The work directory is there too
 
 
-@pytest.mark.parametrize("fault", [*PASSING[2:], STALLS[0]], ids=name_of)
+@pytest.mark.parametrize(
+    "fault", mostly_slow([*PASSING[2:], STALLS[0]], BUSY, LOSE), ids=name_of
+)
 def test_work_in_a_storm_makes_the_same_map(line, prefix, other, job, fault):
     succeed(job(output=other.output))
     line.obey({**fault, "every": 30 if fault in STALLS else 4})
@@ -525,11 +556,16 @@ def test_work_in_a_storm_makes_the_same_map(line, prefix, other, job, fault):
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("kind", WORK)
-@pytest.mark.parametrize("fault", [PASSING[2], STALLS[0]], ids=name_of)
-def test_work_that_cannot_be_written_stops_the_job_resumably(
-    line, prefix, job, kind, fault
-):
+@pytest.mark.parametrize(
+    "case",
+    mostly_slow(
+        [(kind, fault) for kind in WORK for fault in (BUSY, STALLS[0])],
+        ("receipt", BUSY),
+        ("lock", STALLS[0]),
+    ),
+)
+def test_work_that_cannot_be_written_stops_the_job_resumably(line, prefix, job, case):
+    kind, fault = case
     remote = partial(job, work=f"{prefix.output}-work")
     line.obey(
         {**WORK[kind], **fault, "after": 2 if kind in ("shard", "receipt") else 0}

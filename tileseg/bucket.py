@@ -31,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 _HOME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
 _PRODUCT = re.compile(rf"{_HOME.pattern}/\w[\w.]*", re.ASCII)
-_STAGING = re.compile(r"staging\.[0-9a-f]{32}")
 
 
 def open_place(job: Job) -> publish.Place:
@@ -42,24 +41,28 @@ def open_place(job: Job) -> publish.Place:
         OutputError: the environment does not say how to reach it.
     """
     if is_remote(job.destination):
-        work = None if is_remote(job.workplace) else job.work_path
-        return Bucket(job.destination, work)
+        if not is_remote(job.workplace):
+            return Bucket(job.destination, job.work_path)
+        # What a run of this workplace left is known by its name: its lock is held.
+        mark = sha256(job.workplace.encode()).hexdigest()[:16]
+        return Bucket(job.destination, Path(gettempdir()), f"tileseg.{mark}")
     return publish.Folder(job.output_path)
 
 
 class Bucket:
     """A prefix of an object store, as the place of one scene's outputs."""
 
-    def __init__(self, output: str, work: Path | None) -> None:
+    def __init__(self, output: str, work: Path, name: str = "staging") -> None:
         """Open the prefix `output`.
 
         Args:
             output: its address.
-            work: where to build what is to be uploaded; None for the system's
-                temporary directory.
+            work: where to build what is to be uploaded.
+            name: how the names of the folders made there begin; they are swept.
         """
         self._objects = Objects(output)
         self._work = work
+        self._name = name
         # The version that the last write must still find, and what it lists.
         self._seen: Version | None = None
         self._listed: frozenset[str] = frozenset()
@@ -102,13 +105,17 @@ class Bucket:
         )
 
     def sweep(self) -> None:
-        """Remove what killed runs left: what is not listed and cannot be any more.
+        """Remove what killed runs left here, and what they were building."""
+        if self._work.is_dir():
+            self._sweep_beside(None)
+        self._sweep_objects()
+
+    def _sweep_objects(self) -> None:
+        """Remove objects that are not listed and cannot be any more.
 
         What is older than the record is of a run that read the one before, and cannot
         replace this one; what is younger may be another run's, on its way.
         """
-        if self._work and self._work.is_dir():
-            _sweep(self._work)
         try:
             items = self._objects.items()
         except TilesegError as err:
@@ -136,15 +143,14 @@ class Bucket:
             StorageError: the store keeps failing.
         """
         # A name of its own: a run that was frozen may wake up and go on writing.
-        folder = (self._work or Path(gettempdir())) / f"staging.{uuid4().hex}"
+        folder = self._work / f"{self._name}.{uuid4().hex}"
         try:
-            if self._work and self._work.is_dir():
-                _sweep(self._work)
             folder.mkdir(parents=True)
         except OSError as err:
             msg = f"{folder}: cannot be written: {err.strerror}"
             raise OutputError(msg) from err
         try:
+            self._sweep_beside(folder)
             yield folder
             self._publish(folder)
         finally:
@@ -164,21 +170,48 @@ class Bucket:
             home += f"-{sha256(json.dumps(files).encode()).hexdigest()[:8]}"
         return [{**item, "path": f"{home}/{item['path']}"} for item in files]
 
+    def _sweep_beside(self, mine: Path | None) -> None:
+        """Remove what killed runs were building; hold the work directory's lock."""
+        staging = re.compile(rf"{re.escape(self._name)}\.[0-9a-f]{{32}}")
+        for item in self._work.iterdir():
+            if staging.fullmatch(item.name) and item != mine:
+                shutil.rmtree(item, ignore_errors=True)
+
     def _publish(self, folder: Path) -> None:
         """Upload the products, then the record, then delete what it replaced."""
         data = (folder / publish.RECORD).read_bytes()
         outputs = json.loads(data)["outputs"]
-        for item in outputs:
-            self._objects.write(item["path"], folder / Path(item["path"]).name)
-        for item in outputs:
-            if (got := self._objects.size(item["path"])) != item["bytes"]:
-                msg = f"{self}/{item['path']}: got {got}, wanted {item['bytes']} bytes"
-                raise StorageError(f"{msg} after the upload; run again")
-        if self._objects.replace(publish.RECORD, data, self._seen) is None:
+        self._upload(folder, outputs)
+        written = self._objects.replace(publish.RECORD, data, self._seen)
+        if written is None:
             msg = f"{self}: another run published there meanwhile; run again"
             raise BusyError(msg)
-        paths = [item["path"] for item in outputs]
-        self._objects.remove(*self._listed.difference(paths))
+        listed, self._seen = self._listed, written
+        self._listed = frozenset(item["path"] for item in outputs)
+        try:
+            lost = [item for item, _ in self._lacking(outputs)]
+            if lost and self._objects.read(publish.RECORD) == data:
+                # A killed run left objects of these names, and another was deleting.
+                self._upload(folder, lost)
+            self._objects.remove(*listed - self._listed)
+            self._sweep_objects()
+        except (OutputError, StorageError) as err:
+            logger.warning("%s", err)  # it is published all the same
+
+    def _upload(self, folder: Path, outputs: list[dict[str, Any]]) -> None:
+        """Upload files of the folder, and see that they arrived whole."""
+        for item in outputs:
+            self._objects.write(item["path"], folder / Path(item["path"]).name)
+        for item, got in self._lacking(outputs):
+            msg = f"{self}/{item['path']}: got {got}, wanted {item['bytes']} bytes"
+            raise StorageError(f"{msg} after the upload; run again")
+
+    def _lacking(
+        self, outputs: list[dict[str, Any]]
+    ) -> list[tuple[dict[str, Any], int | None]]:
+        """Return those of the outputs that are not there whole, and their sizes."""
+        sizes = [(item, self._objects.size(item["path"])) for item in outputs]
+        return [(item, size) for item, size in sizes if size != item["bytes"]]
 
     def _refuse_foreign(self) -> None:
         """Refuse a prefix that holds more than what an interrupted upload left."""
@@ -202,10 +235,3 @@ class Bucket:
             msg = f"{self}: its run.json is none of tileseg; choose another output"
             raise OutputError(msg)
         return record
-
-
-def _sweep(work: Path) -> None:
-    """Remove what killed runs were building; hold the work directory's lock."""
-    for item in work.iterdir():
-        if _STAGING.fullmatch(item.name):
-            shutil.rmtree(item, ignore_errors=True)

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from platform import node
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from tileseg import owner
 from tileseg.errors import BusyError, OutputError, StorageError, TilesegError
 from tileseg.objects import Objects
 from tileseg.storage import TEMPORARY, Disk, Storage
@@ -29,6 +29,8 @@ __all__ = ["Hold", "hold", "hold_file"]
 _BEAT_SECONDS = 4.0
 _STALE_SECONDS = 20.0  # without a beat: some were missed
 _SETTLE_SECONDS = 0.5
+_NOW = "lock.now"  # an object written to be told the time
+_END_SECONDS = 5.0  # to wait for a beat under way
 _TRIES = 20  # against others that free or take it between two of our calls
 
 
@@ -39,7 +41,7 @@ class Hold:
         """Begin to renew it."""
         self._lock = lock
         self._mutex = threading.Lock()
-        self._is_lost = self._is_out_of_reach = False
+        self._is_lost = False
         self._is_over = threading.Event()
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
@@ -62,17 +64,16 @@ class Hold:
         """
         with self._mutex:
             if not (self._is_lost or self._is_over.is_set()):
-                self._is_out_of_reach = True
                 self._is_lost = not self._lock.renew()
-                self._is_out_of_reach = False
         self.check()
 
     def end(self) -> None:
-        """Renew it no more, and let others have it."""
-        with self._mutex, suppress(TilesegError):
-            self._is_over.set()
-            if not self._is_out_of_reach:
+        """Renew it no more, and let others have it, at once or when it is stale."""
+        self._is_over.set()
+        if self._mutex.acquire(timeout=_END_SECONDS):  # a beat may wait for the store
+            with suppress(TilesegError):
                 self._lock.free()
+            self._mutex.release()
 
     def _beat(self) -> None:
         while not self._is_over.wait(_BEAT_SECONDS):
@@ -102,8 +103,7 @@ def hold_file(path: Path, plan_id: str | None = None) -> AbstractContextManager[
 
 @contextmanager
 def _held(lock: "_Lock", plan_id: str | None) -> Iterator[Hold]:
-    owner = {"host": node(), "pid": os.getpid(), "space": _pid_space()}
-    lock.take({**owner, "plan_id": plan_id, "id": uuid4().hex})
+    lock.take({**owner.this_process(), "plan_id": plan_id, "id": uuid4().hex})
     held = Hold(lock)
     try:
         yield held
@@ -120,14 +120,14 @@ def _held(lock: "_Lock", plan_id: str | None) -> Iterator[Hold]:
 class _Lock(Protocol):
     """How a lock is kept in one kind of storage."""
 
-    def take(self, owner: dict[str, Any]) -> None:
+    def take(self, who: dict[str, Any]) -> None:
         """Get it, or raise BusyError naming who has it."""
 
     def renew(self) -> bool:
         """Show that the owner is alive; False if another has it by now."""
 
     def free(self) -> None:
-        """Let others have it, if nobody took it."""
+        """Let others have it, if nobody took it and that can be done."""
 
 
 class _FileLock:
@@ -143,11 +143,11 @@ class _FileLock:
     def __str__(self) -> str:
         return str(self._path)
 
-    def take(self, owner: dict[str, Any]) -> None:
+    def take(self, who: dict[str, Any]) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(_TRIES):
-                if self._try(json.dumps(owner).encode()):
+                if self._try(json.dumps(who).encode()):
                     return
         except OSError as err:
             msg = f"{self}: cannot be written: {err.strerror}"
@@ -155,16 +155,19 @@ class _FileLock:
         raise _busy(self, {})
 
     def renew(self) -> bool:
-        with suppress(OSError):
+        try:
             os.utime(self._file.fileno())
-        return self._is_mine(self._file)
+            return self._is_mine(self._file)
+        except OSError as err:
+            msg = f"{self}: cannot be renewed: {err.strerror}"
+            raise OutputError(msg) from err
 
     def free(self) -> None:
-        if self._is_mine(self._file):
-            self._path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError), self._file:  # what stays is stale soon
+            if self._is_mine(self._file):
+                self._path.unlink(missing_ok=True)
 
-    def _try(self, owner: bytes) -> bool:
+    def _try(self, who: bytes) -> bool:
         """Take the lock if that can be; False if another was at it meanwhile."""
         file: IO[bytes] = self._path.open("a+b")
         try:
@@ -173,14 +176,14 @@ class _FileLock:
             with file:
                 if not self._is_stale(file):
                     file.seek(0)
-                    raise _busy(self, _parse(file.read())) from None
+                    raise _busy(self, owner.parse(file.read())) from None
             file = self._replaced()
         # The one before may have removed or replaced the file between our calls.
         if not self._is_mine(file):
             file.close()
             return False
         file.truncate(0)
-        file.write(owner)
+        file.write(who)
         file.flush()
         self._file = file
         return True
@@ -207,7 +210,7 @@ class _FileLock:
     def _is_mine(self, file: IO[bytes]) -> bool:
         try:
             return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
-        except OSError:
+        except FileNotFoundError:
             return False
 
 
@@ -229,15 +232,16 @@ class _ObjectLock:
         self._place = place
         self._owner: dict[str, Any] = {}
         self._seen: Version | None = None
+        self._is_reached = True
 
     def __str__(self) -> str:
         return f"{self._place}/lock"
 
-    def take(self, owner: dict[str, Any]) -> None:
-        self._owner = {**owner, "beat": 0}
+    def take(self, who: dict[str, Any]) -> None:
+        self._owner = {**who, "beat": 0}
         for _ in range(_TRIES):
             found = self._place.look("lock")
-            if found and not self._is_stale(holder := _parse(found[0])):
+            if found and not self._is_stale(holder := owner.parse(found[0])):
                 raise _busy(self, holder)
             self._seen = self._place.replace("lock", self._text, found and found[1])
             if self._seen is not None:
@@ -245,58 +249,39 @@ class _ObjectLock:
         raise _busy(self, {})
 
     def renew(self) -> bool:
+        self._is_reached = False
         self._owner["beat"] += 1  # other bytes: a version is told by them
         seen = self._place.replace("lock", self._text, self._seen)
-        self._seen = seen or self._seen
+        if seen is None and (found := self._mine()):
+            # The beat before was taken, and its answer never came.
+            seen = self._place.replace("lock", self._text, found)
+        self._seen, self._is_reached = seen or self._seen, True
         return seen is not None
 
     def free(self) -> None:
+        if self._is_reached and self._mine():  # else the end would wait for the store
+            self._place.remove("lock", _NOW)  # a killed run may have left it
+
+    def _mine(self) -> "Version | None":
+        """Return the version that is there; None if it is another owner's."""
         found = self._place.look("lock")
-        if found and _parse(found[0]).get("id") == self._owner["id"]:
-            self._place.remove("lock")
+        if found and owner.parse(found[0]).get("id") == self._owner["id"]:
+            return found[1]
+        return None
 
     @property
     def _text(self) -> bytes:
         return json.dumps(self._owner).encode()
 
-    def _is_stale(self, owner: Mapping[str, Any]) -> bool:
-        if owner.get("space") == _pid_space() and _is_gone(owner.get("pid")):
+    def _is_stale(self, holder: Mapping[str, Any]) -> bool:
+        if owner.is_gone(holder):
             return True
-        fresh = f"lock.{uuid4().hex}{TEMPORARY}"
-        self._place.write(fresh, b"")
-        now, beat = self._place.modified(fresh), self._place.modified("lock")
-        self._place.remove(fresh)
+        self._place.write(_NOW, b"")
+        now, beat = self._place.modified(_NOW), self._place.modified("lock")
+        self._place.remove(_NOW)
         return bool(now and beat and (now - beat).total_seconds() > _STALE_SECONDS)
 
 
-def _busy(lock: _Lock, owner: Mapping[str, Any]) -> BusyError:
-    who = f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'unknown')}"
+def _busy(lock: _Lock, holder: Mapping[str, Any]) -> BusyError:
+    who = owner.name(holder)
     return BusyError(f"{lock}: another run is at it ({who}); wait for it to end")
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    try:
-        return dict(json.loads(data))
-    except (ValueError, TypeError):
-        return {}
-
-
-def _pid_space() -> str:
-    """Return what tells the processes that can see each other from all others."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        return f"{boot.strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return node()
-
-
-def _is_gone(pid: object) -> bool:
-    """Return whether a process of this machine ended, nobody having asked how, too."""
-    try:
-        os.kill(int(str(pid)), 0)
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except ProcessLookupError:
-        return True
-    except (OSError, ValueError):
-        return False
-    return stat.rpartition(")")[2].split()[0] == "Z"

@@ -7,24 +7,21 @@ the store's library says, since that may quote them.
 import logging
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
-from uuid import uuid4
 
 from tileseg.errors import OutputError, StorageError, TilesegError, UsageError
-from tileseg.overlap import side_by_side
+from tileseg.journal import Entries, Journal
 from tileseg.settings import is_remote
-from tileseg.storage import Disk, Journal, Storage
+from tileseg.storage import Disk, Storage
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode, UpdateVersion
+    from obstore import ObjectMeta, PutMode, PutResult, UpdateVersion
     from obstore.store import ObjectStore, RetryConfig
 
     Version = UpdateVersion
@@ -42,8 +39,6 @@ _WAIT_SECONDS = 0.2  # before the first repetition of ours, then twice as long
 _PART_BYTES = 5 << 20  # the least that S3 takes: one must pass in 30 s
 _MOST_PARTS = 5000  # S3 takes 10,000
 _PARTS_AT_ONCE = 4
-_ENTRIES_AT_ONCE = 4  # of a journal
-_ENTRIES_AHEAD = 64  # added, and not yet known to be in the store
 _LATER = {408, 425, 429}  # the client errors that say: not now
 _AGAIN = {"RequestTimeout", "NoSuchUpload"}  # and those that say: from the start
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -95,8 +90,7 @@ class Objects:
                 answer = obstore.get(self._store, name)
             except FileNotFoundError:
                 return None
-            data = bytes(answer.bytes())
-            return data, _version(answer.meta["e_tag"], answer.meta["version"])
+            return bytes(answer.bytes()), _version(answer.meta)
 
         return self._ask(f"{name} cannot be read", get)
 
@@ -209,7 +203,7 @@ class Objects:
 
     def journal(self, name: str) -> Journal:
         """Return the one whose entries are the objects below `name`."""
-        return _Entries(self.below(name))
+        return Entries(self.below(name))
 
     def _head(self, name: str) -> "ObjectMeta | None":
         import obstore
@@ -234,7 +228,7 @@ class Objects:
             chunk_size=max(_PART_BYTES, size // _MOST_PARTS),
             max_concurrency=_PARTS_AT_ONCE,
         )
-        return _version(answer["e_tag"], answer["version"])
+        return _version(answer)
 
     def _ask(self, what: str, request: Callable[[], _Answer]) -> _Answer:
         """Return a request's answer; repeat it where the library does not.
@@ -260,34 +254,6 @@ class Objects:
                 raise error
             time.sleep(wait)
             wait *= 2
-
-
-class _Entries:
-    """A journal of objects, put by a few threads behind whoever adds them."""
-
-    def __init__(self, place: Objects) -> None:
-        self._place = place
-        self._pool: ThreadPoolExecutor | None = None
-        self._pending: deque[Future[None]] = deque()
-
-    def entries(self) -> Iterable[bytes]:
-        return side_by_side(self._place.read, self._place.names())
-
-    def add(self, entry: bytes) -> None:
-        self._pool = self._pool or ThreadPoolExecutor(_ENTRIES_AT_ONCE)
-        pending = self._pending
-        while len(pending) >= _ENTRIES_AHEAD or (pending and pending[0].done()):
-            pending.popleft().result()
-        pending.append(
-            self._pool.submit(self._place.write, f"{uuid4().hex}.json", entry)
-        )
-
-    def flush(self) -> None:
-        if self._pool:
-            self._pool.shutdown()
-            self._pool = None
-        while self._pending:
-            self._pending.popleft().result()
 
 
 def _open(address: str) -> "ObjectStore":
@@ -316,12 +282,12 @@ def _open(address: str) -> "ObjectStore":
         raise OutputError(msg) from None
 
 
-def _version(e_tag: str | None, version: str | None) -> "Version":
+def _version(meta: "ObjectMeta | PutResult") -> "Version":
     """Return the condition that an object is still this one."""
     known: Version = {}  # without None, which the library refuses
-    if e_tag is not None:
+    if (e_tag := meta["e_tag"]) is not None:
         known["e_tag"] = e_tag
-    if version is not None:
+    if (version := meta["version"]) is not None:
         known["version"] = version
     return known
 

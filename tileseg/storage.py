@@ -5,39 +5,18 @@ What unfinished work needs of storage, and no more. Names are relative, with sla
 
 import os
 import shutil
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
 from tileseg.errors import OutputError
+from tileseg.journal import Journal, Lines
 
-__all__ = ["TEMPORARY", "Disk", "Journal", "Storage", "write_whole"]
+__all__ = ["TEMPORARY", "Disk", "Storage", "write_whole"]
 
 TEMPORARY = ".tileseg.tmp"
 """Ends names that only a killed run leaves behind."""
-
-
-class Journal(Protocol):
-    """Lines that outlive the process, in no order."""
-
-    def entries(self) -> Iterable[bytes]:
-        """Yield what was added, by earlier processes too; a torn entry may be junk."""
-
-    def add(self, entry: bytes) -> None:
-        """Add an entry.
-
-        Raises:
-            TilesegError: this one, or one before it, cannot be written.
-        """
-
-    def flush(self) -> None:
-        """Come back when all that was added would outlive a crash.
-
-        Raises:
-            TilesegError: it cannot be written.
-        """
 
 
 class Storage(Protocol):
@@ -141,39 +120,7 @@ class Disk:
 
     def journal(self, name: str) -> Journal:
         """Return the one in `<name>.jsonl`."""
-        return _Lines(self.path / f"{name}.jsonl")
-
-
-class _Lines:
-    """A journal that is one file, appended and fsynced line by line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def entries(self) -> Iterable[bytes]:
-        try:
-            data = self._path.read_bytes()
-        except FileNotFoundError:
-            return []
-        if data and not data.endswith(b"\n"):
-            self._append(b"\n")  # so that the next entry begins a line of its own
-        return data.split(b"\n")
-
-    def add(self, entry: bytes) -> None:
-        self._append(entry + b"\n")
-
-    def flush(self) -> None:
-        """Do nothing: each line was on the disk before `add` came back."""
-
-    def _append(self, data: bytes) -> None:
-        try:
-            with self._path.open("ab") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as err:
-            msg = f"{self._path}: cannot be written: {err.strerror}"
-            raise OutputError(msg) from err
+        return Lines(self.path / f"{name}.jsonl")
 
 
 def write_whole(path: Path, data: bytes) -> None:
