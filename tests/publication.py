@@ -21,7 +21,7 @@ def publish(output, work, plan):
             "status": "complete",
             "request_id": plan,
             "plan_id": plan,
-            "outputs": place.list_outputs(folder, plan, is_whole=True),
+            "outputs": place.list_outputs(folder, plan),
         }
         (folder / "run.json").write_text(json.dumps(record))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tileseg.errors import InterruptedRunError, PreemptedError
+from tileseg.errors import PreemptedError
 from tileseg.stopping import Stop, StopSignal
 
 TERM = PreemptedError("SIGTERM")
@@ -33,21 +33,6 @@ def run(stop, grace):
 
 def test_the_patient_end_when_they_are_done():
     assert run(Stop(), grace=60) == ["asked", "in hand", TERM]
-
-
-def test_a_second_wish_waits_for_nobody():
-    stop, other = Stop(), InterruptedRunError("SIGINT")
-
-    def be_patient():
-        with stop.patient():
-            stop.ask(TERM)
-            stop.ask(other)
-            pytest.fail("it went on")
-
-    with pytest.raises(StopSignal) as caught:
-        be_patient()
-
-    assert caught.value.error is other
 
 
 def test_the_grace_has_an_end():

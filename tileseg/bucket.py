@@ -156,18 +156,14 @@ class Bucket:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def list_outputs(
-        self, folder: Path, plan_id: str, *, is_whole: bool
-    ) -> list[dict[str, Any]]:
+    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
         """Return path below the prefix, bytes and sha256 of every file of the folder.
 
-        A plan's complete outputs are always the same, its outputs with holes are not:
-        these get a home of their own, so that no listed object ever changes.
+        No name is ever used twice: whoever deletes what an old record listed, however
+        late, cannot hit what a newer one lists.
         """
+        home = f"{plan_id}-{uuid4().hex[:8]}"
         files = publish.list_outputs(folder)
-        home = plan_id
-        if not is_whole:
-            home += f"-{sha256(json.dumps(files).encode()).hexdigest()[:8]}"
         return [{**item, "path": f"{home}/{item['path']}"} for item in files]
 
     def _sweep_beside(self, mine: Path | None) -> None:
@@ -186,32 +182,19 @@ class Bucket:
         if written is None:
             msg = f"{self}: another run published there meanwhile; run again"
             raise BusyError(msg)
-        listed, self._seen = self._listed, written
+        self._objects.remove(*self._listed)
+        self._seen = written
         self._listed = frozenset(item["path"] for item in outputs)
-        try:
-            lost = [item for item, _ in self._lacking(outputs)]
-            if lost and self._objects.read(publish.RECORD) == data:
-                # A killed run left objects of these names, and another was deleting.
-                self._upload(folder, lost)
-            self._objects.remove(*listed - self._listed)
-            self._sweep_objects()
-        except (OutputError, StorageError) as err:
-            logger.warning("%s", err)  # it is published all the same
+        self._sweep_objects()
 
     def _upload(self, folder: Path, outputs: list[dict[str, Any]]) -> None:
         """Upload files of the folder, and see that they arrived whole."""
         for item in outputs:
             self._objects.write(item["path"], folder / Path(item["path"]).name)
-        for item, got in self._lacking(outputs):
-            msg = f"{self}/{item['path']}: got {got}, wanted {item['bytes']} bytes"
-            raise StorageError(f"{msg} after the upload; run again")
-
-    def _lacking(
-        self, outputs: list[dict[str, Any]]
-    ) -> list[tuple[dict[str, Any], int | None]]:
-        """Return those of the outputs that are not there whole, and their sizes."""
-        sizes = [(item, self._objects.size(item["path"])) for item in outputs]
-        return [(item, size) for item, size in sizes if size != item["bytes"]]
+        for item in outputs:
+            if (got := self._objects.size(item["path"])) != item["bytes"]:
+                msg = f"{self}/{item['path']}: got {got}, wanted {item['bytes']} bytes"
+                raise StorageError(f"{msg} after the upload; run again")
 
     def _refuse_foreign(self) -> None:
         """Refuse a prefix that holds more than what an interrupted upload left."""

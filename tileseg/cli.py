@@ -186,10 +186,25 @@ def _job_file(path: str | None, *, is_one: bool) -> dict[str, Any]:
     """Return what a job file says; for several scenes no places of a record's one."""
     from tileseg.settings import is_record, read_job
 
-    values = read_job(path) if path else {}
+    values = read_job(path, _fetched(path)) if path else {}
     if path and is_record(path) and not is_one:
         return {k: v for k, v in values.items() if k not in ("output", "work")}
     return values
+
+
+def _fetched(path: str) -> bytes | None:
+    """Return the bytes of a job file in an object store; None for one on a disk."""
+    from tileseg.objects import open_storage
+    from tileseg.settings import is_remote
+
+    if not is_remote(path):
+        return None
+    folder, _, name = path.rpartition("/")
+    try:
+        return open_storage(folder).read(name)
+    except FileNotFoundError as err:
+        msg = f"{path}: there is no such object"
+        raise UsageError(msg) from err
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +271,7 @@ def _is_over(record: "Record", staff: "Staff") -> bool:
 
 def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
     estimate = values["estimate"]
-    click.echo(
+    tell(
         f"{job.input}: {estimate['shards']} shards in {estimate['runs']} runs, "
         f"{estimate['tiles']} tiles, {estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
         f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
@@ -272,7 +287,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (TilesegError, StopSignal) as err:
         error = err.error if isinstance(err, StopSignal) else err
-        click.echo(f"tileseg: {error}", err=True)
+        tell(f"tileseg: {error}", err=True)
         sys.exit(int(error.exit_code))
 
 

@@ -48,7 +48,8 @@ def signals() -> Iterator[Stop]:
     stop = Stop()
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
+        for each in errors:  # a second one, whichever, ends the process
+            signal.signal(each, signal.SIG_DFL)
         name = signal.Signals(number).name
         text = f"{name}: stopped; the same command resumes"
         stop.ask(errors[signal.Signals(number)](text))

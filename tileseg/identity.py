@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tileseg.storage import Storage
 
 __all__ = ["Identity", "identify", "look"]
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
 
 
@@ -80,6 +82,7 @@ def _stat(path: str) -> tuple[int, tuple[int, int, int]]:
 def _recall(work: Storage) -> Identity | None:
     try:
         value = json.loads(work.read(_RECORD))
-        return Identity(**{**value, "stamp": tuple(value["stamp"])})
+        known = Identity(**{**value, "stamp": tuple(value["stamp"])})
+        return known if _SHA256.fullmatch(known.sha256) else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

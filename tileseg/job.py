@@ -20,7 +20,7 @@ from tileseg.errors import (
     UsageError,
 )
 from tileseg.grid import Run, Shard
-from tileseg.ledger import Ledger, Plan, Receipt, forget
+from tileseg.ledger import Ledger, Plan, Receipt, forget, plans
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.preflight import preflight
@@ -146,7 +146,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     if held and place.is_complete(held, task.request_id):
         _adopt(held, place, job, record)
         return
-    publish.check_free(place, held, task.request_id, overwrite=job.overwrite)
+    _check_free(place, held, task)
     if job.dry_run:
         _plan(task, staff, record)
         record.close("dry-run", ExitCode.OK)
@@ -161,9 +161,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
             with place.staging() as folder:
                 # Again, now that nobody else can publish: another may just have ended.
                 held = place.published()
-                publish.check_free(
-                    place, held, task.request_id, overwrite=job.overwrite
-                )
+                _check_free(place, held, task)
                 task.identity.remember(work)
                 watched = _while(lock, progress)
                 ledger, receipts = _carry_out(task, plan, staff, record, watched)
@@ -177,6 +175,11 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         if not (held and place.is_complete(held, task.request_id)):
             raise
         _adopt(held, place, job, record)  # another run was faster
+
+
+def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -> None:
+    job, request = task.job, task.request_id
+    publish.check_free(place, held, request, href=job.input, overwrite=job.overwrite)
 
 
 def _plan(task: Task, staff: Staff, record: Record) -> Plan:
@@ -193,6 +196,8 @@ def _adopt(
     """Do nothing: what is published answers the request."""
     logger.info("%s: nothing to do, %s is complete", job.input, place)
     record.adopt(held)
+    if job.dry_run:
+        return
     work = open_storage(job.workplace)
     if not work.folders():
         place.sweep()
@@ -280,9 +285,8 @@ def _nothing() -> Generator[Never]:
 
 def _close(place: publish.Place, record: Record, folder: Path) -> None:
     """Write the record of what is in `folder`, where it is to be published."""
-    is_whole = not record.failures
     plan_id = record.values["plan_id"]
-    record.values["outputs"] = place.list_outputs(folder, plan_id, is_whole=is_whole)
+    record.values["outputs"] = place.list_outputs(folder, plan_id)
     if record.failures:
         record.close("partial", ExitCode.PARTIAL)
     else:
@@ -296,6 +300,9 @@ def _clean(job: Job, plan_id: str, *, is_whole: bool) -> None:
     work.remove(_LAST_ATTEMPT)
     if is_whole and not job.keep_work:
         forget(work, plan_id)
+        for begun in plans(work):  # for this output, and never finished
+            if begun.output == job.destination:
+                forget(work, begun.plan_id)
 
 
 def _leave_word(job: Job, record: Record) -> None:

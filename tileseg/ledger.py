@@ -18,7 +18,16 @@ from tileseg.grid import Shard
 from tileseg.overlap import side_by_side
 from tileseg.storage import Storage
 
-__all__ = ["Artifact", "Ledger", "Plan", "Receipt", "digest", "find_plan", "forget"]
+__all__ = [
+    "Artifact",
+    "Ledger",
+    "Plan",
+    "Receipt",
+    "digest",
+    "find_plan",
+    "forget",
+    "plans",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +51,8 @@ class Plan:
     """What `auto` became: device, precision, batch."""
     precision_check: Mapping[str, Any] = field(default_factory=dict)
     """What was measured before deciding on the precision; no part of the id."""
+    output: str = ""
+    """Where its result is to go; no part of the id either."""
 
     @property
     def request_id(self) -> str:
@@ -114,13 +125,13 @@ def find_plan(
     wanted = digest(request)
     begun = [
         plan
-        for plan in _plans(work)
+        for plan in plans(work)
         if plan.request_id == wanted and machine.items() <= plan.resolved.items()
     ]
     return min(begun, key=lambda plan: plan.resolved["batch_size"], default=None)
 
 
-def _plans(work: Storage) -> Iterator[Plan]:
+def plans(work: Storage) -> Iterator[Plan]:
     """Yield the plans begun in a work directory."""
     for folder in work.folders():
         try:
@@ -169,7 +180,7 @@ class Ledger:
     def _remove_given_up(self) -> None:
         """Forget the plans that are this one but for a batch that was too large."""
         mine = self.plan.resolved
-        for plan in _plans(self._work):
+        for plan in plans(self._work):
             batch = plan.resolved["batch_size"]
             larger = Plan(self.plan.request, {**mine, "batch_size": batch})
             if batch > mine["batch_size"] and plan.plan_id == larger.plan_id:

@@ -65,6 +65,8 @@ class Night:
         state = "done" if record.is_news else "unchanged"
         if isinstance(record.error, OtherPlanError):
             state = "kept"  # of an older version or other options; no work of tonight
+        elif values["status"] in ("interrupted", "dry-run"):
+            state = "waiting"
         elif values["exit_code"] != ExitCode.OK:
             state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
         self.waiting.remove(scene)  # a record found there may spell it differently
@@ -93,7 +95,7 @@ class Night:
     def summary(self) -> dict[str, Any]:
         """Return it as JSON values."""
         states = Counter(item["state"] for item in self.scenes)
-        states["waiting"] = len(self.waiting)
+        states["waiting"] += len(self.waiting)
         left = [{"scene": name, "state": "waiting"} for name in self.waiting]
         return {
             "started": self.started,

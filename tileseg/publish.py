@@ -49,9 +49,7 @@ class Place(Protocol):
     def staging(self) -> AbstractContextManager[Path]:
         """Give an empty local folder; publish it if all goes well."""
 
-    def list_outputs(
-        self, folder: Path, plan_id: str, *, is_whole: bool
-    ) -> list[dict[str, Any]]:
+    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
         """Return path, bytes and sha256 of every file of the folder, once published."""
 
 
@@ -81,11 +79,9 @@ class Folder:
         """See `staging` below."""
         return staging(self.path)
 
-    def list_outputs(
-        self, folder: Path, plan_id: str, *, is_whole: bool
-    ) -> list[dict[str, Any]]:
+    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
         """See `list_outputs` below; every plan's files have the same names."""
-        del plan_id, is_whole
+        del plan_id
         return list_outputs(folder)
 
 
@@ -141,16 +137,20 @@ def check_free(
     record: dict[str, Any] | None,
     request_id: str,
     *,
+    href: str = "",
     overwrite: bool,
 ) -> None:
-    """Refuse to replace another complete plan unasked.
+    """Refuse to replace another plan's result unasked.
+
+    One with holes may be replaced by any of the same scene (`href`): of the mended
+    file, say, whose bytes make it another plan.
 
     Raises:
         OtherPlanError: there is one, and no `overwrite`.
     """
-    if overwrite or record is None or record["status"] != "complete":
+    if overwrite or record is None or record["request_id"] == request_id:
         return
-    if record["request_id"] == request_id:
+    if record["status"] != "complete" and record.get("scene", {}).get("href") == href:
         return
     msg = (
         f"{output}: holds the result of another plan ({record['plan_id']}); "

@@ -36,7 +36,7 @@ def resolve(task: Task, engine: "Engine") -> Plan:
         device, check = _checked(task, device, engine)
     batch = job.batch_size or default_batch(device)
     resolved = {**machine, "precision": device.precision, "batch_size": batch}
-    return Plan(task.request, resolved, check)
+    return Plan(task.request, resolved, check, job.destination)
 
 
 def device_of(plan: Plan) -> "Device":

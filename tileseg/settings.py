@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.resources import files
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -22,6 +22,7 @@ __all__ = [
     "within",
 ]
 
+_LONGEST = 10 * 86_400  # seconds
 _STORES = ("s3://", "gs://", "az://")
 
 
@@ -117,7 +118,7 @@ class Job:
 
         formats = ("gpkg", "parquet", "fgb", "geojson")
         positive = (lambda number: number > 0), "1 or more"
-        seconds = (lambda x: 0 < x < inf), "more than 0 seconds"
+        seconds = (lambda x: 0 < x <= _LONGEST), "more than 0 seconds, at most 10 days"
         return {
             "output": (
                 lambda path: not path or Path(path).name not in ("", ".."),
@@ -137,7 +138,7 @@ class Job:
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
-            "grace": ((lambda x: 0 <= x < inf), "0 or more seconds"),
+            "grace": ((lambda x: 0 <= x <= _LONGEST), "0 seconds to 10 days"),
             "patience": seconds,
             "wait": seconds,
         }
@@ -253,14 +254,18 @@ def default_model() -> Path:
     return Path(str(files("tileseg"))) / "models" / "landcover-bgr"
 
 
-def read_job(path: str) -> dict[str, Any]:
+def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
     """Read the fields of a `Job` from a TOML file, or from a run's record (JSON).
+
+    Args:
+        path: the file's.
+        data: its bytes, where they are known already.
 
     Raises:
         UsageError: the file is unreadable or names a field that there is not.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = (Path(path).read_bytes() if data is None else data).decode()
         is_json = is_record(path)
         values = _recorded(path, json.loads(text)) if is_json else tomllib.loads(text)
     except (OSError, ValueError) as err:

@@ -36,12 +36,11 @@ class Stop:
         """End with `error`: when what is in hand is done, if somebody sees to that.
 
         Raises:
-            StopSignal: nobody does, or it is not the first time.
+            StopSignal: nobody does.
         """
-        can_wait = self._is_patient and self.error is None
         self.error = error
         self._since = monotonic()
-        if not can_wait:
+        if not self._is_patient:
             raise StopSignal(error)
 
     @contextmanager
