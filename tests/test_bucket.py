@@ -208,6 +208,19 @@ def test_a_missing_product_is_made_again(job, output):
     assert before == version(output)
 
 
+def test_a_job_is_run_again_from_a_record_in_the_store(job, output):
+    first = succeed(job())
+
+    words = ["segment", "--config", f"{output}/run.json"]
+    again = CliRunner().invoke(main, words)
+    missing = CliRunner().invoke(main, [*words[:2], f"{output}/no.json"])
+
+    assert again.exit_code == 0
+    assert json.loads(again.stdout) == first
+    assert missing.exit_code == ExitCode.USAGE
+    assert "there is no such object" in missing.stderr
+
+
 def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
     words = ["nightly", "--scenes", scene.parent, "--output", output + "/"]
     words += ["--model", model_path, "--work", tmp_path / "work"]

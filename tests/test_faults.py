@@ -440,6 +440,24 @@ def test_a_job_does_not_need_to_be_heard(trial, send, streams):
     assert trial.is_undisturbed()
 
 
+def test_an_error_that_nobody_hears_keeps_its_code(trial):
+    """Nor does a full log disk keep a dry run's line of JSON away."""
+    with Path("/dev/full").open("w") as full:
+        wrong = [*SEGMENT, "--config", "nowhere.toml"]
+        code = subprocess.run(wrong, cwd=ROOT, stderr=full, check=False).returncode
+        told = subprocess.run(
+            [*SEGMENT, *trial.words()[1:], "--dry-run"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            check=False,
+        )
+
+    assert code == 2
+    assert told.returncode == 0
+    assert json.loads(told.stdout)["status"] == "dry-run"
+
+
 def test_a_job_without_streams_is_done(trial):
     line = '"$@" <&- >&- 2>&-'
     words = [*SEGMENT, *trial.words()[1:]]

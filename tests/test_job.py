@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -597,3 +598,47 @@ def test_an_interruption_after_publishing_leaves_no_work_behind(job, monkeypatch
     succeed(task)
 
     assert not (task.work_path / plan).exists()
+
+
+def test_a_rerun_leaves_the_work_of_another_alone(job, tmp_path):
+    """Two outputs share a work directory: a complete one's rerun cleans up nothing
+    while the other one's job is at it, nor does a dry run ever."""
+    work = str(tmp_path / "work")
+    done = job("done", work=work)
+    succeed(done)
+    reruns = []
+
+    def rerun():
+        reruns.extend(run(task).values for task in (done, replace(done, dry_run=True)))
+
+    other = job("other", work=work)
+    values = run(other, after(other, 3, rerun)).values
+
+    assert values["error"] is None
+    assert [item["exit_code"] for item in reruns] == [0, 0]
+    assert values["counts"]["shards_reused"] == 0
+    assert digests(tmp_path / "done") == digests(tmp_path / "other")
+
+
+def test_a_dry_run_of_a_complete_job_deletes_nothing(job, tmp_path):
+    succeed(job(keep_work=True))
+    before = snapshot(tmp_path)
+
+    succeed(job(dry_run=True))
+
+    assert before == snapshot(tmp_path)
+
+
+def test_success_forgets_what_was_begun_for_the_same_output(job, tmp_path):
+    """With other options; what is begun for another output stays."""
+    work = str(tmp_path / "work")
+    tasks = [job(work=work, blend="cosine"), job("other", work=work, confidence=True)]
+    for task in tasks:
+        run(task, stop_after(task, 2))
+    assert len(list((tmp_path / "work").glob("*/"))) == 2
+
+    succeed(job(work=work))
+
+    (left,) = (tmp_path / "work").glob("*/")
+    assert run(tasks[1]).values["counts"]["shards_reused"] >= 2
+    assert not left.exists()

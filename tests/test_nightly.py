@@ -161,6 +161,6 @@ def test_a_stopped_night_says_who_waits(night, monkeypatch):
     assert [line["exit_code"] for line in lines] == [3, 75]
     assert states(summary) == {
         "a.tif": "failed",
-        "b.tif": "failed",
+        "b.tif": "waiting",
         "c.TIFF": "waiting",
     }

@@ -171,6 +171,16 @@ def test_another_plan_is_replaced_only_if_asked(output):
     check_free(output, None, "other", overwrite=False)
 
 
+def test_holes_are_replaced_by_the_same_scene_or_if_asked(output):
+    """By the mended file, say; not by the map of another place."""
+    record = put(output) | {"status": "partial", "scene": {"href": "a.tif"}}
+
+    check_free(output, record, "other", href="a.tif", overwrite=False)
+    check_free(output, record, "other", href="b.tif", overwrite=True)
+    with pytest.raises(BusyError, match="--overwrite"):
+        check_free(output, record, "other", href="b.tif", overwrite=False)
+
+
 # Staging
 
 

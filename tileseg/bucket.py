@@ -180,6 +180,7 @@ class Bucket:
         self._upload(folder, outputs)
         written = self._objects.replace(publish.RECORD, data, self._seen)
         if written is None:
+            self._objects.remove(*(item["path"] for item in outputs))
             msg = f"{self}: another run published there meanwhile; run again"
             raise BusyError(msg)
         self._objects.remove(*self._listed)
