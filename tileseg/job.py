@@ -202,7 +202,7 @@ def _adopt(
     if not work.folders():
         place.sweep()
         return
-    with suppress(BusyError), hold(work, held["plan_id"]):  # another may be at it
+    with suppress(BusyError), hold(work, held["request_id"]):  # another may be at it
         place.sweep()
         _clean(job, held["plan_id"], is_whole=True)
 

@@ -81,7 +81,7 @@ class Hold:
                 self.renew()
 
 
-def hold(work: Storage, plan_id: str) -> AbstractContextManager[Hold]:
+def hold(work: Storage, request_id: str) -> AbstractContextManager[Hold]:
     """Hold a work directory for this process.
 
     What goes wrong after the lock was lost is another's doing: a BusyError too.
@@ -91,19 +91,19 @@ def hold(work: Storage, plan_id: str) -> AbstractContextManager[Hold]:
         TilesegError: it cannot be written.
     """
     if isinstance(work, Objects):
-        return _held(_ObjectLock(work), plan_id)
+        return _held(_ObjectLock(work), request_id)
     assert isinstance(work, Disk), "work is on a disk or in an object store"
-    return hold_file(work.path / "lock", plan_id)
+    return hold_file(work.path / "lock", request_id)
 
 
-def hold_file(path: Path, plan_id: str | None = None) -> AbstractContextManager[Hold]:
+def hold_file(path: Path, request_id: str | None = None) -> AbstractContextManager[Hold]:
     """Hold a local file, which is removed at the end; see `hold`."""
-    return _held(_FileLock(path), plan_id)
+    return _held(_FileLock(path), request_id)
 
 
 @contextmanager
-def _held(lock: "_Lock", plan_id: str | None) -> Iterator[Hold]:
-    lock.take({**owner.this_process(), "plan_id": plan_id, "id": uuid4().hex})
+def _held(lock: "_Lock", request_id: str | None) -> Iterator[Hold]:
+    lock.take({**owner.this_process(), "request_id": request_id, "id": uuid4().hex})
     held = Hold(lock)
     try:
         yield held
