@@ -76,11 +76,6 @@ class Crew:
             raise self._load_error
 
     @property
-    def size(self) -> int:
-        """How many workers."""
-        return len(self._threads)
-
-    @property
     def tiles(self) -> int:
         """Tiles forwarded or skipped so far."""
         return sum(worker.tiles for worker in self._workers)

@@ -119,6 +119,7 @@ class LocalEngine:
         self._workers = workers
         self._patience = patience
         self._crew: Crew | None = None
+        self._crew_size = 0
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this machine has."""
@@ -148,6 +149,7 @@ class LocalEngine:
                 for name in names
             ]
         )
+        self._crew_size = len(names)
         watch, done = Watch(self._patience + recipe.store_seconds), 0
         try:
             crew.give(runs)
@@ -169,6 +171,7 @@ class LocalEngine:
             raise
         finally:
             self.is_broken |= not crew.close(0 if self.is_broken else self._patience)
+            self._crew = None  # it may hold most of a device's memory
 
     def wind_down(self) -> None:
         """Begin no more shards."""
@@ -177,8 +180,7 @@ class LocalEngine:
 
     def usage(self) -> Usage:
         """Return what the workers took; they are part of this process."""
-        size = self._crew.size if self._crew else 0
-        return Usage(workers=size, device_mb=device_memory_mb())
+        return Usage(workers=self._crew_size, device_mb=device_memory_mb())
 
     def close(self) -> None:
         """Do nothing: the threads ended with their runs."""
