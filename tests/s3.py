@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -100,6 +101,11 @@ def contents(output, address):
     return {
         item["path"]: bytes(obstore.get(store, item["path"]).bytes()) for item in listed
     }
+
+
+def plain(path):
+    """Return a product's path without the digits that are others each time."""
+    return re.sub("(?<=[0-9a-f]{32})-[0-9a-f]{8}/", "/", path)
 
 
 @contextmanager

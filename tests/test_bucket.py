@@ -5,7 +5,6 @@ The store is a real S3 server on loopback.
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from making import make_scene, random_pixels
 from obstore.exceptions import GenericError
-from s3 import SECRET, serve
+from s3 import SECRET, plain, serve
 
 from tileseg import objects
 from tileseg.bucket import Bucket, open_place
@@ -94,11 +93,6 @@ def version(output):
     record = json.loads(fetch(output, "run.json"))
     paths = [item["path"] for item in record["outputs"]]
     return record["request_id"], {plain(path): fetch(output, path) for path in paths}
-
-
-def plain(path):
-    """Return a product's path without the digits that are others each time."""
-    return re.sub("(?<=[0-9a-f]{32})-[0-9a-f]{8}/", "/", path)
 
 
 def stage(output, work, name, *, plan="a" * 32, request="one", status="complete"):

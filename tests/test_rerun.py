@@ -36,6 +36,10 @@ EVERYTHING = {
     "keep_work": True,
     "shard": 96,
     "run_shards": (1, 2),
+    "mixed_devices": True,
+    "grace": 1.5,
+    "patience": 7.0,
+    "wait": 9.0,
 }
 
 

@@ -96,7 +96,9 @@ def hold(work: Storage, request_id: str) -> AbstractContextManager[Hold]:
     return hold_file(work.path / "lock", request_id)
 
 
-def hold_file(path: Path, request_id: str | None = None) -> AbstractContextManager[Hold]:
+def hold_file(
+    path: Path, request_id: str | None = None
+) -> AbstractContextManager[Hold]:
     """Hold a local file, which is removed at the end; see `hold`."""
     return _held(_FileLock(path), request_id)
 
