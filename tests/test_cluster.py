@@ -98,11 +98,13 @@ def succeed(*args):
     return record.values
 
 
-@pytest.fixture
-def expected(job, tmp_path):
+@pytest.fixture(scope="module")
+def expected(scene, model_path, tmp_path_factory):
     """The digests of what the local engine makes: rasters and polygons."""
-    succeed(job("local", **EVERYTHING))
-    return products(tmp_path / "local")
+    output = tmp_path_factory.mktemp("local") / "out"
+    facts = {"input": str(scene), "model": str(model_path), "output": str(output)}
+    succeed(Job(**facts, shard=SHARD, precision="fp32", engine="local", **EVERYTHING))
+    return products(output)
 
 
 def products(folder):
@@ -221,7 +223,7 @@ def test_two_workers_too(job, expected, tmp_path, staff):
     check(values, 2)
 
 
-@pytest.mark.parametrize("count", [1, 30])
+@pytest.mark.parametrize("count", [1, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_worker_killed_in_the_middle_changes_nothing(
     job, expected, tmp_path, count, staff
 ):
@@ -286,6 +288,7 @@ def test_a_shard_that_kills_its_workers_is_given_up_alone(
     assert is_hole.all()
 
 
+@pytest.mark.slow
 def test_without_leave_a_lost_shard_is_exit_12(job, poisoned, tmp_path, staff):
     model, scene = map(str, poisoned)
 
@@ -317,6 +320,7 @@ class CrampedRecipe(bench.SimulatedRecipe):
         return CrampedNetwork(Recipe.network(self))
 
 
+@pytest.mark.slow
 def test_too_little_memory_on_a_worker_halves_the_batch_of_all(
     job, staff, tmp_path, monkeypatch
 ):

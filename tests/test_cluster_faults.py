@@ -183,7 +183,7 @@ def check(values, seconds, expected, folder):
         pytest.param("predict.Predictor._forward:before:15:term", marks=SLOW),
         "predict.Predictor._forward:before:15:stop",
         pytest.param("predict.Predictor._forward:before:15:hang", marks=SLOW),
-        "predict.Predictor._forward:before:15:cuda",
+        pytest.param("predict.Predictor._forward:before:15:cuda", marks=SLOW),
         pytest.param("worker.Worker._finish:before:15:hang", marks=SLOW),
         pytest.param("reader.Reader._read:before:2:hang", marks=SLOW),
     ],
@@ -225,6 +225,7 @@ def test_a_node_on_which_no_worker_starts_is_left_out(add, job, expected, tmp_pa
     assert values["counts"]["retries"] == 0
 
 
+@SLOW
 def test_a_device_that_always_fails_is_exit_7(add, job, tmp_path):
     add(**environment("predict.Predictor._forward:before:1:cuda"))
 

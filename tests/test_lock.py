@@ -33,7 +33,8 @@ STALE = 2.0
 LONG_ENOUGH = STALE + 1.3  # a store tells whole seconds
 
 HOLD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us
 from tileseg import lock
 from tileseg.lock import hold
 from tileseg.objects import open_storage

@@ -234,6 +234,7 @@ def wait_for(condition):
     return found
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_resumed_by_another(cluster, tmp_path):
     """`ray job stop`: what is in hand is finished, and the driver says 75.
 
