@@ -204,6 +204,53 @@ def test_workers_that_die_of_the_network_are_not_hired_for_ever(job, monkeypatch
     assert values["counts"]["worker_restarts"] == 3
 
 
+def stored_bytes():
+    """Return all that was ever put into the object store."""
+    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    stats = get_memory_info_reply(state).store_stats
+    return stats.cumulative_created_bytes
+
+
+def ratio(*words):
+    """Return the share of a simulated device's speed that a Ray engine gets."""
+    arguments = ["--engine", "ray", "--rounds", "1", "--json", *map(str, words)]
+    result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
+    return json.loads(result.stdout)["engine ray"]["ratio"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_workers_keep_a_device_of_known_speed_busy(workers):
+    """At least 0.95 of it, and nothing to speak of in the object store.
+
+    A slow device: without a GPU, tiling and blending take this machine's processor
+    (about 14 ms a batch where it was measured), and the device waits for them. Three
+    tries: whatever else the machine does is no fault of the engine's.
+    """
+    ratios = []
+    while len(ratios) < 3 and max(ratios, default=0) < 0.95:
+        ratios.append(ratio("--simulate", 25, "--workers", workers))
+
+    print(f"{workers} workers: ratios {ratios}")  # noqa: T201
+    assert max(ratios) >= 0.95
+    assert stored_bytes() < 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_without_overlap_a_device_waits_for_the_disk():
+    """The control: on a slow disk, reading, forward and writing in turn."""
+    words = ("--simulate", 60, "--storage", 0.4, "--size", 2_200, 3_300)
+
+    together, in_turn = ratio(*words), ratio(*words, "--in-turn")
+
+    print(f"overlapped {together:.2f}, in turn {in_turn:.2f}")  # noqa: T201
+    assert in_turn < 0.7 < together
+
+
 @pytest.fixture(scope="module")
 def staff(cluster, scene):
     """Two workers that the tests from here on share, as scenes do.
@@ -442,50 +489,3 @@ def test_a_gpu_that_no_node_has_is_not_waited_for_unasked(job):
 
     assert values["exit_code"] == ExitCode.USAGE
     assert "--workers" in values["error"]
-
-
-def ratio(*words):
-    """Return the share of a simulated device's speed that a Ray engine gets."""
-    arguments = ["--engine", "ray", "--rounds", "1", "--json", *map(str, words)]
-    result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
-    return json.loads(result.stdout)["engine ray"]["ratio"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_workers_keep_a_device_of_known_speed_busy(workers):
-    """At least 0.95 of it, and nothing to speak of in the object store.
-
-    A slow device: without a GPU, tiling and blending take this machine's processor
-    (about 14 ms a batch where it was measured), and the device waits for them. Three
-    tries: whatever else the machine does is no fault of the engine's.
-    """
-    ratios = []
-    while len(ratios) < 3 and max(ratios, default=0) < 0.95:
-        ratios.append(ratio("--simulate", 25, "--workers", workers))
-
-    print(f"{workers} workers: ratios {ratios}")  # noqa: T201
-    assert max(ratios) >= 0.95
-    assert stored_bytes() < 1_000_000
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_without_overlap_a_device_waits_for_the_disk():
-    """The control: on a slow disk, reading, forward and writing in turn."""
-    words = ("--simulate", 60, "--storage", 0.4, "--size", 2_200, 3_300)
-
-    together, in_turn = ratio(*words), ratio(*words, "--in-turn")
-
-    print(f"overlapped {together:.2f}, in turn {in_turn:.2f}")  # noqa: T201
-    assert in_turn < 0.7 < together
-
-
-def stored_bytes():
-    """Return all that was ever put into the object store."""
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-
-    state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    stats = get_memory_info_reply(state).store_stats
-    return stats.cumulative_created_bytes
