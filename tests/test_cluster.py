@@ -226,7 +226,7 @@ def ratio(*words):
 def test_the_workers_keep_a_device_of_known_speed_busy(workers, enough):
     """Nearly all of it, and nothing to speak of in the object store.
 
-    On two quiet cores 0.96 was measured with one worker, and 0.92 with two.
+    On two quiet cores 0.96 was measured with one worker, and 0.949 with two.
 
     A slow device: without a GPU, tiling and blending take this machine's processor
     (about 14 ms a batch where it was measured), and the device waits for them. Three
