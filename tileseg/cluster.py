@@ -108,7 +108,8 @@ class RayEngine:
             except (*LOSSES, DeviceFaultError, GetTimeoutError) as err:
                 reason = str(err).splitlines()[0]
                 logger.warning("Ray: %s does not answer: %s", name, reason)
-                self.pool.dismiss(name)  # its process is of no use any more
+                if not isinstance(err, LOSSES):  # Ray restarts those itself
+                    self.pool.dismiss(name)  # its process is of no use any more
                 error: Exception = err
         if isinstance(error, DeviceFaultError):
             raise error
