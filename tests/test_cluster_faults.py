@@ -380,7 +380,7 @@ def test_workers_of_another_version_take_no_part(add, job, monkeypatch, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def start(cluster, job, faults="", **environ):
+def start(cluster, job, faults="", wait=600, **environ):
     """Start the command as a driver of its own."""
     options = {
         "--input": job.input,
@@ -392,7 +392,7 @@ def start(cluster, job, faults="", **environ):
         "--engine": "ray",
     }
     config = Path(job.output).parent / "job.toml"
-    config.write_text("shard = 96\nrun_shards = [1, 8]\n")
+    config.write_text(f"shard = 96\nrun_shards = [1, 8]\nwait = {wait}\n")
     words = [word for pair in options.items() for word in pair]
     address = {"RAY_ADDRESS": cluster.address} if cluster else {}
     faulty = environment(faults) if faults else {}
@@ -509,6 +509,7 @@ def test_workers_without_memory_are_not_hired_for_ever(job, tmp_path):
     driver = start(
         None,
         job(workers=1),
+        wait=15,
         RAY_ADDRESS="",
         RAY_memory_usage_threshold="0.01",
         RAY_memory_monitor_refresh_ms="200",
