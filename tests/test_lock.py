@@ -19,7 +19,7 @@ from making import digests, make_scene, random_pixels, snapshot
 from obstore.exceptions import GenericError
 from s3 import serve
 
-from tileseg import lock, objects
+from tileseg import lock, objects, report
 from tileseg.errors import BusyError, ExitCode, OutputError, StorageError
 from tileseg.job import run
 from tileseg.lock import hold, hold_file
@@ -483,19 +483,26 @@ def test_a_late_owner_does_not_disturb_its_successor(
     late = spawn(FROZEN.format(facts=facts, point=point))
     ended = []
 
-    def wake():
-        late.send_signal(signal.SIGCONT)
-        ended.append(late.communicate(timeout=120)[0])
+    def wake(*_args):
+        if not ended:
+            late.send_signal(signal.SIGCONT)
+            ended.append(late.communicate(timeout=120)[0])
 
+    def draw(*args):
+        wake()
+        return quicklook(*args)
+
+    quicklook = report.quicklook
     try:
         assert late.stdout.readline() == "frozen\n"
         monkeypatch.setattr(lock, "_STALE_SECONDS", STALE)
+        if point == "products":  # no shard is left to do
+            monkeypatch.setattr(report, "quicklook", draw)
         time.sleep(LONG_ENOUGH)
-        first = iter([wake])
-        taken = run(job, lambda *_: next(first, lambda: None)())
+        taken = run(job, wake)
     finally:
         late.kill()
-        late.wait()
+        late.communicate()
 
     assert late.returncode == ExitCode.BUSY, ended
     assert taken.values["exit_code"] == ExitCode.OK, taken.error

@@ -10,9 +10,9 @@ from making import NORTH_UP, after, digests, make_scene, random_pixels
 
 from tileseg.encode import Look, create, shard_bytes, write_cog
 from tileseg.errors import ExitCode, OutputError
+from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.job import run
-from tileseg.scene import gdal_env
 from tileseg.settings import Job
 from tileseg.verify import verify_confidence, verify_mask
 

@@ -11,7 +11,7 @@ from rasterio.warp import transform
 
 from tileseg.card import NODATA
 from tileseg.errors import InputError, UsageError
-from tileseg.scene import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 
 __all__ = ["Confusion", "check_points"]
 

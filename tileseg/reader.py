@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tileseg.errors import InputError
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.grid import Grid, Run, Strip
-from tileseg.scene import GDAL_ERRORS, Band, Scene, gdal_env, open_dataset
+from tileseg.scene import Band, Scene
 from tileseg.window import Window
 
 __all__ = ["Reader"]

@@ -12,7 +12,8 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
-from tileseg.scene import GDAL_ERRORS, Band, Scene, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.scene import Band, Scene
 from tileseg.vectorize import Polygons
 from tileseg.window import Window
 

@@ -1,75 +1,23 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 
 from tileseg.errors import InputError, RefusedError, UsageError
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
 
-__all__ = [
-    "CACHE_BYTES",
-    "GDAL_ERRORS",
-    "Band",
-    "Scene",
-    "gdal_env",
-    "open_bytes",
-    "open_dataset",
-    "open_scene",
-]
+__all__ = ["Band", "Scene", "open_scene"]
 
 _INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 _STRIP_ROWS = 512  # rows of one read where blocks are lower than that
 _STRIP_BYTES = 48 << 20  # one read's decoded pixels, about
-
-CACHE_BYTES = 64 << 20
-"""What GDAL may keep of decoded blocks."""
-
-GDAL_ERRORS = (RasterioError, rasterio._err.CPLE_BaseError)  # noqa: SLF001
-"""What a failing read or write raises; damaged files and the COG driver the second."""
-
-_GDAL_OPTIONS = {
-    # Bytes, not MB, through rasterio: enough for one row of blocks, and no more for a
-    # larger scene or machine.
-    "GDAL_CACHEMAX": CACHE_BYTES,
-    # Sidecars can replace the grid or reach the network: no .ovr, .msk, .aux.xml.
-    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
-    "GDAL_PAM_ENABLED": "NO",
-    # The report names the file; GDAL's own message on stderr says less.
-    "CPL_LOG_ERRORS": "OFF",
-}
-
-
-def gdal_env() -> rasterio.Env:
-    """Return the GDAL settings that every read and write here runs under."""
-    return rasterio.Env(**_GDAL_OPTIONS)
-
-
-def open_dataset(path: str | Path, **options: int) -> Any:  # noqa: ANN401  (rasterio is untyped)
-    """Open a local GeoTIFF, as that and nothing else, whatever its name suggests."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return rasterio.open(path, driver="GTiff", **options)
-
-
-@contextmanager
-def open_bytes(data: bytes) -> Iterator[Any]:
-    """Open the bytes of a GeoTIFF, as that and nothing else."""
-    with warnings.catch_warnings(), MemoryFile(data) as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(driver="GTiff") as dataset:
-            yield dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ from typing import Any
 from tileseg.card import CONFIDENCE_STEPS, Card
 from tileseg.encode import Look, create, write_cog
 from tileseg.errors import OutputError
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_bytes
 from tileseg.grid import Grid, Shard
-from tileseg.scene import GDAL_ERRORS, Scene, gdal_env, open_bytes
+from tileseg.scene import Scene
 
 __all__ = ["looks", "stitch"]
 

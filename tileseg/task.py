@@ -10,11 +10,12 @@ from typing import Any
 
 from tileseg.card import Card, read_card
 from tileseg.errors import UsageError
+from tileseg.gdal import CACHE_BYTES
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identity, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
-from tileseg.scene import CACHE_BYTES, Band, Scene, open_scene
+from tileseg.scene import Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
 __all__ = ["Task", "prepare", "versions"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from tileseg.card import NODATA
 from tileseg.errors import OutputError
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
-from tileseg.scene import GDAL_ERRORS, gdal_env, open_dataset
 
 __all__ = ["verify_confidence", "verify_mask"]
 

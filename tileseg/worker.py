@@ -17,6 +17,7 @@ from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.card import NODATA, Card
 from tileseg.encode import shard_bytes
+from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identity
@@ -28,7 +29,7 @@ from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
-from tileseg.scene import Band, Scene, gdal_env
+from tileseg.scene import Band, Scene
 from tileseg.settings import default_model, is_remote
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
