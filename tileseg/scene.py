@@ -1,13 +1,16 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rasterio.enums import ColorInterp, MaskFlags
 
+from tileseg.compose import Target, compose
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
+from tileseg.layer import BandFacts, Layer, Mosaic
 from tileseg.raster import Band, File, Scene
 
 __all__ = ["Band", "Scene", "open_scene"]
@@ -16,21 +19,57 @@ _INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 
 
-def open_scene(href: str) -> Scene:
-    """Open a local GeoTIFF and say what it is.
+def open_scene(
+    source: Mosaic | str,
+    wanted: tuple[str | int, ...] = (),
+    target: Target | None = None,
+    *,
+    resample: bool = False,
+) -> Scene:
+    """Open a scene's files and say what it is.
+
+    Args:
+        source: what it is put together from; a path or address for one file.
+        wanted: bands that are needed, by name or index; all if empty. Where files are
+            brought to the finest grid, it is the finest of these.
+        target: the grid that is wanted; None for the scene's own.
+        resample: whether files of other grids are brought to the finest one.
 
     Raises:
-        UsageError: the path is remote, or its pixels are complex or a palette.
-        RefusedError: it is not a GeoTIFF, or its name asks GDAL for something else.
-        InputError: it is missing or damaged.
+        UsageError: a file's pixels are complex or a palette, or the files do not fit
+            together.
+        RefusedError: one is not a GeoTIFF, or its name asks GDAL for something else.
+        InputError: one is missing or damaged.
     """
-    path = _local_file(href)
+    mosaic = ((Layer(href=source),),) if isinstance(source, str) else source
+    stacks = [[_open_layer(layer) for layer in stack] for stack in mosaic]
+    return compose(stacks, wanted, target or Target(), resample=resample)
+
+
+def _open_layer(layer: Layer) -> Scene:
+    """Open one file, and believe what a catalog says of its bands."""
+    path = _local_file(layer.href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
-            return _describe(href, path, dataset)
+            scene = _describe(layer.href, path, dataset)
     except GDAL_ERRORS as err:
-        msg = f"{href}: cannot be read as a GeoTIFF: {err}"
+        msg = f"{layer.href}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
+    if not layer.bands:
+        return scene
+    if len(layer.bands) != len(scene.bands):
+        msg = (
+            f"{layer.href}: has {len(scene.bands)} bands, and the catalog speaks of "
+            f"{len(layer.bands)}; correct the catalog"
+        )
+        raise UsageError(msg)
+    pairs = zip(scene.bands, layer.bands, strict=True)
+    return replace(scene, bands=tuple(_with_facts(*pair) for pair in pairs))
+
+
+def _with_facts(band: Band, facts: BandFacts) -> Band:
+    said = {key: value for key, value in asdict(facts).items() if value is not None}
+    return replace(band, **said)
 
 
 def _local_file(href: str) -> Path:
