@@ -6,12 +6,13 @@ from typing import Any
 
 from rasterio.enums import ColorInterp, MaskFlags
 
-from tileseg.compose import Target, compose
+from tileseg.compose import Wish, compose, masked
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.layer import BandFacts, Layer, Mosaic
 from tileseg.raster import Band, File, Scene
+from tileseg.rules import Rule
 
 __all__ = ["Band", "Scene", "open_scene"]
 
@@ -19,21 +20,12 @@ _INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 
 
-def open_scene(
-    source: Mosaic | str,
-    wanted: tuple[str | int, ...] = (),
-    target: Target | None = None,
-    *,
-    resample: bool = False,
-) -> Scene:
+def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
     """Open a scene's files and say what it is.
 
     Args:
         source: what it is put together from; a path or address for one file.
-        wanted: bands that are needed, by name or index; all if empty. Where files are
-            brought to the finest grid, it is the finest of these.
-        target: the grid that is wanted; None for the scene's own.
-        resample: whether files of other grids are brought to the finest one.
+        wish: what is wanted of it; None for the scene as it is.
 
     Raises:
         UsageError: a file's pixels are complex or a palette, or the files do not fit
@@ -41,9 +33,23 @@ def open_scene(
         RefusedError: one is not a GeoTIFF, or its name asks GDAL for something else.
         InputError: one is missing or damaged.
     """
+    wish = wish or Wish()
     mosaic = ((Layer(href=source),),) if isinstance(source, str) else source
     stacks = [[_open_layer(layer) for layer in stack] for stack in mosaic]
-    return compose(stacks, wanted, target or Target(), resample=resample)
+    own = tuple(rule for rule in wish.rules if rule.band)
+    scene = compose(stacks, replace(wish, rules=own))
+    for rule in wish.rules:
+        if not rule.band:
+            scene = _masked_by_file(scene, rule)
+    return scene
+
+
+def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
+    mask = _open_layer(Layer(href=rule.source))
+    if len(mask.bands) > 1:
+        msg = f"mask: {rule.source}: has {len(mask.bands)} bands, wanted one"
+        raise UsageError(msg)
+    return masked(scene, mask, mask.bands[0], rule)
 
 
 def _open_layer(layer: Layer) -> Scene:
