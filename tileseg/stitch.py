@@ -55,7 +55,9 @@ def stitch(
     whole = path.with_suffix(".whole.tif")
     try:
         with gdal_env():
-            with create(whole, scene.geobox, look, point=scene.point) as dataset:
+            with create(
+                whole, scene.geobox, look, point=scene.point, tie=scene.tie
+            ) as dataset:
                 for shard, data in shards:
                     _place(dataset, grid, shard, data)
             write_cog(whole, path, look, width=grid.width)

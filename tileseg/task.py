@@ -8,13 +8,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
+from tileseg.compose import Target, Wish
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identities, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
+from tileseg.rules import parse_rule
 from tileseg.scene import Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
@@ -22,6 +25,7 @@ __all__ = ["Task", "prepare", "versions"]
 
 logger = logging.getLogger(__name__)
 
+_FAR = 1.5  # times as large or small as a pixel that the model knows
 _SUMS_BYTES = 4  # of one logit being summed
 _PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _FIXED_BYTES = CACHE_BYTES + 160_000_000  # with what libraries and the picture take
@@ -51,6 +55,7 @@ class Task:
             products.append(f"polygons.{job.polygons}")
         return {
             "input": self.identity.facts(),
+            "scene": digest(self.scene.facts()),
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
@@ -127,9 +132,11 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    paths = (file.path for file in open_scene(job.input).files)
+    card = read_card(job.model_path)
+    wish = _wish(job, card)
+    paths = (file.path for file in open_scene(job.input, wish).files)
     identity = identify(paths, open_storage(job.workplace))
-    scene = open_scene(job.input)
+    scene = open_scene(job.input, wish)
     if scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
@@ -137,7 +144,7 @@ def prepare(job: Job) -> Task:
         logger.warning(text, job.input)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    card = read_card(job.model_path)
+    _compare_scales(scene, card)
     bands = scene.select(job.bands or card.bands)
     if len(bands) != len(card.bands):
         msg = (
@@ -166,6 +173,36 @@ def prepare(job: Job) -> Task:
         scale=tuple(_scale(job, card, band) for band in bands),
         grid=grid,
     )
+
+
+def _wish(job: Job, card: Card) -> Wish:
+    """Return what the job and the card want of the scene.
+
+    Raises:
+        UsageError: the card does not say its resolution, or a mask is no rule.
+    """
+    resolution, is_card = job.resolution, job.resolution == "card"
+    if is_card and card.gsd is None:
+        msg = f"resolution card: {job.model_path} does not say it (tileseg:gsd)"
+        raise UsageError(msg)
+    side = card.gsd if isinstance(resolution, str) else resolution
+    return Wish(
+        bands=job.bands or card.bands,
+        target=Target(job.crs, side, is_metres=is_card, method=job.resampling),
+        rules=tuple(map(parse_rule, job.mask)),
+        may_lie_nowhere=job.allow_ungeoreferenced,
+    )
+
+
+def _compare_scales(scene: Scene, card: Card) -> None:
+    """Warn of pixels of another size than those that the model knows."""
+    side = pixel_metres(scene.geobox)
+    if side and card.gsd and not 1 / _FAR <= side / card.gsd <= _FAR:
+        text = (
+            "%s: has pixels of %.3g m, the model knows such of %.3g m: expect a worse "
+            "mask, or say resolution = 'card' in a job file"
+        )
+        logger.warning(text, scene.href, side, card.gsd)
 
 
 def _refuse_vanishing(job: Job) -> None:

@@ -200,6 +200,7 @@ class Worker:
             shard=shard,
             artifacts=artifacts,
             pixels=pixels,
+            masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
             work=self._since_last(),
         )
@@ -283,9 +284,11 @@ def _height(rows: list[LabelRows]) -> int:
 def _part(held: list[LabelRows], rows: slice, columns: slice) -> LabelRows:
     """Return a rectangle of what is held, in memory of its own."""
     layers = [item.confidence for item in held if item.confidence is not None]
+    masked = [item.masked.view(np.uint8) for item in held if item.masked is not None]
     return LabelRows(
         _stacked([item.labels for item in held], rows, columns),
         _stacked(layers, rows, columns) if layers else None,
+        _stacked(masked, rows, columns).view(np.bool_) if masked else None,
     )
 
 
