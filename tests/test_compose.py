@@ -300,6 +300,28 @@ def test_bilinear_is_what_it_says_and_nodata_spreads_no_further(tmp_path):
         np.testing.assert_allclose(values[valid], expected[valid], rtol=1e-5)
 
 
+def test_bilinear_to_coarser_pixels_is_a_mean_without_holes(tmp_path):
+    """Of all pixels within a new pixel's side, by distance: no picture of needles."""
+    pixels = random_pixels(96, 64, bands=1, dtype="float32", nodata=0)
+    pixels[:, 40, 20] = 0
+    path = make_plain(tmp_path / "fine.tif", pixels, nodata=0, **ZONE)
+    scene = open_scene(str(path), Wish(target=Target(resolution=40)))
+
+    got, valid = read_all(scene)
+
+    kernel = 1 - np.abs(np.arange(-3.5, 4)) / 4
+    expected, holes = np.zeros((24, 16)), np.zeros((24, 16), bool)
+    for row, col in np.ndindex(24, 16):
+        rows, cols = (np.arange(4 * at - 2, 4 * at + 6) for at in (row, col))
+        inner = [(i >= 0) & (i < n) for i, n in ((rows, 96), (cols, 64))]
+        weights = np.outer(kernel[inner[0]], kernel[inner[1]])
+        part = pixels[0][np.ix_(rows[inner[0]], cols[inner[1]])]
+        expected[row, col] = (weights * part).sum() / weights.sum()
+        holes[row, col] = (part == 0).any()
+    np.testing.assert_array_equal(~holes, valid)
+    np.testing.assert_allclose(got[0][valid], expected[valid], rtol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["nearest", "bilinear", "cubic"])
 @pytest.mark.parametrize(
     "target", [("", 8.0), ("", 33.0), ("EPSG:3857", 13.0)], ids=str

@@ -137,11 +137,14 @@ def prepare(job: Job) -> Task:
     paths = (file.path for file in open_scene(job.input, wish).files)
     identity = identify(paths, open_storage(job.workplace))
     scene = open_scene(job.input, wish)
-    if scene.geobox.transform.is_identity:
+    if scene.tie:
+        text = "%s: placed by GCPs or RPCs only; its mask will be likewise, in pixels"
+        logger.warning(text, scene.href)
+    elif scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
         )
-        logger.warning(text, job.input)
+        logger.warning(text, scene.href)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
     _compare_scales(scene, card)
