@@ -21,6 +21,7 @@ from tileseg.errors import UsageError
 from tileseg.grid import Grid
 from tileseg.layer import BandFacts, Layer
 from tileseg.reader import Reader
+from tileseg.rules import Rule
 from tileseg.scene import open_scene
 from tileseg.window import Window
 
@@ -467,6 +468,10 @@ def scenes(draw, folder):
             layers.append(layer(path))
             parts.append(part)
             good &= (np.isfinite(part) & (part != nodata)).all(axis=0)
+            if draw(st.booleans()):
+                shown = random.random(good.shape) < 0.7
+                write_mask(path, shown)
+                good &= shown
         at = place.slices
         take = ~covered[at] | (good & ~valid[at])
         pixels[:, *at] = np.where(take, np.concatenate(parts), pixels[:, *at])
@@ -479,7 +484,22 @@ def scenes(draw, folder):
     )
     at = slice(top, bottom), slice(left, right)
     grid = replace(grid, height=bottom - top, width=right - left)
-    return grid, open_scene(tuple(mosaic)), pixels[:, *at], valid[at]
+    hidden, rules = np.zeros(shape, bool), ()
+    if draw(st.booleans()):
+        codes = random.integers(0, 4, (1, *shape)).astype("uint8")
+        path = folder / "mask.tif"
+        make_plain(path, codes, transform=moved(Window(0, 0, *shape)), nodata=2, **ZONE)
+        hidden, rules = codes[0] % 2 == 1, (Rule(str(path), "in", (1.0, 3.0)),)
+    scene = open_scene(tuple(mosaic), Wish(rules=rules))
+    return grid, scene, pixels[:, *at], valid[at], hidden[at]
+
+
+def write_mask(path, shown):
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "r+") as dataset,
+    ):
+        dataset.write_mask(shown)
 
 
 MIXED = ("uint8", "int8", "uint16", "int16", "float32")
@@ -499,14 +519,17 @@ def windows_in(draw, height, width):
 
 def check_scene(data, folder):
     """Any bands, any runs, any ring: what the naive rule says of the whole."""
-    grid, scene, pixels, valid = data.draw(scenes(folder))
+    grid, scene, pixels, valid, hidden = data.draw(scenes(folder))
     chosen = tuple(data.draw(st.permutations(scene.bands)))
     reader, ring = Reader(scene, chosen, grid), data.draw(st.integers(0, 2))
     pixels = pixels[[band.index - 1 for band in chosen]]
     assert (grid.height, grid.width) == (scene.geobox.height, scene.geobox.width)
     for run in data.draw(cuts(grid)):
         strips = list(reader.strips(run, ring=ring))
-        assert_strips_show(pixels, valid, grid, run, strips, ring=ring)
+        assert_strips_show(pixels, valid & ~hidden, grid, run, strips, ring=ring)
+        if scene.is_masked:
+            seen = [replace(strip, valid=strip.masked) for strip in strips]
+            assert_strips_show(pixels, valid & hidden, grid, run, seen, ring=ring)
 
 
 @given(data=st.data())
