@@ -91,6 +91,8 @@ class Receipt:
     """Class value to area; None where the CRS knows no metres."""
     work: Mapping[str, float]
     """Tiles, seconds by stage and pixels decoded since the worker's last receipt."""
+    outside: int = 0
+    """Pixels that lie outside the polygons asked for; nodata, whatever they are."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Receipt":
@@ -101,6 +103,7 @@ class Receipt:
             artifacts={k: Artifact(**item) for k, item in value["artifacts"].items()},
             pixels={int(k): int(n) for k, n in value["pixels"].items()},
             hectares=hectares and {int(k): float(x) for k, x in hectares.items()},
+            outside=int(value["outside"]),
             work=dict(value["work"]),
         )
 

@@ -59,10 +59,10 @@ class Picture:
         self._valid = np.zeros((0, self._run.width), dtype=np.bool_)
 
     def see(self, strip: Strip) -> None:
-        """Remember which pixels of the run are valid."""
+        """Remember which pixels of the run get a label."""
         box = strip.tiles.scale(self._grid.stride)
         part = self._run.intersect(box).relative_to(box.pad(self._grid.halo))
-        self._valid = np.concatenate((self._valid, strip.valid[part.slices]))
+        self._valid = np.concatenate((self._valid, strip.wanted[part.slices]))
 
     @property
     def stop(self) -> int:

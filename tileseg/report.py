@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tileseg.card import NODATA, Card
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.scene import Band, Scene
+from tileseg.task import Task
 from tileseg.vectorize import Polygons
 from tileseg.window import Window
 
@@ -28,25 +29,18 @@ _DETAIL = 256  # pixels of the side of what is shown with polygons
 _DISPLAY = ("red", "green", "blue")
 
 
-def quicklook(
-    scene: Scene,
-    bands: tuple[Band, ...],
-    mask: Path,
-    card: Card,
-    polygons: Polygons | None = None,
-) -> bytes:
+def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes:
     """Return a PNG: the scene, its mask and the legend; a detail with its polygons.
 
     Args:
-        scene: the scene.
-        bands: those that the network saw, in its order.
-        mask: its finished mask.
-        card: the model's, for class names and colours.
+        task: of what scene, by which model.
+        mask: the finished mask, of the grid's area.
         polygons: the mask's, if they were made.
     """
-    whole = scene.geobox.window
+    scene, bands, card = task.scene, task.bands, task.card
+    whole = task.grid.area
     shape = _fit(whole)
-    labels = _read(str(mask), (1,), whole, shape)[0]
+    labels = _read(str(mask), (1,), whole.relative_to(whole), shape)[0]
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
     panels = 2
     if polygons is not None:
@@ -62,7 +56,7 @@ def quicklook(
         frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)
         frame.set(edgecolor="white", linewidth=1.5)
         left.add_patch(frame)
-        part = _read(str(mask), (1,), at, (at.height, at.width))[0]
+        part = _read(str(mask), (1,), at.relative_to(whole), (at.height, at.width))[0]
         _show(more[0], _rgb(scene, bands, part == NODATA, at), at)
         more[0].add_collection(_outlines(polygons, at, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
@@ -144,7 +138,8 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
         share = counts[:NODATA] / max(1, counts.sum())
         return -float((share * np.log(np.maximum(share, 1e-9))).sum())
 
-    return Window(*max(corners, key=mixture), *side)
+    row, col = max(corners, key=mixture)
+    return Window(whole.row + row, whole.col + col, *side)
 
 
 def _outlines(polygons: Polygons, window: Window, card: Card) -> LineCollection:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,14 +16,18 @@ from tileseg.errors import UsageError
 
 __all__ = [
     "Job",
+    "called",
     "default_model",
     "is_record",
     "is_remote",
     "read_job",
+    "stem",
     "within",
 ]
 
 _LONGEST = 10 * 86_400  # seconds
+_ITEM = re.compile(r"\.(?:geo)?json#(?P<id>.+)$", re.IGNORECASE)
+_HALF_TURN = 180  # degrees
 _STORES = ("s3://", "gs://", "az://")
 
 
@@ -30,12 +35,18 @@ _STORES = ("s3://", "gs://", "az://")
 class Job:
     """One scene to segment. Every field but `input` has a default that fits most."""
 
-    input: str
-    """A local GeoTIFF."""
+    input: str | tuple[str, ...]
+    """The scene: a file, or a STAC Item; several files only with `join`."""
+    join: str = ""
+    """Several files as one scene: `bands` of one place, or the parts of a `mosaic`."""
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east, north of what is asked for, in degrees; None for all."""
+    aoi: str = ""
+    """A vector file whose polygons are what is asked for; empty for all."""
     model: str = ""
     """Model folder; empty for the land-cover model that comes with tileseg."""
     output: str = ""
-    """Output directory or s3://bucket/prefix; empty for out/<scene stem>."""
+    """Output directory or s3://bucket/prefix; empty for out/<name of the scene>."""
     work: str = ""
     """Work directory or s3://bucket/prefix; empty for <output>.work, locally."""
     engine: str = "auto"
@@ -93,9 +104,38 @@ class Job:
             if (got := getattr(self, name)) is not None and not is_good(got):
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
+        self._check_inputs()
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
             raise UsageError(msg)
+
+    def _check_inputs(self) -> None:
+        """Refuse several files that are no one scene, or one without a name."""
+        if not all(self.inputs) or not self.inputs:
+            msg = f"input: got {self.input!r}, wanted a scene"
+            raise UsageError(msg)
+        if len(self.inputs) > 1 and not self.join:
+            msg = (
+                "input: several files are a scene each, and a job has one: join them "
+                "as its bands or as a mosaic (--join), or run a job for each"
+            )
+            raise UsageError(msg)
+        if len(self.inputs) > 1 and not self.output:
+            msg = "output: wanted a directory, since files that are joined have no name"
+            raise UsageError(msg)
+        if self.bbox and self.aoi:
+            msg = "bbox, aoi: wanted one of them, got both"
+            raise UsageError(msg)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Every file, or STAC Item, that the scene is made of."""
+        return (self.input,) if isinstance(self.input, str) else self.input
+
+    @property
+    def href(self) -> str:
+        """What the scene is called in messages and records."""
+        return called(self.input)
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are no defaults, as JSON has them.
@@ -128,6 +168,8 @@ class Job:
             "device": one_of("auto", "cpu", "cuda"),
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
             "blend": one_of("crop", "cosine"),
+            "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
+            "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),
             "polygons": (
                 lambda name: name in ("", *formats),
                 one_of(*formats)[1],
@@ -165,7 +207,7 @@ class Job:
     @property
     def destination(self) -> str:
         """Where the outputs go: a local path, or an address in an object store."""
-        return self.output or str(Path("out") / Path(self.input).stem)
+        return self.output or str(Path("out") / stem(self.inputs[0]))
 
     @property
     def output_path(self) -> Path:
@@ -201,6 +243,19 @@ def is_remote(address: str) -> bool:
     return address.startswith(_STORES)
 
 
+def called(source: str | tuple[str, ...]) -> str:
+    """Return what a scene is called that is made of one file or several."""
+    first, *more = (source,) if isinstance(source, str) else source
+    return f"{first} and {len(more)} more" if more else first
+
+
+def stem(source: str) -> str:
+    """Return the name of a scene: its file's without suffix, its STAC Item's id."""
+    if found := _ITEM.search(source):
+        return found["id"]
+    return Path(source.partition("?")[0] if "://" in source else source).stem
+
+
 def within(field: str, shared: str, name: str) -> str:
     """Return the place of one scene among those that share an output or work directory.
 
@@ -211,6 +266,12 @@ def within(field: str, shared: str, name: str) -> str:
     if is_remote(shared):
         return f"{shared.rstrip('/')}/{name}"
     return str(Path(shared) / name)
+
+
+def _is_bbox(box: tuple[float, float, float, float]) -> bool:
+    west, south, east, north = box
+    is_wide = west != east and all(abs(x) <= _HALF_TURN for x in (west, east))
+    return is_wide and -_HALF_TURN / 2 <= south < north <= _HALF_TURN / 2
 
 
 def _check_address(field: str, address: object) -> None:
@@ -273,7 +334,6 @@ def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
         raise UsageError(msg) from err
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints = {item.name: item.type for item in fields(Job)}
-    hints["input"] = str | tuple[str, ...]  # of several scenes, a job each
     for key, value in values.items():
         if key not in hints:
             msg = f"{path}: unknown key {key!r}; a job has {', '.join(hints)}"

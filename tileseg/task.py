@@ -3,20 +3,24 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tileseg.card import Card, read_card
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
+from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identity, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
 from tileseg.scene import Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
+
+if TYPE_CHECKING:
+    from tileseg.region import Region
 
 __all__ = ["Task", "prepare", "versions"]
 
@@ -40,6 +44,14 @@ class Task:
     scale: tuple[tuple[float, float], ...]
     """(scale, offset) of each of them: stored values to the card's unit."""
     grid: Grid
+    """Of the scene; its area is what is asked for."""
+    region: "Region | None"
+    """What part of the scene that is; None for all of it."""
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Where the products lie: the grid's area."""
+        return self.scene.geobox.crop(self.grid.area)
 
     @property
     def request(self) -> dict[str, Any]:
@@ -53,6 +65,8 @@ class Task:
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
+            "area": list(astuple(self.grid.area)),
+            "outline": self.region and self.region.sha256,
             "shard": self.grid.shard,
             "blend": job.blend,
             "device": job.device,
@@ -99,7 +113,7 @@ class Task:
         and labels as often while they are joined and masked; a U-Net's activations
         come to about a dozen layers of the first stage's size.
         """
-        width = max((self.grid.pixels(run).width for run in runs), default=0)
+        width = max((self._width(run) for run in runs), default=0)
         rows = self.scene.strip_rows + 2 * self.grid.tile
         strips = 4 * rows * width * self.scene.pixel_bytes(self.bands)
         sums = 4 * self.card.outputs * self.grid.tile * width * _SUMS_BYTES
@@ -107,6 +121,11 @@ class Task:
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
         return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
+
+    def _width(self, run: Run) -> int:
+        """Return how many columns are held of a run: whole blocks, with its margin."""
+        cores = self.grid.cores(run, ring=1).width * self.grid.stride
+        return min(cores + 2 * (self.grid.halo + self.scene.block[1]), self.grid.width)
 
 
 def versions(*, polygons: bool = False) -> dict[str, str]:
@@ -126,24 +145,25 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    identity = identify(open_scene(job.input).path, open_storage(job.workplace))
-    scene = open_scene(job.input)
+    identity = identify(open_scene(job.inputs[0]).path, open_storage(job.workplace))
+    scene = open_scene(job.inputs[0])
     if scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
         )
-        logger.warning(text, job.input)
+        logger.warning(text, job.href)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
     card = read_card(job.model_path)
     bands = scene.select(job.bands or card.bands)
     if len(bands) != len(card.bands):
         msg = (
-            f"{job.input}: the model needs {len(card.bands)} bands "
+            f"{job.href}: the model needs {len(card.bands)} bands "
             f"({', '.join(card.bands)}), got {len(bands)}"
         )
         raise UsageError(msg)
     identity.check_unchanged()  # what was just described is what was hashed
+    region = _region(job, scene)
     shard = job.shard or shard_size(card.tile, card.halo)[0]
     try:
         grid = Grid(
@@ -152,6 +172,7 @@ def prepare(job: Job) -> Task:
             tile=card.tile,
             halo=card.halo,
             shard=shard,
+            part=region.window if region else None,
         )
     except ValueError as err:
         raise UsageError(str(err)) from err
@@ -163,7 +184,17 @@ def prepare(job: Job) -> Task:
         bands=bands,
         scale=tuple(_scale(job, card, band) for band in bands),
         grid=grid,
+        region=region,
     )
+
+
+def _region(job: Job, scene: Scene) -> "Region | None":
+    """Return the part of the scene that is asked for; None for all."""
+    from tileseg.region import region_of_bbox, region_of_file
+
+    if job.bbox:
+        return region_of_bbox(job.bbox, scene.geobox, job.href)
+    return region_of_file(job.aoi, scene.geobox, job.href) if job.aoi else None
 
 
 def _refuse_vanishing(job: Job) -> None:
@@ -200,7 +231,7 @@ def _check_lonlat(job: Job, scene: Scene) -> None:
 
     if lonlat_digits(scene.geobox) is None:
         msg = (
-            f"{job.input}: the scene does not say where on the Earth it lies, and "
+            f"{job.href}: the scene does not say where on the Earth it lies, and "
             "GeoJSON is in longitude and latitude: use --polygons gpkg, parquet or fgb"
         )
         raise UsageError(msg)
@@ -214,7 +245,7 @@ def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
         return 1.0, 0.0
     if (band.scale, band.offset) == (1.0, 0.0):
         msg = (
-            f"{job.input}: band {band.index} does not say how its numbers become "
+            f"{job.href}: band {band.index} does not say how its numbers become "
             f"{card.unit}: give --scale and --offset ({card.unit} = number * scale + "
             f"offset; 1 and 0 if they are {card.unit} already), or write them into the "
             "file's GDAL tags"

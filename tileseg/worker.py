@@ -29,6 +29,7 @@ from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
+from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import default_model, is_remote
 from tileseg.task import Task
@@ -51,6 +52,8 @@ class Recipe:
     """Of the scene's bytes."""
     bands: tuple[Band, ...]
     grid: Grid
+    outline: bytes | None
+    """What of the grid's area is asked for, see `Region`; None for all."""
     model: str
     """Model folder; empty for the model that comes with tileseg, wherever that is."""
     card: Card
@@ -73,6 +76,7 @@ class Recipe:
             identity=task.identity,
             bands=task.bands,
             grid=task.grid,
+            outline=task.region.outline if task.region else None,
             model=task.job.model and str(task.job.model_path.absolute()),
             card=task.card,
             device=device,
@@ -125,6 +129,7 @@ class Worker:
             batch=recipe.batch,
             stop=stop,
         )
+        self._stencil = Stencil(recipe.outline) if recipe.outline else None
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
 
@@ -166,8 +171,17 @@ class Worker:
         """
         for run in runs:
             yield run
-            yield from self._reader.strips(run, ring=self._blend.ring)
+            for strip in self._reader.strips(run, ring=self._blend.ring):
+                yield self._asked(strip)
             yield None
+
+    def _asked(self, strip: Strip) -> Strip:
+        """Return a strip that knows which of its pixels are asked for."""
+        if self._stencil is None:
+            return strip
+        grid = self._recipe.grid
+        seen = strip.tiles.scale(grid.stride).pad(grid.halo)
+        return replace(strip, inside=self._stencil.inside(seen))
 
     def _waited(self, items: Iterator[T]) -> Iterator[T]:
         """Pass items through, and count the seconds spent waiting for them."""
@@ -185,7 +199,8 @@ class Worker:
         """Write a shard's files and return its receipt."""
         start = perf_counter()
         shard, rows = item
-        box = self._recipe.scene.geobox.crop(self._recipe.grid.pixels(shard))
+        window = self._recipe.grid.pixels(shard)
+        box = self._recipe.scene.geobox.crop(window)
         layers = {"mask": rows.labels, "confidence": rows.confidence}
         artifacts = {
             product: self._write_layer(shard, product, pixels, box)
@@ -195,12 +210,16 @@ class Worker:
         if self._recipe.polygons:
             artifacts["polygons"] = self._write_pieces(shard, rows, box)
         pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
+        outside = 0
+        if self._stencil:
+            outside = int((~self._stencil.inside(window)).sum())
         self._write += perf_counter() - start
         return Receipt(
             shard=shard,
             artifacts=artifacts,
             pixels=pixels,
             hectares=hectares,
+            outside=outside,
             work=self._since_last(),
         )
 
