@@ -417,7 +417,7 @@ def test_a_part_is_the_crop_of_the_whole(segment, scene_at, place, blend):
 
 def test_only_what_is_asked_for_is_computed(segment, scene_at):
     scene = scene_at("north-up")
-    box = bbox_round(geobox_of(*PLACES["north-up"]), 50, 50, 40, 10)
+    box = bbox_round(geobox_of(*PLACES["north-up"]), 80, 50, 40, 10)
 
     values, _ = segment("part", scene, bbox=box)
 
