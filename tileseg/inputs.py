@@ -15,7 +15,7 @@ from tileseg.layer import Layer, Mosaic, Stack
 from tileseg.objects import Objects
 from tileseg.settings import Job, is_remote
 
-__all__ = ["compose", "find_many", "find_scenes"]
+__all__ = ["find_many", "find_scenes", "mosaic_of"]
 
 _SUFFIXES = (".tif", ".tiff")
 _LIST = ".txt"
@@ -72,7 +72,7 @@ def _read_list(path: Path) -> list[str]:
     return [it for name in paths for it in _scenes(name, in_list=True)]
 
 
-def compose(job: Job, bands: tuple[str | int, ...]) -> Mosaic:
+def mosaic_of(job: Job, bands: tuple[str | int, ...]) -> Mosaic:
     """Return what a job's scene is put together from.
 
     Args:

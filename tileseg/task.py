@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tileseg.card import Card, read_card
+from tileseg.catalog import is_catalog
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identity, identify
+from tileseg.identity import Identities, identify
+from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
 from tileseg.scene import Band, Scene, open_scene
@@ -37,7 +39,8 @@ class Task:
 
     job: Job
     scene: Scene
-    identity: Identity
+    identity: Identities
+    """Of all its files."""
     card: Card
     bands: tuple[Band, ...]
     """In the network's order."""
@@ -61,7 +64,7 @@ class Task:
         if job.polygons:
             products.append(f"polygons.{job.polygons}")
         return {
-            "input": {"size": self.identity.size, "sha256": self.identity.sha256},
+            "input": self.identity.facts(),
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
@@ -145,8 +148,13 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    identity = identify(open_scene(job.inputs[0]).path, open_storage(job.workplace))
-    scene = open_scene(job.inputs[0])
+    card = read_card(job.model_path)
+    mosaic = mosaic_of(job, wanted := job.bands or card.bands)
+    # What a catalog names may be of any resolution; files that one names are as meant.
+    is_mixed = any(is_catalog(source) for source in job.inputs)
+    paths = (file.path for file in open_scene(mosaic, wanted, resample=is_mixed).files)
+    identity = identify(paths, open_storage(job.workplace))
+    scene = open_scene(mosaic, wanted, resample=is_mixed)
     if scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
@@ -154,8 +162,7 @@ def prepare(job: Job) -> Task:
         logger.warning(text, job.href)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    card = read_card(job.model_path)
-    bands = scene.select(job.bands or card.bands)
+    bands = scene.select(wanted)
     if len(bands) != len(card.bands):
         msg = (
             f"{job.href}: the model needs {len(card.bands)} bands "
