@@ -30,6 +30,9 @@ _PICTURES = {"overview", "thumbnail", "visual"}  # made to be looked at
 _RASTERS = ("image/tiff", "image/geotiff", "image/vnd.stac.geotiff")
 _SUFFIXES = (".tif", ".tiff")
 
+# What pystac raises where a value is of another kind than it takes it for.
+_BROKEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+
 _Names = Callable[["_Place"], set[str]]
 
 
@@ -37,6 +40,8 @@ _Names = Callable[["_Place"], set[str]]
 class _Place:
     """A band of an Item."""
 
+    source: str
+    """Of its Item."""
     key: str
     """Of its asset."""
     at: int
@@ -138,7 +143,8 @@ def _parts(source: str) -> tuple[str, str | None]:
 
 
 def _item(source: str) -> "Item":
-    from pystac import Item, STACError
+    from pystac import Item
+    from pystac.errors import STACError, STACTypeError
 
     document, name = _parts(source)
     value = _document(document)
@@ -156,9 +162,9 @@ def _item(source: str) -> "Item":
         if sum(1 for _ in _places(source, item)) <= _MOST_BANDS:
             return item
         problem = f"has more than {_MOST_BANDS} bands"
-    except (STACError, ArithmeticError, AttributeError, LookupError, TypeError) as err:
+    except _BROKEN as err:
         problem = f"{type(err).__name__}: {err}"
-    except ValueError as err:
+    except (STACError, STACTypeError) as err:
         problem = str(err)
     msg = f"{source}: is no STAC Item that can be read: {problem}"
     raise InputError(msg)
@@ -230,7 +236,7 @@ def _places(source: str, item: "Item") -> Iterator[_Place]:
             facts = dict(asset.extra_fields) if count == 1 else _values(asset)
             for bands in said:
                 facts |= bands[at] if at < len(bands) else {}
-            yield _Place(key, at, facts, count == 1, "data" in roles)
+            yield _Place(source, key, at, facts, count == 1, "data" in roles)
 
 
 _LISTS = ("raster:bands", "eo:bands", "bands")
@@ -322,7 +328,7 @@ def _number(place: _Place, *keys: str) -> float | None:
             raise TypeError  # noqa: TRY301  (no number)
         return float(value)
     except (TypeError, ValueError, OverflowError):
-        msg = f"{place}: {keys[-1]}: got {value!r}, wanted a number"
+        msg = f"{place.source}: {place}: {keys[-1]}: got {value!r}, wanted a number"
         raise InputError(msg) from None
 
 
