@@ -533,7 +533,7 @@ def test_a_file_that_is_no_tiff_is_refused(data, tmp_path):
         "/vsistdin/",
         "vrt://scene.tif?bands=1",
         "http://127.0.0.1:9/scene.tif",
-        "s3://bucket/scene.tif",
+        "file:///scene.tif",
         "zip://archive.zip!scene.tif",
         "zip+file://archive.zip!/scene.tif",
     ],
@@ -550,7 +550,7 @@ def test_names_that_ask_gdal_for_something_else_are_refused(href, monkeypatch):
     with pytest.raises((RefusedError, UsageError)) as caught:
         open_scene(href)
 
-    assert href in str(caught.value)
+    assert href.partition("?")[0] in str(caught.value)
 
 
 @pytest.mark.parametrize(

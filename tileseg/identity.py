@@ -5,8 +5,11 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from tileseg.address import is_address, shown
 from tileseg.errors import InputError
+from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
 __all__ = ["Identity", "identify", "look"]
@@ -17,33 +20,49 @@ _RECORD = "inputs.json"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A local file's content, and how to see cheaply that it is still the same."""
+    """A file's content, and how to see cheaply that it is still the same."""
 
     path: str
-    """Absolute."""
+    """Absolute, or an address's handle."""
     size: int
     """In bytes."""
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, int, int] = (0, 0, 0)
     """Inode, modification and change time in ns; never part of a plan."""
-    sha256: str
-    """Of all its bytes."""
+    sha256: str | None = None
+    """Of all its bytes; None where a server says of which version they are."""
+    etag: str | None = None
+    """What the server calls that version: an etag, or when it was last modified."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a plan says of it."""
+        if self.etag is None:
+            return {"size": self.size, "sha256": self.sha256}
+        return {"address": shown(self.path), "size": self.size, "etag": self.etag}
 
     def remember(self, work: Storage) -> None:
         """Leave the digest in the work directory, for the next run to reuse."""
-        work.write(_RECORD, json.dumps(asdict(self)).encode())
+        if not is_address(self.path):  # whose digest nobody could trust
+            work.write(_RECORD, json.dumps(asdict(self)).encode())
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was touched since it was identified.
 
+        A remote one is asked nothing: whoever reads it sees in every answer that it is
+        of the version that this process looked at last.
+
         Raises:
             InputError: it was.
         """
-        try:
-            is_same = _stat(self.path) == (self.size, self.stamp)
-        except OSError:
-            is_same = False
+        if is_address(self.path):
+            version = fetcher(self.path).version
+            is_same = self.size == version.size and self.etag == version.tag
+        else:
+            try:
+                is_same = _stat(self.path) == (self.size, self.stamp)
+            except OSError:
+                is_same = False
         if not is_same:
-            msg = f"{self.path}: changed while it was being read; run again"
+            msg = f"{shown(self.path)}: changed while it was being read; run again"
             raise InputError(msg)
 
 
@@ -59,9 +78,17 @@ def identify(path: str, work: Storage) -> Identity:
 def look(path: str, known: Identity | None) -> Identity:
     """Return a file's identity, hashing it only if it was touched since `known`.
 
+    A remote file is hashed only if its server names no version of it.
+
     Raises:
         InputError: it cannot be read.
+        TilesegError: it is remote, and its server refuses or keeps failing.
     """
+    if is_address(path):
+        source = fetcher(path)
+        version = source.look()
+        sha256 = None if version.tag else source.sha256()
+        return Identity(path, version.size, sha256=sha256, etag=version.tag)
     try:
         size, stamp = _stat(path)
         if known and (known.path, known.size, known.stamp) == (path, size, stamp):
@@ -83,6 +110,6 @@ def _recall(work: Storage) -> Identity | None:
     try:
         value = json.loads(work.read(_RECORD))
         known = Identity(**{**value, "stamp": tuple(value["stamp"])})
-        return known if _SHA256.fullmatch(known.sha256) else None
+        return known if _SHA256.fullmatch(known.sha256 or "") else None
     except (OSError, ValueError, TypeError, KeyError):
         return None

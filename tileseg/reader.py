@@ -16,6 +16,7 @@ from tileseg.errors import InputError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.grid import Grid, Run, Strip
 from tileseg.scene import Band, Scene
+from tileseg.source import Traffic
 from tileseg.window import Window
 
 __all__ = ["Reader"]
@@ -41,6 +42,7 @@ class Reader:
         self._threads = threads
         self._dtype = scene.dtype if scene.dtype in _NATIVE else "float32"
         self.decoded_pixels = 0
+        self.traffic = Traffic()
         self.seconds = 0.0
 
     def strips(self, run: Run, *, ring: int = 0) -> Iterator[Strip]:
@@ -103,7 +105,8 @@ class Reader:
 
     def _open(self) -> Any:  # noqa: ANN401  (rasterio is untyped)
         try:
-            return open_dataset(self._scene.path, num_threads=self._threads)
+            path, threads = self._scene.path, self._threads
+            return open_dataset(path, self.traffic, num_threads=threads)
         except GDAL_ERRORS as err:
             msg = f"{self._scene.href}: cannot be opened any more: {err}"
             raise InputError(msg) from err

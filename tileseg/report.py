@@ -12,6 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
+from tileseg.errors import TilesegError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.scene import Band, Scene
 from tileseg.vectorize import Polygons
@@ -111,7 +112,8 @@ def _rgb(
     try:
         indexes = tuple(band.index for band in shown)
         pixels = _read(scene.path, indexes, window, (shape[0], shape[1]))
-    except GDAL_ERRORS as err:  # a damaged block: the mask is there all the same
+    except (*GDAL_ERRORS, TilesegError) as err:
+        # A damaged block, or a dead server: the mask is there all the same.
         logger.warning("%s: no picture of the scene: %s", scene.href, err)
         return np.ones((*shape, 3))
     pixels = pixels.astype(np.float64)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tileseg.address import allow, has_secret, is_address
 from tileseg.card import Card, read_card
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
@@ -15,6 +16,7 @@ from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identity, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
+from tileseg.remote import MEMORY_BYTES
 from tileseg.scene import Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
@@ -49,7 +51,7 @@ class Task:
         if job.polygons:
             products.append(f"polygons.{job.polygons}")
         return {
-            "input": {"size": self.identity.size, "sha256": self.identity.sha256},
+            "input": self.identity.facts(),
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
@@ -106,7 +108,9 @@ class Task:
         labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
-        return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
+        fetched = MEMORY_BYTES if is_address(self.scene.path) else 0
+        known = strips + sums + labels + tiles + pieces + fetched
+        return (_FIXED_BYTES + known) / 1e6
 
 
 def versions(*, polygons: bool = False) -> dict[str, str]:
@@ -126,6 +130,8 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
+    _refuse_telling(job)
+    allow(job.hosts)
     identity = identify(open_scene(job.input).path, open_storage(job.workplace))
     scene = open_scene(job.input)
     if scene.geobox.transform.is_identity:
@@ -179,6 +185,17 @@ def _refuse_vanishing(job: Job) -> None:
                 "directory; give an absolute path on storage that all nodes share"
             )
             raise UsageError(msg)
+
+
+def _refuse_telling(job: Job) -> None:
+    """Refuse to send a secret through Ray, which shows what it is given."""
+    if job.engine_kind == "ray" and has_secret(job.input):
+        msg = (
+            f"{job.input}: a signed address is a secret that a cluster's nodes would "
+            "have to be told; use s3://, gs:// or az:// with credentials of their own, "
+            "or --engine local"
+        )
+        raise UsageError(msg)
 
 
 def _refuse_nesting(job: Job) -> None:
