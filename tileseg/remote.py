@@ -5,6 +5,7 @@ its settings, and nothing that a file names, can lead anywhere else.
 """
 
 import hashlib
+import logging
 import random
 import time
 from collections import OrderedDict
@@ -21,6 +22,8 @@ from tileseg.errors import InputError, StorageError, TilesegError
 from tileseg.source import Later, Source, Traffic, Version
 
 __all__ = ["GIVE_UP_SECONDS", "MEMORY_BYTES", "Fetcher", "File", "fetcher"]
+
+logger = logging.getLogger(__name__)
 
 GIVE_UP_SECONDS = 60.0
 """At most, from the first failure of a read to the error that says so."""
@@ -161,6 +164,8 @@ class Fetcher:
                         f"read ({reason}; tried {tries} times); run again later"
                     )
                     raise StorageError(msg) from None
+                where = shown(self.handle), start, stop - 1
+                logger.debug("%s: bytes %d to %d: %s; again", *where, reason)
             self._source.renew()
             closed.wait(random.uniform(0.5, 1) * wait)  # noqa: S311  (no secret)
             wait = min(2 * wait, _LONGEST_WAIT)
