@@ -54,7 +54,8 @@ def split(href: str) -> SplitResult | None:
         UsageError: it is no address that can be read, or holds a password.
     """
     if _MAGIC_NAME.match(href):
-        msg = f"{shown(href)}: GDAL's virtual file names are refused; give a plain path"
+        name = shown(href).partition("\n")[0][:200]  # it may be a whole document
+        msg = f"{name}: GDAL's virtual file names are refused; give a plain path"
         raise RefusedError(msg)
     if not is_address(href):
         return None
