@@ -14,6 +14,9 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "names",
+    "redact",
+    "environment",
     "stopping",
     "watch",
     "settings",
@@ -29,6 +32,7 @@ ORDER = (
     "picture",
     "predict",
     "gdal",
+    "probe",
     "layer",
     "scene",
     "reader",

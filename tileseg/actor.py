@@ -10,6 +10,7 @@ from uuid import uuid4
 import ray
 
 from tileseg.crew import Crew, Outcome
+from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
 from tileseg.identity import Identity, look
@@ -67,6 +68,7 @@ class Station:
 
     def __init__(self) -> None:
         """Wait for work."""
+        scrub()
         self._crew: Crew | None = None
         self._meters = WorkerMeters()
 

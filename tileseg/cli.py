@@ -18,7 +18,9 @@ from tileseg.console import (
     signals,
     tell,
 )
+from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
+from tileseg.names import stem
 from tileseg.options import job_options
 from tileseg.stopping import StopSignal
 
@@ -53,6 +55,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
     from tileseg.job import Staff
 
     codes = []
@@ -81,6 +84,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     summary as the last line.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
     from tileseg.job import Staff
     from tileseg.nightly import Night, find_scenes
 
@@ -174,7 +178,7 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
         raise UsageError(msg)
     if len(inputs) == 1:
         return [{**values, "input": inputs[0]}]
-    stems = [Path(name).stem for name in inputs]
+    stems = [stem(name) for name in inputs]
     if len(set(stems)) < len(stems):
         double = next(stem for stem in stems if stems.count(stem) > 1)
         msg = f"two inputs are named {double!r}: they would share an output directory"
@@ -226,8 +230,8 @@ def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, A
         {
             **values,
             "input": name,
-            "output": within("output", output, Path(name).stem),
-            "work": within("work", work, Path(name).stem) if work else "",
+            "output": within("output", output, stem(name)),
+            "work": within("work", work, stem(name)) if work else "",
         }
         for name in inputs
     ]

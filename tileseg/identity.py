@@ -9,7 +9,7 @@ from pathlib import Path
 from tileseg.errors import InputError
 from tileseg.storage import Storage
 
-__all__ = ["Identity", "identify", "look"]
+__all__ = ["Identity", "identify", "is_known", "look"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
@@ -54,6 +54,18 @@ def identify(path: str, work: Storage) -> Identity:
         InputError: it cannot be read.
     """
     return look(path, _recall(work))
+
+
+def is_known(path: str, work: Storage) -> bool:
+    """Return whether the last run of this work directory read the very same file."""
+    known = _recall(work)
+    try:
+        return known is not None and (known.path, known.size, known.stamp) == (
+            path,
+            *_stat(path),
+        )
+    except OSError:
+        return False
 
 
 def look(path: str, known: Identity | None) -> Identity:

@@ -12,7 +12,7 @@ from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
 
-__all__ = ["Band", "Scene", "open_scene"]
+__all__ = ["Band", "Scene", "local_file", "open_scene"]
 
 _INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
@@ -133,7 +133,7 @@ def open_scene(href: str) -> Scene:
         RefusedError: it is not a GeoTIFF, or its name asks GDAL for something else.
         InputError: it is missing or damaged.
     """
-    path = _local_file(href)
+    path = local_file(href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
             return _describe(href, path, dataset)
@@ -142,8 +142,14 @@ def open_scene(href: str) -> Scene:
         raise InputError(msg) from err
 
 
-def _local_file(href: str) -> Path:
-    """Return the absolute path of a file that begins like a TIFF."""
+def local_file(href: str) -> Path:
+    """Return the absolute path of a file that begins like a TIFF.
+
+    Raises:
+        UsageError: the path is remote.
+        RefusedError: it begins otherwise, or its name asks GDAL for something else.
+        InputError: it cannot be read.
+    """
     if href.startswith("/vsi"):
         msg = f"{href}: GDAL's virtual file names are refused; give a plain path"
         raise RefusedError(msg)

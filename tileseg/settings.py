@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from tileseg.errors import UsageError
+from tileseg.names import stem
 
 __all__ = [
     "Job",
@@ -78,6 +79,10 @@ class Job:
     """Seconds without progress after which a worker is taken to be stuck."""
     wait: float = 1800
     """Seconds to wait for a first worker, or for one when none is left (Ray)."""
+    max_pixels: int = 100_000_000_000
+    """Scenes of more are refused: a few bytes can claim any number."""
+    trusted: bool = False
+    """The input is ours: need not be looked at first by a process that may die."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 
@@ -135,6 +140,7 @@ class Job:
             "workers": positive,
             "batch_size": positive,
             "shard": positive,
+            "max_pixels": positive,
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
@@ -165,7 +171,7 @@ class Job:
     @property
     def destination(self) -> str:
         """Where the outputs go: a local path, or an address in an object store."""
-        return self.output or str(Path("out") / Path(self.input).stem)
+        return self.output or str(Path("out") / stem(self.input))
 
     @property
     def output_path(self) -> Path:

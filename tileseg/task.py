@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.card import Card, read_card
-from tileseg.errors import UsageError
+from tileseg.errors import RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identity, identify
+from tileseg.identity import Identity, identify, is_known
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
-from tileseg.scene import Band, Scene, open_scene
+from tileseg.probe import examine
+from tileseg.scene import Band, Scene, local_file, open_scene
 from tileseg.settings import Job, is_remote
 
 __all__ = ["Task", "prepare", "versions"]
@@ -126,8 +127,19 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    identity = identify(open_scene(job.input).path, open_storage(job.workplace))
+    work = open_storage(job.workplace)
+    path = str(local_file(job.input))
+    if not (job.trusted or is_known(path, work)):
+        examine([path])  # before this process opens it
+    open_scene(job.input)  # before all its bytes are hashed
+    identity = identify(path, work)
     scene = open_scene(job.input)
+    if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
+        msg = (
+            f"{job.input}: has {size} pixels, wanted at most {job.max_pixels}; if that "
+            "is meant, say so in a job file: max_pixels"
+        )
+        raise RefusedError(msg)
     if scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
