@@ -107,13 +107,16 @@ def _with_overview() -> bytes:
     return first + entries
 
 
-def pretended(folder: Path, url: str, secret: Path) -> dict[str, Path]:
+def pretended(
+    folder: Path, url: str, secret: Path, *, write: bool = True
+) -> dict[str, Path]:
     """Write files that are called .tif and are something else, by what they are.
 
     Args:
         folder: where.
         url: what some of them would fetch.
         secret: the file that others would read.
+        write: else only say which there are.
     """
     band = '<VRTRasterBand dataType="Byte" band="1"{}>{}</VRTRasterBand>'
     vrt = '<VRTDataset rasterXSize="64" rasterYSize="64">{}</VRTDataset>'
@@ -123,6 +126,7 @@ def pretended(folder: Path, url: str, secret: Path) -> dict[str, Path]:
         "<PixelFunctionLanguage>Python</PixelFunctionLanguage>"
         f"<PixelFunctionCode>open({str(folder / 'ran')!r}, 'w')</PixelFunctionCode>"
     )
+    wms = f'<Service name="WMS"><ServerUrl>{url}?</ServerUrl></Service>'
     texts = {
         "vrt of a url": vrt.format(band.format("", simple.format(f"/vsicurl/{url}"))),
         "vrt of a file": vrt.format(band.format("", simple.format(secret))),
@@ -137,9 +141,10 @@ def pretended(folder: Path, url: str, secret: Path) -> dict[str, Path]:
             band.format(' subClass="VRTDerivedRasterBand"', python)
         ),
         "vrt with blanks before": "\n \n" + vrt.format(""),
-        "wms": f'<GDAL_WMS><Service name="WMS"><ServerUrl>{url}?</ServerUrl></Service>'
-        "<DataWindow><SizeX>64</SizeX><SizeY>64</SizeY></DataWindow></GDAL_WMS>",
-        "wmts": f"<GDAL_WMTS><GetCapabilitiesUrl>{url}</GetCapabilitiesUrl></GDAL_WMTS>",
+        "wms": f"<GDAL_WMS>{wms}<DataWindow><SizeX>64</SizeX><SizeY>64</SizeY>"
+        "</DataWindow></GDAL_WMS>",
+        "wmts": f"<GDAL_WMTS><GetCapabilitiesUrl>{url}</GetCapabilitiesUrl>"
+        "</GDAL_WMTS>",
         "wcs": f"<WCS_GDAL><ServiceURL>{url}?</ServiceURL></WCS_GDAL>",
         "xml with an entity": f'<!DOCTYPE a [<!ENTITY b SYSTEM "file://{secret}">]>'
         + vrt.format("&b;"),
@@ -151,20 +156,22 @@ def pretended(folder: Path, url: str, secret: Path) -> dict[str, Path]:
         + "]>"
         + vrt.format("&i;"),
         "stac": f'{{"type": "Feature", "assets": {{"a": {{"href": "{url}"}}}}}}',
-        "gdalg": f'{{"type": "gdal_streamed_alg", "command_line": "gdal raster info {url}"}}',
+        "gdalg": '{"type": "gdal_streamed_alg", '
+        f'"command_line": "gdal raster info {url}"}}',
         "ascii grid": "ncols 2\nnrows 1\nxllcorner 0\nyllcorner 0\ncellsize 1\n1 2\n",
         "tile index": f"<GDALTileIndexDataset><IndexDataset>{url}</IndexDataset>"
         "</GDALTileIndexDataset>",
-        "mrf": f"<MRF_META><CachedSource><Source>{url}</Source></CachedSource></MRF_META>",
+        "mrf": f"<MRF_META><CachedSource><Source>{url}</Source></CachedSource>"
+        "</MRF_META>",
         "text": "just some text that goes on for a while",
         "nothing": "",
     }
-    paths = {}
-    for name, text in texts.items():
-        paths[name] = folder / f"{name.replace(' ', '_')}.tif"
-        paths[name].write_text(text)
-    paths["symlink"] = folder / "symlink.tif"
-    paths["symlink"].symlink_to(secret)
+    names = (*texts, "symlink")
+    paths = {name: folder / f"{name.replace(' ', '_')}.tif" for name in names}
+    if write:
+        for name, text in texts.items():
+            paths[name].write_text(text)
+        paths["symlink"].symlink_to(secret)
     return paths
 
 

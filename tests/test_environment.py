@@ -13,16 +13,16 @@ from tileseg.environment import scrub
 ROOT = Path(__file__).parents[1]
 DANGEROUS = {
     "GDAL_VRT_ENABLE_PYTHON": "YES",
-    "GDAL_DRIVER_PATH": "/tmp/evil",
-    "OGR_DRIVER_PATH": "/tmp/evil",
+    "GDAL_DRIVER_PATH": "/opt/evil",
+    "OGR_DRIVER_PATH": "/opt/evil",
     "GDAL_HTTP_UNSAFESSL": "YES",
-    "GDAL_HTTP_COOKIEFILE": "/tmp/evil",
-    "GDAL_PAM_PROXY_DIR": "/tmp/evil",
+    "GDAL_HTTP_COOKIEFILE": "/opt/evil",
+    "GDAL_PAM_PROXY_DIR": "/opt/evil",
     "GDAL_DISABLE_READDIR_ON_OPEN": "FALSE",
     "GDAL_PAM_ENABLED": "YES",
     "GDAL_SKIP": "GTiff",
     "CPL_DEBUG": "ON",
-    "CPL_LOG": "/tmp/evil",
+    "CPL_LOG": "/opt/evil",
     "CPL_CURL_VERBOSE": "YES",
     "GTIFF_POINT_GEO_IGNORE": "TRUE",
     "OSR_DEFAULT_AXIS_MAPPING_STRATEGY": "AUTHORITY_COMPLIANT",
@@ -77,7 +77,7 @@ def test_each_dangerous_variable_is_named_and_has_no_effect():
 
 def test_both_libraries_have_what_we_write_and_nothing_that_follows_names():
     found, _ = looked()
-    followers = set(environment._FOLLOWERS)
+    followers = set(environment._FOLLOWERS.split(","))
 
     assert {"GTiff", "COG", "MEM"} <= set(found["raster"])
     assert {"GPKG", "FlatGeobuf", "GeoJSON"} <= set(found["vector"])

@@ -89,9 +89,9 @@ def test_a_block_as_large_as_allowed_is_read(tmp_path):
     path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
 
     examine([str(path)])
+    side += 16
+    path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
     with pytest.raises(RefusedError, match="blocks of"):
-        side += 16
-        path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
         examine([str(path)])
 
 
@@ -99,7 +99,7 @@ def test_of_many_files_the_one_is_named(tmp_path, bomb):
     scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
     path = bomb("a strip of 16 GiB that is there")
 
-    with pytest.raises(RefusedError, match="bomb.tif"):
+    with pytest.raises(RefusedError, match="bomb"):
         examine([str(scene), str(path)])
 
 
@@ -118,7 +118,7 @@ def test_a_file_that_leads_to_another_as_its_overviews_is_refused(tmp_path):
 
 def test_no_secret_is_in_the_environment_of_the_process(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
-    monkeypatch.setenv("GDAL_DRIVER_PATH", "/tmp/evil")
+    monkeypatch.setenv("GDAL_DRIVER_PATH", "/opt/evil")
 
     kept = probe._environment()
 

@@ -26,55 +26,16 @@ _PREFIXES = (
 _KEPT = {"CPL_TMPDIR", "GDAL_DATA", "PROJ_DATA", "PROJ_LIB"}
 # Of the drivers only GTiff, COG and MEM are asked for by us. These would follow what a
 # file says to other files, to the network or into code, if anything ever asked them.
-_FOLLOWERS = [
-    "ADBC",
-    "AmigoCloud",
-    "CSW",
-    "Carto",
-    "DAAS",
-    "DERIVED",
-    "EEDA",
-    "EEDAI",
-    "Elasticsearch",
-    "GDALG",
-    "GML",
-    "GMLAS",
-    "GNMDatabase",
-    "GNMFile",
-    "GPSBabel",
-    "GTI",
-    "HTTP",
-    "KMLSUPEROVERLAY",
-    "LIBKML",
-    "MRF",
-    "MapML",
-    "NGW",
-    "OAPIF",
-    "OGCAPI",
-    "OGR_VRT",
-    "OSM",
-    "PDF",
-    "PDS4",
-    "PLMOSAIC",
-    "PLSCENES",
-    "PMTiles",
-    "Rasterlite",
-    "SAFE",
-    "SENTINEL2",
-    "STACIT",
-    "STACTA",
-    "TIL",
-    "VRT",
-    "WCS",
-    "WFS",
-    "WMS",
-    "WMTS",
-    "ZARR",
-    "Zarr",
-]
+_FOLLOWERS = (
+    "ADBC,AmigoCloud,CSW,Carto,DAAS,DERIVED,EEDA,EEDAI,Elasticsearch,GDALG,"
+    "GML,GMLAS,GNMDatabase,GNMFile,GPSBabel,GTI,HTTP,KMLSUPEROVERLAY,LIBKML,"
+    "MRF,MapML,NGW,OAPIF,OGCAPI,OGR_VRT,OSM,PDF,PDS4,PLMOSAIC,PLSCENES,"
+    "PMTiles,Rasterlite,SAFE,SENTINEL2,STACIT,STACTA,TIL,VRT,WCS,WFS,WMS,"
+    "WMTS,ZARR,Zarr"
+)
 _SETTINGS = {
-    "GDAL_SKIP": ",".join(_FOLLOWERS),
-    "OGR_SKIP": ",".join(_FOLLOWERS),
+    "GDAL_SKIP": _FOLLOWERS,
+    "OGR_SKIP": _FOLLOWERS,
     "CPL_LOG": os.devnull,  # of pyogrio's: see `_is_news`
     "PROJ_NETWORK": "OFF",  # no grids from the network: they would move coordinates
 }

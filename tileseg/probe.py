@@ -50,8 +50,8 @@ def examine(paths: Sequence[str]) -> None:
         return
     msg = (
         f"{paths[0]}: two blocks of it could not be read with {_MEMORY >> 20} MiB in "
-        f"{_CPU_SECONDS} s ({said}); refused, as it may be hostile (trusted = true in a "
-        "job file takes it as it is)"
+        f"{_CPU_SECONDS} s ({said}); refused, as it may be hostile; "
+        "trusted = true in a job file takes it as it is"
     )
     raise RefusedError(msg)
 

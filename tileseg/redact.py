@@ -44,9 +44,8 @@ class Redacted(logging.Formatter):
 
 def _bare(found: re.Match[str]) -> str:
     scheme, user, rest, query = found.groups()
-    return (
-        f"{scheme}{HIDDEN + '@' if user else ''}{rest}{'?' + HIDDEN if query else ''}"
-    )
+    before, behind = f"{HIDDEN}@" if user else "", f"?{HIDDEN}" if query else ""
+    return f"{scheme}{before}{rest}{behind}"
 
 
 def _secrets() -> list[str]:

@@ -170,7 +170,8 @@ def local_file(href: str) -> Path:
         msg = f"{href}: cannot be read: {reason}"
         raise InputError(msg) from err
     if magic not in _MAGIC:
-        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
+        # Not with what: it may be a link to what nobody may read.
+        msg = f"{href}: not a GeoTIFF: it does not begin as one"
         raise RefusedError(msg)
     return path
 
