@@ -126,7 +126,7 @@ def info(folder: str) -> None:
     lines = {**card.facts(), **card.about}
     width = max(map(len, lines))
     for key, value in lines.items():
-        click.echo(f"{key:<{width}}  {_plain(value)}")
+        tell(f"{key:<{width}}  {_plain(value)}")
 
 
 @model.command()

@@ -22,12 +22,18 @@ _SECRETIVE = re.compile(
     r".*(KEY|TOKEN|SECRET|PASSWORD|SAS|CONNECTION_STRING)(?!.*(FILE|PATH)$)",
     re.IGNORECASE,
 )
+_STEERING = {
+    code: "?" for code in (*range(32), *range(127, 160)) if code not in (9, 10)
+}
 _SHORTEST = 8  # of a secret: shorter values occur by themselves
 
 
 def redact(text: str) -> str:
-    """Return a text without users and queries of URLs, keys, and secret variables."""
-    text = _URL.sub(_bare, text)
+    """Return a text without users and queries of URLs, keys, and secret variables.
+
+    Nor what steers a terminal: names of files and bands may hold that.
+    """
+    text = _URL.sub(_bare, text.translate(_STEERING))
     text = _KEY_ID.sub(HIDDEN, text)
     for value in _secrets():
         text = text.replace(value, HIDDEN)
