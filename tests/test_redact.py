@@ -70,8 +70,7 @@ def test_a_document_stays_one(values):
 
 def test_a_traceback_is_redacted_too():
     try:
-        msg = f"https://h/a?sig={CANARY}"
-        raise ValueError(msg)
+        int(f"https://h/a?sig={CANARY}")
     except ValueError:
         record = logging.LogRecord(
             "x", logging.ERROR, "x", 1, "y", None, sys.exc_info()

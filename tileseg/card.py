@@ -276,7 +276,7 @@ def _from_stac(item: dict[str, Any]) -> Card:
     asset = item["assets"]["weights"]
     if not re.fullmatch(r"[\w.-]+\.safetensors", str(asset["href"])):
         msg = (
-            f"weights {asset['href']!r}: only *.safetensors beside the card are "
+            f"weights {str(asset['href'])[:100]!r}: only *.safetensors beside the card are "
             "loaded; other files can run code"
         )
         raise RefusedError(msg)

@@ -168,7 +168,7 @@ def load_module(folder: Path, card: Card) -> UNet:
         }
         module.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError, ValueError, LookupError) as err:
-        reason = str(err).splitlines()[-1].strip()
+        reason = str(err).splitlines()[-1].strip()[:300]
         msg = f"{path}: weights do not fit the card's U-Net: {reason}"
         raise ModelError(msg) from err
     return module
