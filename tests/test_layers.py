@@ -14,6 +14,9 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "names",
+    "redact",
+    "environment",
     "address",
     "source",
     "stopping",
@@ -36,6 +39,7 @@ ORDER = (
     "web",
     "remote",
     "gdal",
+    "probe",
     "layer",
     "rules",
     "raster",

@@ -16,7 +16,7 @@ from tileseg.raster import Band, File, Scene
 from tileseg.remote import fetcher
 from tileseg.rules import Rule
 
-__all__ = ["Band", "Scene", "open_scene"]
+__all__ = ["Band", "Scene", "locate", "open_scene"]
 
 _INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
@@ -38,14 +38,28 @@ def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
         StorageError: a server kept failing.
     """
     wish = wish or Wish()
-    mosaic = ((Layer(href=source),),) if isinstance(source, str) else source
-    stacks = [[_open_layer(layer) for layer in stack] for stack in mosaic]
+    stacks = [[_open_layer(layer) for layer in stack] for stack in _mosaic(source)]
     own = tuple(rule for rule in wish.rules if rule.band)
     scene = compose(stacks, replace(wish, rules=own))
     for rule in wish.rules:
         if not rule.band:
             scene = _masked_by_file(scene, rule)
     return scene
+
+
+def locate(source: Mosaic | str, wish: Wish | None = None) -> list[str]:
+    """Return the path or handle of each of a scene's files; open none as a raster.
+
+    Raises:
+        TilesegError: one does not begin like a TIFF, or cannot be had.
+    """
+    layers = [layer.href for stack in _mosaic(source) for layer in stack]
+    masks = [rule.source for rule in (wish or Wish()).rules if not rule.band]
+    return [_find(href)[0] for href in (*layers, *masks)]
+
+
+def _mosaic(source: Mosaic | str) -> Mosaic:
+    return ((Layer(href=source),),) if isinstance(source, str) else source
 
 
 def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
@@ -58,12 +72,7 @@ def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
 
 def _open_layer(layer: Layer) -> Scene:
     """Open one file, and believe what a catalog says of its bands."""
-    href = shown(layer.href)
-    is_remote = split(layer.href)
-    path, size, magic = (_remote_file if is_remote else _local_file)(layer.href)
-    if magic not in _MAGIC:
-        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
-        raise RefusedError(msg)
+    href, (path, size) = shown(layer.href), _find(layer.href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
             scene = _describe(href, path, size, dataset)
@@ -85,6 +94,20 @@ def _open_layer(layer: Layer) -> Scene:
 def _with_facts(band: Band, facts: BandFacts) -> Band:
     said = {key: value for key, value in asdict(facts).items() if value is not None}
     return replace(band, **said)
+
+
+def _find(href: str) -> tuple[str, int]:
+    """Return a file's path or handle, and its size.
+
+    Raises:
+        RefusedError: it does not begin like a TIFF.
+    """
+    path, size, magic = (_remote_file if split(href) else _local_file)(href)
+    if magic not in _MAGIC:
+        # Not with what: it may be a link to what nobody may read.
+        msg = f"{shown(href)}: not a GeoTIFF: it does not begin as one"
+        raise RefusedError(msg)
+    return path, size
 
 
 def _remote_file(href: str) -> tuple[str, int, bytes]:
