@@ -21,7 +21,7 @@ from tileseg.catalog import asset_href, is_catalog, scenes_of, stack_of
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.inputs import mosaic_of
 from tileseg.job import run
-from tileseg.settings import Job, stem
+from tileseg.settings import Job, scene_name
 
 BGR = ("blue", "green", "red")
 
@@ -278,7 +278,7 @@ def test_a_collection_is_a_scene_for_each_item(write):
     scenes = scenes_of(path)
 
     assert scenes == [f"{path}#one", f"{path}#two.SAFE"]
-    assert [stem(name) for name in scenes] == ["one", "two.SAFE"]
+    assert [scene_name(name) for name in scenes] == ["one", "two.SAFE"]
     assert stack_of(scenes[1], BGR) == stack_of(write(items[1]), BGR)
     with pytest.raises(InputError, match="0 items with the id 'three'"):
         stack_of(f"{path}#three", BGR)

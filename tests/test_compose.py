@@ -16,7 +16,7 @@ from rasterio.warp import Resampling, reproject
 from strategies import cuts, grids
 from test_scene import assert_strips_show, noise, whole
 
-from tileseg.compose import Target
+from tileseg.compose import Target, Wish
 from tileseg.errors import UsageError
 from tileseg.grid import Grid
 from tileseg.layer import BandFacts, Layer
@@ -240,9 +240,9 @@ def test_files_of_several_grids_are_stacked_only_when_asked(tmp_path):
     with pytest.raises(UsageError, match=r"fine\.tif and .*coarse\.tif.*resolution"):
         open_scene(stack(fine, coarse))
 
-    scene = open_scene(stack(coarse, fine), resample=True)
+    scene = open_scene(stack(coarse, fine), Wish(resample=True))
     assert open_scene(str(fine)).geobox == scene.geobox
-    scene = open_scene(stack(coarse, fine), wanted=(1,), resample=True)
+    scene = open_scene(stack(coarse, fine), Wish(bands=(1,), resample=True))
     assert open_scene(str(coarse)).geobox == scene.geobox
 
 
@@ -288,7 +288,7 @@ def test_bilinear_is_what_it_says_and_nodata_spreads_no_further(tmp_path):
     pixels = random_pixels(23, 31, bands=2, dtype="float32")
     path = make_plain(tmp_path / "coarse.tif", pixels, nodata=0, **ZONE)
 
-    scene = open_scene(str(path), target=Target(resolution=5))
+    scene = open_scene(str(path), Wish(target=Target(resolution=5)))
 
     assert (scene.geobox.height, scene.geobox.width) == (46, 62)
     assert NORTH_UP @ Affine.scale(0.5) == scene.geobox.transform
@@ -308,7 +308,7 @@ def test_no_pixel_depends_on_the_window_it_is_read_in(method, target, tmp_path):
     """In strips of any height, from any column, with any threads: the same bits."""
     pixels = random_pixels(570, 540, bands=1)
     path = make_plain(tmp_path / "scene.tif", pixels, nodata=0, tiled=True, **ZONE)
-    scene = open_scene(str(path), target=Target(*target, method))
+    scene = open_scene(str(path), Wish(target=Target(*target, method)))
 
     first = read_all(scene)
 
@@ -325,7 +325,7 @@ def test_another_crs_is_what_gdal_makes_of_the_whole(method, tmp_path):
     y, x = np.mgrid[:300, :400]
     pixels = (1000 + 7 * x + 3 * y)[None].astype("float32")
     path = make_plain(tmp_path / "scene.tif", pixels, **ZONE)
-    scene = open_scene(str(path), target=Target("EPSG:32630", 10, method))
+    scene = open_scene(str(path), Wish(target=Target("EPSG:32630", 10, method)))
     box = scene.geobox
     expected = np.zeros((box.height, box.width), "float32")
     reproject(
@@ -352,9 +352,9 @@ def test_a_cut_scene_is_resampled_as_a_whole(tmp_path):
     ]
     target = Target(resolution=6)
 
-    got, valid = read_all(open_scene(beside(*parts), target=target))
+    got, valid = read_all(open_scene(beside(*parts), Wish(target=target)))
 
-    expected, _ = read_all(open_scene(str(uncut), target=target))
+    expected, _ = read_all(open_scene(str(uncut), Wish(target=target)))
     np.testing.assert_array_equal(expected, got)
     assert valid.all()
 
@@ -371,11 +371,11 @@ def test_scenes_of_two_zones_meet_on_one_grid(tmp_path):
         crs="EPSG:32631",
     )
     place = Target("EPSG:32632", 10, "nearest")
-    one, other = (open_scene(str(path), target=place) for path in (first, second))
+    one, other = (open_scene(str(path), Wish(target=place)) for path in (first, second))
     with rasterio.open(second, "r+") as dataset:
         dataset.transform = replaced(NORTH_UP, c=left + 503)  # no grid in common
 
-    scene = open_scene(beside(first, second), target=place)
+    scene = open_scene(beside(first, second), Wish(target=place))
 
     pixels, valid = read_all(scene)
     assert scene.geobox.width > max(one.geobox.width, other.geobox.width)
@@ -394,7 +394,7 @@ def test_the_grid_that_is_there_already_is_not_resampled(tmp_path):
     path = make_plain(tmp_path / "scene.tif", noise("uint8", 1, 30, 20), **ZONE)
 
     for target in (Target(), Target(resolution=10), Target(crs="EPSG:32631")):
-        assert open_scene(str(path)) == open_scene(str(path), target=target)
+        assert open_scene(str(path)) == open_scene(str(path), Wish(target=target))
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_grid_that_cannot_be_is_a_usage_error(target, words, tmp_path):
     path = make_plain(tmp_path / "scene.tif", noise("uint8", 1, 30, 20), **ZONE)
 
     with pytest.raises(UsageError, match=words):
-        open_scene(str(path), target=target)
+        open_scene(str(path), Wish(target=target))
 
 
 # Everything at once

@@ -14,6 +14,11 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "names",
+    "redact",
+    "environment",
+    "address",
+    "source",
     "stopping",
     "watch",
     "settings",
@@ -28,7 +33,13 @@ ORDER = (
     "blend",
     "picture",
     "predict",
+    "journal",
+    "storage",
+    "objects",
+    "web",
+    "remote",
     "gdal",
+    "probe",
     "layer",
     "rules",
     "raster",
@@ -42,9 +53,6 @@ ORDER = (
     "region",
     "vectorize",
     "features",
-    "journal",
-    "storage",
-    "objects",
     "owner",
     "lock",
     "ledger",
@@ -107,6 +115,7 @@ OWNERS = {
     "shapely": {"vectorize", "features", "region"},
     "torch": {"unet", "model", "blend", "picture", "predict", "train"},
     "tqdm": {"console"},
+    "urllib3": {"web"},
 }
 
 HEAVY = {

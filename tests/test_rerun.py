@@ -42,6 +42,9 @@ EVERYTHING = {
     "grace": 1.5,
     "patience": 7.0,
     "wait": 9.0,
+    "hosts": ("example.org", "localhost:8000"),
+    "max_pixels": 10_000,
+    "trusted": True,
 }
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tileseg.address import is_address, keep, shown
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
-from tileseg.objects import Objects
-from tileseg.settings import is_remote
+from tileseg.remote import fetcher
 
 if TYPE_CHECKING:
     from pystac import Asset, Item
@@ -187,15 +187,14 @@ def _document(address: str) -> dict[str, Any]:
 
 
 def _bytes(address: str) -> bytes:
-    if is_remote(address):
-        folder, _, name = address.rpartition("/")
-        storage = Objects(folder)
-        size = storage.size(name)
-        if size is None:
-            msg = f"{address}: there is no such object"
-            raise InputError(msg)
+    if is_address(address):
+        if "?" in address:
+            msg = f"{shown(address)}: wanted a STAC document without a query"
+            raise UsageError(msg)
+        source = fetcher(keep(address))
+        size = source.look().size
         _check_size(address, size)
-        return storage.read(name)
+        return source.read(0, size)
     try:
         with Path(address).open("rb") as file:
             data = file.read(_MOST_BYTES + 1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from tileseg import __version__
+from tileseg.address import allow
 from tileseg.console import (
     configure_logging,
     leave,
@@ -18,6 +19,7 @@ from tileseg.console import (
     signals,
     tell,
 )
+from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
 from tileseg.options import job_options
 from tileseg.stopping import StopSignal
@@ -44,8 +46,8 @@ def main() -> None:
     "inputs",
     multiple=True,
     metavar="SCENE",
-    help="GeoTIFF, 'pattern*.tif', folder, list.txt or STAC Item; may be given several"
-    " times.",
+    help="GeoTIFF, 'pattern*.tif', folder, list.txt or STAC Item, a path or an address;"
+    " may be given several times.",
 )
 @job_options
 def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
@@ -54,6 +56,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
     from tileseg.job import Staff
 
     codes = []
@@ -82,6 +85,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     summary as the last line.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
     from tileseg.inputs import find_many
     from tileseg.job import Staff
     from tileseg.nightly import Night
@@ -91,6 +95,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
         if values.get("join"):
             msg = "join: makes one scene of several files, and a night has many scenes"
             raise UsageError(msg)
+        allow(values.get("hosts", ()))
         night = Night(list(find_many(options["scenes"])))
         output = values.get("output", "out")
         for facts in _one_each(list(night.waiting), values):
@@ -127,7 +132,7 @@ def info(folder: str) -> None:
     lines = {**card.facts(), **card.about}
     width = max(map(len, lines))
     for key, value in lines.items():
-        click.echo(f"{key:<{width}}  {_plain(value)}")
+        tell(f"{key:<{width}}  {_plain(value)}")
 
 
 @model.command()
@@ -170,13 +175,13 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
         UsageError: no scene, two scenes of one name, or a bad job file.
     """
     from tileseg.inputs import find_scenes
-    from tileseg.settings import stem
+    from tileseg.settings import scene_name
 
-    inputs = find_scenes(options.pop("inputs"))
-    is_one = len(inputs) <= 1 or bool(options.get("join"))
-    values = {**_job_file(options.pop("config"), is_one=is_one), **_given(options)}
+    given, config = options.pop("inputs"), options.pop("config")
+    values = {**_job_file(config, is_one=True), **_given(options)}
+    allow(values.get("hosts", ()))
     listed = values.pop("input", ())
-    inputs = inputs or find_scenes((listed,) if isinstance(listed, str) else listed)
+    inputs = find_scenes(given or ((listed,) if isinstance(listed, str) else listed))
     if not inputs:
         msg = "no scene: give --input SCENE"
         raise UsageError(msg)
@@ -184,12 +189,12 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
         return [{**values, "input": inputs[0]}]
     if values.get("join"):
         return [{**values, "input": inputs}]
-    stems = [stem(name) for name in inputs]
-    if len(set(stems)) < len(stems):
-        double = next(name for name in stems if stems.count(name) > 1)
+    names = [scene_name(item) for item in inputs]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
         msg = f"two inputs are named {double!r}: they would share an output directory"
         raise UsageError(msg)
-    return _one_each(inputs, values)
+    return _one_each(inputs, {**_job_file(config, is_one=False), **_given(options)})
 
 
 def _job_file(path: str | None, *, is_one: bool) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the fields of a job for each scene, with directories of their own."""
-    from tileseg.settings import stem, within
+    from tileseg.settings import scene_name, within
 
     output = values.get("output", "out")
     work = values.get("work")
@@ -236,8 +241,8 @@ def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, A
         {
             **values,
             "input": name,
-            "output": within("output", output, stem(name)),
-            "work": within("work", work, stem(name)) if work else "",
+            "output": within("output", output, scene_name(name)),
+            "work": within("work", work, scene_name(name)) if work else "",
         }
         for name in inputs
     ]
@@ -256,7 +261,8 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
     record = Record(called(facts["input"]))
     try:
         if is_taken:
-            msg = f"{facts['input']}: another scene's results go to {facts['output']}"
+            scene, output = called(facts["input"]), facts["output"]
+            msg = f"{scene}: another scene's results go to {output}"
             raise UsageError(msg)
         job = Job(**facts)
         with progress(job.href) as told:

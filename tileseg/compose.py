@@ -6,6 +6,7 @@ Pure: what comes out says what is to be read from where.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from math import sqrt
 
 import numpy as np
@@ -13,11 +14,12 @@ import numpy as np
 from tileseg.area import pixel_metres
 from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
-from tileseg.raster import Beside, Resampled, Scene, Stacked
-from tileseg.warp import covering_box, same_crs, scale_between
+from tileseg.raster import Band, Beside, File, Mask, Resampled, Scene, Stacked
+from tileseg.rules import Rule
+from tileseg.warp import covering_box, lies_on, same_crs, scale_between
 from tileseg.window import Window
 
-__all__ = ["Target", "compose", "resampled"]
+__all__ = ["Target", "Wish", "compose", "masked"]
 
 _BLOCK = 512  # side of what is resampled at once
 _OFF = 1e-6  # pixels by which grids of one stack may differ
@@ -42,50 +44,86 @@ class Target:
         return bool(self.crs or self.resolution)
 
 
-def compose(
-    stacks: Sequence[Sequence[Scene]],
-    wanted: tuple[str | int, ...],
-    target: Target,
-    *,
-    resample: bool,
-) -> Scene:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is wanted of a scene."""
+
+    bands: tuple[str | int, ...] = ()
+    """Those that are needed, by name or index; empty for all."""
+    target: Target = Target()
+    """The grid."""
+    resample: bool = False
+    """Whether files of other grids are brought to the finest one."""
+    rules: tuple[Rule, ...] = ()
+    """What makes pixels invalid from outside."""
+
+
+def compose(stacks: Sequence[Sequence[Scene]], wish: Wish) -> Scene:
     """Return the scene that rasters make.
 
     Args:
         stacks: of each place, the rasters whose bands are to be one raster's.
-        wanted: the bands that are needed, by name or index; empty for all.
-        target: the grid that is wanted.
-        resample: whether rasters of other grids are brought to the finest one.
+        wish: what is wanted; of its rules those about the scene's own bands.
 
     Raises:
         UsageError: they do not fit together, or do not lead to the target.
     """
-    is_even = all(_same_grid(stack[0], item) for stack in stacks for item in stack)
-    if is_even and not (target.is_given and _is_scattered(stacks)):
-        whole = _beside([_stack(stack) for stack in stacks])
-        if not target.is_given:
-            return whole
+    needed = [_needed(stack, wish.bands) for stack in stacks]
+    target = wish.target
+    if not (wish.resample or target.is_given):
+        for stack in needed:
+            _check_even(stack)
+    boxes = [_finest(stack) for stack in needed]
+    if not target.is_given:
+        return _beside(list(map(_place, stacks, boxes, repeat(wish))))
+    if len(stacks) > 1 and not wish.rules and _is_one_grid(needed):
+        plain = replace(wish, target=Target())
+        whole = _beside(list(map(_place, stacks, boxes, repeat(plain))))
         box = covering_box((whole.geobox,), target.crs, target.resolution)
         return resampled(whole, box, target.method)
-    if not (resample or target.is_given):
-        return _beside([_stack(stack) for stack in stacks])  # says what does not fit
-    boxes = [_finest(stack, wanted) for stack in stacks]
-    if not target.is_given:
-        return _beside(
-            [
-                _stack([resampled(item, box, target.method) for item in stack])
-                for stack, box in zip(stacks, boxes, strict=True)
-            ]
-        )
-    whole_box = covering_box(boxes, target.crs, target.resolution)
-    crs, side = whole_box.crs or "", whole_box.transform.a
-    places = [covering_box((box,), crs, side, on=whole_box) for box in boxes]
-    return _beside(
-        [
-            _stack([resampled(item, box, target.method) for item in stack])
-            for stack, box in zip(stacks, places, strict=True)
-        ]
-    )
+    box = covering_box(boxes, target.crs, target.resolution)
+    parts = [covering_box((item,), box.crs or "", None, on=box) for item in boxes]
+    return _beside(list(map(_place, stacks, parts, repeat(wish))))
+
+
+def masked(scene: Scene, raster: Scene, band: Band, rule: Rule) -> Scene:
+    """Return a scene some of whose pixels a rule about another raster makes invalid.
+
+    What that raster calls nodata is a value like any other; where it is not there at
+    all, nothing is known and the pixel is invalid.
+
+    Raises:
+        UsageError: it lies elsewhere.
+    """
+    there = resampled(_bare(raster), scene.geobox, "nearest")
+    if isinstance(there.origin, Resampled) and not lies_on(
+        raster.geobox, scene.geobox, there.origin
+    ):
+        msg = f"mask: {raster.href}: does not lie on {scene.href}"
+        raise UsageError(msg)
+    mask = Mask(there, replace(band, nodata=None), rule)
+    return replace(scene, masks=(*scene.masks, mask))
+
+
+def _place(stack: Sequence[Scene], box: GeoBox, wish: Wish) -> Scene:
+    """Return the one raster of a place, on a grid, with what its own bands mask."""
+    scene = _stack([resampled(item, box, wish.target.method) for item in stack])
+    for rule in wish.rules:
+        (band,) = scene.select((rule.band,))
+        owner, own = _owners(stack)[band.index - 1]
+        scene = masked(scene, owner, own, rule)
+    return scene
+
+
+def _bare(raster: Scene) -> Scene:
+    """Return a raster of which every value counts."""
+    match raster.origin:
+        case File() as file:
+            origin = replace(file, has_mask=False, alpha=None)
+            bands = tuple(replace(band, nodata=None) for band in raster.bands)
+            return replace(raster, bands=bands, origin=origin)
+    msg = "a mask is a file"
+    raise AssertionError(msg)
 
 
 def resampled(raster: Scene, box: GeoBox, method: str) -> Scene:
@@ -98,6 +136,7 @@ def resampled(raster: Scene, box: GeoBox, method: str) -> Scene:
         geobox=box,
         block=(_BLOCK, _BLOCK),
         origin=Resampled(raster, method, scale),
+        masks=(),
     )
 
 
@@ -106,14 +145,6 @@ def _stack(rasters: Sequence[Scene]) -> Scene:
     first = rasters[0]
     if len(rasters) == 1:
         return first
-    for item in rasters[1:]:
-        if not _same_grid(first, item):
-            msg = (
-                f"{first.href} and {item.href}: are not of one grid "
-                f"({_told(first.geobox)}; {_told(item.geobox)}); to have them "
-                "resampled say so in a job file: resolution = 10, say"
-            )
-            raise UsageError(msg)
     bands = [band for item in rasters for band in item.bands]
     return replace(
         first,
@@ -147,6 +178,7 @@ def _beside(rasters: Sequence[Scene]) -> Scene:
         dtype=_common_dtype(rasters),
         block=_block(rasters),
         origin=Beside(places, tuple(_shared(first, item) for item in rasters)),
+        masks=(),
     )
 
 
@@ -206,8 +238,17 @@ def _offset(first: Scene, item: Scene) -> tuple[int, int]:
     return at
 
 
-def _same_grid(one: Scene, other: Scene) -> bool:
-    return _is_same(one.geobox, other.geobox)
+def _check_even(stack: Sequence[Scene]) -> None:
+    """Refuse files of several grids whose bands are to be one raster's."""
+    first = stack[0]
+    for item in stack[1:]:
+        if not _is_same(first.geobox, item.geobox):
+            msg = (
+                f"{first.href} and {item.href}: are not of one grid "
+                f"({_told(first.geobox)}; {_told(item.geobox)}); to have them "
+                "resampled say so in a job file: resolution = 10, say"
+            )
+            raise UsageError(msg)
 
 
 def _is_same(one: GeoBox, other: GeoBox, most: float = _OFF) -> bool:
@@ -222,26 +263,36 @@ def _is_same(one: GeoBox, other: GeoBox, most: float = _OFF) -> bool:
     return bool(np.abs(drift).max() <= most) and same_crs(one.crs, other.crs)
 
 
-def _is_scattered(stacks: Sequence[Sequence[Scene]]) -> bool:
-    """Return whether rasters side by side lie on several grids."""
+def _is_one_grid(stacks: Sequence[Sequence[Scene]]) -> bool:
+    """Return whether all rasters of all places lie on one grid."""
     try:
         for stack in stacks:
+            _check_even(stack)
             _offset(stacks[0][0], stack[0])
     except UsageError:
-        return True
-    return False
+        return False
+    return True
 
 
-def _finest(stack: Sequence[Scene], wanted: tuple[str | int, ...]) -> GeoBox:
-    """Return the grid of the smallest pixels among those that are needed."""
+def _owners(stack: Sequence[Scene]) -> list[tuple[Scene, Band]]:
+    """Return, for each band of a stack, whose it is and which of that."""
+    return [(item, band) for item in stack for band in item.bands]
+
+
+def _needed(stack: Sequence[Scene], wanted: tuple[str | int, ...]) -> list[Scene]:
+    """Return the rasters that have a band that is wanted; all, if none has."""
     keys = {key.casefold() if isinstance(key, str) else key for key in wanted}
-    owners = [(item, band) for item in stack for band in item.bands]
-    needed = [
-        item.geobox
-        for index, (item, band) in enumerate(owners, start=1)
+    needed = {
+        item.href: item
+        for index, (item, band) in enumerate(_owners(stack), start=1)
         if index in keys or (band.name or "").casefold() in keys
-    ]
-    boxes = needed or [item.geobox for item in stack]
+    }
+    return list(needed.values()) or list(stack)
+
+
+def _finest(stack: Sequence[Scene]) -> GeoBox:
+    """Return the grid of the smallest pixels."""
+    boxes = [item.geobox for item in stack]
     return min(boxes, key=lambda box: pixel_metres(box) or _side(box))
 
 

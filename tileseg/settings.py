@@ -12,7 +12,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from tileseg.address import keep, shown
 from tileseg.errors import UsageError
+from tileseg.names import slug, stem
 
 __all__ = [
     "Job",
@@ -21,12 +23,12 @@ __all__ = [
     "is_record",
     "is_remote",
     "read_job",
-    "stem",
+    "scene_name",
     "within",
 ]
 
 _LONGEST = 10 * 86_400  # seconds
-_ITEM = re.compile(r"\.(?:geo)?json#(?P<id>.+)$", re.IGNORECASE)
+_ITEM = re.compile(r"(?P<document>[^?]+\.(?:geo)?json)#(?P<id>.+)", re.IGNORECASE)
 _HALF_TURN = 180  # degrees
 _STORES = ("s3://", "gs://", "az://")
 
@@ -36,7 +38,10 @@ class Job:
     """One scene to segment. Every field but `input` has a default that fits most."""
 
     input: str | tuple[str, ...]
-    """The scene: a file, or a STAC Item; several files only with `join`."""
+    """The scene, a path or an address (https, s3, gs or az): a GeoTIFF or a STAC Item.
+
+    Several files only with `join`. Of an address with a query only its handle is kept
+    here: see `address.keep`."""
     join: str = ""
     """Several files as one scene: `bands` of one place, or the parts of a `mosaic`."""
     bbox: tuple[float, float, float, float] | None = None
@@ -69,6 +74,8 @@ class Job:
     """physical = stored * scale + offset; None for the file's own tags."""
     offset: float | None = None
     """See `scale`; 0 if only that is given."""
+    hosts: tuple[str, ...] = ()
+    """`host[:port]` that may be read over plain http, or in a private network."""
     bands: tuple[str | int, ...] = ()
     """The scene's bands in the model's order, by name or index; empty for by name."""
     overwrite: bool = False
@@ -89,6 +96,10 @@ class Job:
     """Seconds without progress after which a worker is taken to be stuck."""
     wait: float = 1800
     """Seconds to wait for a first worker, or for one when none is left (Ray)."""
+    max_pixels: int = 100_000_000_000
+    """Scenes of more are refused: a few bytes can claim any number."""
+    trusted: bool = False
+    """The input is ours: need not be looked at first by a process that may die."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 
@@ -96,6 +107,8 @@ class Job:
         """Refuse what no run could mean."""
         _check_address("output", self.output)
         _check_address("work", self.work)
+        if isinstance(self.input, str):
+            object.__setattr__(self, "input", _kept(self.input))
         for item in fields(self):
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
@@ -111,7 +124,9 @@ class Job:
 
     def _check_inputs(self) -> None:
         """Refuse several files that are no one scene, or one without a name."""
-        if not all(self.inputs) or not self.inputs:
+        if isinstance(self.input, tuple):
+            object.__setattr__(self, "input", tuple(map(_kept, self.input)))
+        if not self.inputs or not all(self.inputs):
             msg = f"input: got {self.input!r}, wanted a scene"
             raise UsageError(msg)
         if len(self.inputs) > 1 and not self.join:
@@ -142,12 +157,14 @@ class Job:
 
         Not `overwrite` and `dry_run`, which were meant for the one run.
         """
-        return {
+        given = {
             item.name: list(value) if isinstance(value, tuple) else value
             for item in fields(self)
             if (value := getattr(self, item.name)) != item.default
             and item.name not in ("overwrite", "dry_run")
         }
+        inputs = [_shown(source) for source in self.inputs]
+        return {**given, "input": inputs if len(inputs) > 1 else inputs[0]}
 
     @staticmethod
     def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
@@ -177,6 +194,7 @@ class Job:
             "workers": positive,
             "batch_size": positive,
             "shard": positive,
+            "max_pixels": positive,
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
@@ -207,7 +225,7 @@ class Job:
     @property
     def destination(self) -> str:
         """Where the outputs go: a local path, or an address in an object store."""
-        return self.output or str(Path("out") / stem(self.inputs[0]))
+        return self.output or str(Path("out") / scene_name(self.inputs[0]))
 
     @property
     def output_path(self) -> Path:
@@ -246,14 +264,25 @@ def is_remote(address: str) -> bool:
 def called(source: str | tuple[str, ...]) -> str:
     """Return what a scene is called that is made of one file or several."""
     first, *more = (source,) if isinstance(source, str) else source
+    first = _shown(first)
     return f"{first} and {len(more)} more" if more else first
 
 
-def stem(source: str) -> str:
-    """Return the name of a scene: its file's without suffix, its STAC Item's id."""
-    if found := _ITEM.search(source):
-        return found["id"]
-    return Path(source.partition("?")[0] if "://" in source else source).stem
+def scene_name(source: str) -> str:
+    """Return the name of a scene's results: its file's stem, or its STAC Item's id."""
+    found = _ITEM.fullmatch(source)
+    return slug(found["id"]) if found else stem(source)
+
+
+def _shown(source: str) -> str:
+    """Return what may be seen by anyone; of a STAC document which Item is meant."""
+    found = _ITEM.fullmatch(source)
+    return f"{shown(found['document'])}#{found['id']}" if found else shown(source)
+
+
+def _kept(source: str) -> str:
+    """Return the handle of an input; which Item is meant is no secret."""
+    return source if _ITEM.fullmatch(source) else keep(source)
 
 
 def within(field: str, shared: str, name: str) -> str:

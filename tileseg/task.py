@@ -8,17 +8,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tileseg.address import allow, has_secret, is_address
 from tileseg.card import Card, read_card
 from tileseg.catalog import is_catalog
-from tileseg.errors import UsageError
+from tileseg.compose import Wish
+from tileseg.errors import RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identities, identify
+from tileseg.identity import Identities, identify, unknown
 from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
-from tileseg.scene import Band, Scene, open_scene
+from tileseg.pixels import HANDLES
+from tileseg.probe import examine
+from tileseg.remote import MEMORY_BYTES
+from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote
 
 if TYPE_CHECKING:
@@ -123,7 +128,10 @@ class Task:
         labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
-        return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
+        remote = sum(is_address(file.path) for file in self.scene.files)
+        fetched = MEMORY_BYTES * min(remote, HANDLES)
+        known = strips + sums + labels + tiles + pieces + fetched
+        return (_FIXED_BYTES + known) / 1e6
 
     def _width(self, run: Run) -> int:
         """Return how many columns are held of a run: whole blocks, with its margin."""
@@ -148,13 +156,26 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
+    allow(job.hosts)
+    work = open_storage(job.workplace)
     card = read_card(job.model_path)
-    mosaic = mosaic_of(job, wanted := job.bands or card.bands)
+    wanted = job.bands or card.bands
     # What a catalog names may be of any resolution; files that one names are as meant.
-    is_mixed = any(is_catalog(source) for source in job.inputs)
-    paths = (file.path for file in open_scene(mosaic, wanted, resample=is_mixed).files)
-    identity = identify(paths, open_storage(job.workplace))
-    scene = open_scene(mosaic, wanted, resample=is_mixed)
+    wish = Wish(bands=wanted, resample=any(map(is_catalog, job.inputs)))
+    mosaic = mosaic_of(job, wanted)
+    paths = locate(mosaic, wish)
+    _refuse_telling(job, paths)
+    if not job.trusted and (files := unknown(paths, work)):
+        examine(files)  # before this process opens them
+    paths = [file.path for file in open_scene(mosaic, wish).files]
+    identity = identify(paths, work)
+    scene = open_scene(mosaic, wish)
+    if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
+        msg = (
+            f"{job.href}: has {size} pixels, wanted at most {job.max_pixels}; if that "
+            "is meant, say so in a job file: max_pixels"
+        )
+        raise RefusedError(msg)
     if scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
@@ -217,6 +238,17 @@ def _refuse_vanishing(job: Job) -> None:
                 "directory; give an absolute path on storage that all nodes share"
             )
             raise UsageError(msg)
+
+
+def _refuse_telling(job: Job, paths: list[str]) -> None:
+    """Refuse to send a secret through Ray, which shows what it is given."""
+    if job.engine_kind == "ray" and any(map(has_secret, paths)):
+        msg = (
+            f"{job.href}: a signed address is a secret that a cluster's nodes would "
+            "have to be told; use s3://, gs:// or az:// with credentials of their own, "
+            "or --engine local"
+        )
+        raise UsageError(msg)
 
 
 def _refuse_nesting(job: Job) -> None:

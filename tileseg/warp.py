@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "covering_box",
+    "lies_on",
     "needed",
     "resample",
     "same_crs",
@@ -207,6 +208,11 @@ def _bounds(
         msg = "crs: does not reach the whole scene; choose one that is made for it"
         raise UsageError(msg)
     return float(x.min()), float(y.max()), float(x.max()), float(y.min())
+
+
+def lies_on(source: GeoBox, target: GeoBox, how: "Resampled") -> bool:
+    """Return whether a grid covers any of another one."""
+    return needed(source, target, how).size > 0
 
 
 def _lattice(box: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
