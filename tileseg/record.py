@@ -35,7 +35,7 @@ _KEYS: dict[str, str] = {
     "engine": "kind workers devices precision precision_asked batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
     "shards_distrusted shards_failed retries worker_restarts requests read_retries",
-    "pixels": "total nodata outside by_class",
+    "pixels": "total nodata masked outside by_class",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
@@ -194,6 +194,7 @@ class Record:
         self.values["pixels"] = {
             "total": total,
             "nodata": total - sum(pixels[item.value] for item in classes),
+            "masked": sum(item.masked for item in done),
             "outside": sum(item.outside for item in done),
             "by_class": {item.name: pixels[item.value] for item in classes},
         }

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.resources import files
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -76,6 +76,16 @@ class Job:
     """See `scale`; 0 if only that is given."""
     hosts: tuple[str, ...] = ()
     """`host[:port]` that may be read over plain http, or in a private network."""
+    crs: str = ""
+    """CRS that the scene is brought to, as EPSG:32631; empty for its own."""
+    resolution: float | str | None = None
+    """Side of a pixel it is brought to, in the CRS's unit; `card` for the model's."""
+    resampling: str = "bilinear"
+    """How that is done: `nearest`, `bilinear` or `cubic`."""
+    mask: tuple[str, ...] = ()
+    """What makes pixels invalid: `scl.tif in 3,8,9,10`, `band:qa bits 1,3` ..."""
+    allow_ungeoreferenced: bool = False
+    """Take a scene that is placed by GCPs or RPCs only; its mask is placed alike."""
     bands: tuple[str | int, ...] = ()
     """The scene's bands in the model's order, by name or index; empty for by name."""
     overwrite: bool = False
@@ -187,6 +197,11 @@ class Job:
             "blend": one_of("crop", "cosine"),
             "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
             "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),
+            "resampling": one_of("nearest", "bilinear", "cubic"),
+            "resolution": (
+                lambda x: x == "card" if isinstance(x, str) else 0 < x < inf,
+                "a number > 0, or card",
+            ),
             "polygons": (
                 lambda name: name in ("", *formats),
                 one_of(*formats)[1],

@@ -55,8 +55,8 @@ def stitch(
     whole = path.with_suffix(".whole.tif")
     try:
         with gdal_env():
-            box = scene.geobox.crop(grid.area)
-            with create(whole, box, look, point=scene.point) as dataset:
+            box, tie = scene.geobox.crop(grid.area), scene.tie
+            with create(whole, box, look, point=scene.point, tie=tie) as dataset:
                 for shard, data in shards:
                     _place(dataset, grid, shard, data)
             write_cog(whole, path, look, width=box.width)

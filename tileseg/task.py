@@ -3,15 +3,16 @@
 import json
 import logging
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import allow, has_secret, is_address
+from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
-from tileseg.catalog import is_catalog
-from tileseg.compose import Wish
+from tileseg.catalog import asset_href, is_catalog
+from tileseg.compose import Target, Wish
 from tileseg.errors import RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
@@ -23,6 +24,7 @@ from tileseg.objects import open_storage
 from tileseg.pixels import HANDLES
 from tileseg.probe import examine
 from tileseg.remote import MEMORY_BYTES
+from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote
 
@@ -33,8 +35,10 @@ __all__ = ["Task", "prepare", "versions"]
 
 logger = logging.getLogger(__name__)
 
+_FAR = 1.5  # times as large or small as a pixel that the model knows
 _SUMS_BYTES = 4  # of one logit being summed
 _PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
+_ASSET = "asset:"
 _FIXED_BYTES = CACHE_BYTES + 160_000_000  # with what libraries and the picture take
 
 
@@ -70,6 +74,7 @@ class Task:
             products.append(f"polygons.{job.polygons}")
         return {
             "input": self.identity.facts(),
+            "scene": digest(self.scene.facts()),
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
@@ -159,10 +164,8 @@ def prepare(job: Job) -> Task:
     allow(job.hosts)
     work = open_storage(job.workplace)
     card = read_card(job.model_path)
-    wanted = job.bands or card.bands
-    # What a catalog names may be of any resolution; files that one names are as meant.
-    wish = Wish(bands=wanted, resample=any(map(is_catalog, job.inputs)))
-    mosaic = mosaic_of(job, wanted)
+    wish = _wish(job, card)
+    mosaic = mosaic_of(job, wish.bands)
     paths = locate(mosaic, wish)
     _refuse_telling(job, paths)
     if not job.trusted and (files := unknown(paths, work)):
@@ -183,7 +186,8 @@ def prepare(job: Job) -> Task:
         logger.warning(text, job.href)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    bands = scene.select(wanted)
+    _compare_scales(scene, card)
+    bands = scene.select(wish.bands)
     if len(bands) != len(card.bands):
         msg = (
             f"{job.href}: the model needs {len(card.bands)} bands "
@@ -220,9 +224,58 @@ def _region(job: Job, scene: Scene) -> "Region | None":
     """Return the part of the scene that is asked for; None for all."""
     from tileseg.region import region_of_bbox, region_of_file
 
+    if scene.tie and (job.bbox or job.aoi):
+        msg = (
+            f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
+        )
+        raise UsageError(msg)
     if job.bbox:
         return region_of_bbox(job.bbox, scene.geobox, job.href)
     return region_of_file(job.aoi, scene.geobox, job.href) if job.aoi else None
+
+
+def _wish(job: Job, card: Card) -> Wish:
+    """Return what the job and the card want of the scene.
+
+    Raises:
+        UsageError: the card does not say its resolution, or a mask is no rule.
+    """
+    resolution, is_card = job.resolution, job.resolution == "card"
+    if is_card and card.gsd is None:
+        msg = f"resolution card: {job.model_path} does not say it (tileseg:gsd)"
+        raise UsageError(msg)
+    side = card.gsd if isinstance(resolution, str) else resolution
+    return Wish(
+        bands=job.bands or card.bands,
+        target=Target(job.crs, side, is_metres=is_card, method=job.resampling),
+        # What a catalog names may be of any resolution; what one names is as meant.
+        resample=any(map(is_catalog, job.inputs)),
+        rules=tuple(_rule(job, text) for text in job.mask),
+        may_lie_nowhere=job.allow_ungeoreferenced,
+    )
+
+
+def _rule(job: Job, text: str) -> Rule:
+    """Return a rule; a mask that is an asset of the scene's STAC Item as its file."""
+    rule = parse_rule(text)
+    if not rule.source.startswith(_ASSET):
+        return rule
+    if len(job.inputs) > 1 or not is_catalog(job.inputs[0]):
+        msg = f"mask: got {text!r}, wanted a file: the scene is no one STAC Item"
+        raise UsageError(msg)
+    href = asset_href(job.inputs[0], rule.source.removeprefix(_ASSET))
+    return replace(rule, source=href)
+
+
+def _compare_scales(scene: Scene, card: Card) -> None:
+    """Warn of pixels of another size than those that the model knows."""
+    side = pixel_metres(scene.geobox)
+    if side and card.gsd and not 1 / _FAR <= side / card.gsd <= _FAR:
+        text = (
+            "%s: has pixels of %.3g m, the model knows such of %.3g m: expect a worse "
+            "mask, or say resolution = 'card' in a job file"
+        )
+        logger.warning(text, scene.href, side, card.gsd)
 
 
 def _refuse_vanishing(job: Job) -> None:

@@ -188,7 +188,9 @@ class Worker:
             return strip
         grid = self._recipe.grid
         seen = strip.tiles.scale(grid.stride).pad(grid.halo)
-        return replace(strip, inside=self._stencil.inside(seen))
+        inside = self._stencil.inside(seen)
+        masked = None if strip.masked is None else strip.masked & inside
+        return replace(strip, inside=inside, masked=masked)
 
     def _waited(self, items: Iterator[T]) -> Iterator[T]:
         """Pass items through, and count the seconds spent waiting for them."""
@@ -225,6 +227,7 @@ class Worker:
             shard=shard,
             artifacts=artifacts,
             pixels=pixels,
+            masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
             outside=outside,
             work=self._since_last(),
@@ -312,9 +315,11 @@ def _height(rows: list[LabelRows]) -> int:
 def _part(held: list[LabelRows], rows: slice, columns: slice) -> LabelRows:
     """Return a rectangle of what is held, in memory of its own."""
     layers = [item.confidence for item in held if item.confidence is not None]
+    masked = [item.masked.view(np.uint8) for item in held if item.masked is not None]
     return LabelRows(
         _stacked([item.labels for item in held], rows, columns),
         _stacked(layers, rows, columns) if layers else None,
+        _stacked(masked, rows, columns).view(np.bool_) if masked else None,
     )
 
 
