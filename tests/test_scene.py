@@ -1,6 +1,7 @@
 """The only reader of scenes: what it opens and refuses, what its strips hold."""
 
 import pickle
+import re
 import struct
 from dataclasses import replace
 
@@ -532,8 +533,12 @@ def test_a_file_that_is_no_tiff_is_refused(data, tmp_path):
         "/vsisubfile/0_100,scene.tif",
         "/vsistdin/",
         "vrt://scene.tif?bands=1",
+        "GTIFF_DIR:1:scene.tif",
+        "GTIFF_RAW:scene.tif",
+        "MEM:::DATAPOINTER=1",
+        VRT.decode(),
         "http://127.0.0.1:9/scene.tif",
-        "s3://bucket/scene.tif",
+        "file:///scene.tif",
         "zip://archive.zip!scene.tif",
         "zip+file://archive.zip!/scene.tif",
     ],
@@ -550,16 +555,14 @@ def test_names_that_ask_gdal_for_something_else_are_refused(href, monkeypatch):
     with pytest.raises((RefusedError, UsageError)) as caught:
         open_scene(href)
 
-    assert href in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert re.split("[?\n]", href)[0] in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "href",
     [
-        "GTIFF_DIR:1:scene.tif",
-        "GTIFF_RAW:scene.tif",
         'NETCDF:"scene.nc":band',
-        VRT.decode(),
         "",
         "scene\0.tif",
         "~/scene.tif",

@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import ray
 
+from tileseg.address import allow
 from tileseg.crew import Crew, Outcome
+from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
 from tileseg.identity import Identities, look
@@ -67,6 +69,7 @@ class Station:
 
     def __init__(self) -> None:
         """Wait for work."""
+        scrub()
         self._crew: Crew | None = None
         self._meters = WorkerMeters()
 
@@ -82,6 +85,7 @@ class Station:
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32."""
+        allow(task.job.hosts)
         return compare(task, device)
 
     def rest(self) -> None:
@@ -102,6 +106,7 @@ class Station:
             TilesegError: why this node cannot.
         """
         self.rest()
+        allow(recipe.hosts)
         _check_folder(recipe.folder, nonce)
         _check_scene(recipe.identity)
         wanted = recipe.device

@@ -109,8 +109,8 @@ def _of_resampled(
         found = pixels[:, *at.slices].copy()
         return found, np.logical_not(np.isnan(found).any(axis=0))
 
-    found, valid = resample(read, box, target, how)
-    found[:, ~valid] = np.nan
+    found, is_there = resample(read, box, target, how)
+    found[:, ~is_there] = np.nan
     return found
 
 

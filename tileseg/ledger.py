@@ -93,6 +93,8 @@ class Receipt:
     """Class value to area; None where the CRS knows no metres."""
     work: Mapping[str, float]
     """Tiles, seconds by stage and pixels decoded since the worker's last receipt."""
+    outside: int = 0
+    """Pixels that lie outside the polygons asked for; nodata, whatever they are."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Receipt":
@@ -104,6 +106,7 @@ class Receipt:
             pixels={int(k): int(n) for k, n in value["pixels"].items()},
             masked=int(value["masked"]),
             hectares=hectares and {int(k): float(x) for k, x in hectares.items()},
+            outside=int(value["outside"]),
             work=dict(value["work"]),
         )
 

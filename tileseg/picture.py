@@ -62,10 +62,10 @@ class Picture:
         self._hidden = self._valid
 
     def see(self, strip: Strip) -> None:
-        """Remember which pixels of the run are valid."""
+        """Remember which pixels of the run get a label."""
         box = strip.tiles.scale(self._grid.stride)
         part = self._run.intersect(box).relative_to(box.pad(self._grid.halo))
-        self._valid = np.concatenate((self._valid, strip.valid[part.slices]))
+        self._valid = np.concatenate((self._valid, strip.wanted[part.slices]))
         if strip.masked is not None:
             self._hidden = np.concatenate((self._hidden, strip.masked[part.slices]))
 

@@ -7,15 +7,17 @@ from typing import Any
 
 from rasterio.enums import ColorInterp, MaskFlags
 
+from tileseg.address import keep, shown, split
 from tileseg.compose import Wish, compose, masked
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.layer import BandFacts, Layer, Mosaic
 from tileseg.raster import Band, File, Scene, Tie
+from tileseg.remote import fetcher
 from tileseg.rules import Rule
 
-__all__ = ["Band", "Scene", "open_scene"]
+__all__ = ["Band", "Scene", "locate", "open_scene"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,15 @@ def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
         wish: what is wanted of it; None for the scene as it is.
 
     Raises:
-        UsageError: a file's pixels are complex or a palette, or the files do not fit
-            together.
-        RefusedError: one is not a GeoTIFF, or its name asks GDAL for something else.
+        UsageError: one is at no address we read, its pixels are complex or a palette,
+            or the files do not fit together.
+        RefusedError: one is not a GeoTIFF, its name asks GDAL for something else, or
+            its server says no.
         InputError: one is missing or damaged.
+        StorageError: a server kept failing.
     """
     wish = wish or Wish()
-    mosaic = ((Layer(href=source),),) if isinstance(source, str) else source
-    stacks = [[_open_layer(layer) for layer in stack] for stack in mosaic]
+    stacks = [[_open_layer(layer) for layer in stack] for stack in _mosaic(source)]
     for item in (item for stack in stacks for item in stack if item.tie):
         if not wish.may_lie_nowhere:
             msg = (
@@ -54,6 +57,21 @@ def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
     return scene
 
 
+def locate(source: Mosaic | str, wish: Wish | None = None) -> list[str]:
+    """Return the path or handle of each of a scene's files; open none as a raster.
+
+    Raises:
+        TilesegError: one does not begin like a TIFF, or cannot be had.
+    """
+    layers = [layer.href for stack in _mosaic(source) for layer in stack]
+    masks = [rule.source for rule in (wish or Wish()).rules if not rule.band]
+    return [_find(href)[0] for href in (*layers, *masks)]
+
+
+def _mosaic(source: Mosaic | str) -> Mosaic:
+    return ((Layer(href=source),),) if isinstance(source, str) else source
+
+
 def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
     mask = _open_layer(Layer(href=rule.source))
     if len(mask.bands) > 1:
@@ -64,18 +82,18 @@ def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
 
 def _open_layer(layer: Layer) -> Scene:
     """Open one file, and believe what a catalog says of its bands."""
-    path = _local_file(layer.href)
+    href, (path, size) = shown(layer.href), _find(layer.href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
-            scene = _describe(layer.href, path, dataset)
+            scene = _describe(href, path, size, dataset)
     except GDAL_ERRORS as err:
-        msg = f"{layer.href}: cannot be read as a GeoTIFF: {err}"
+        msg = f"{href}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
     if not layer.bands:
         return scene
     if len(layer.bands) != len(scene.bands):
         msg = (
-            f"{layer.href}: has {len(scene.bands)} bands, and the catalog speaks of "
+            f"{href}: has {len(scene.bands)} bands, and the catalog speaks of "
             f"{len(layer.bands)}; correct the catalog"
         )
         raise UsageError(msg)
@@ -88,14 +106,29 @@ def _with_facts(band: Band, facts: BandFacts) -> Band:
     return replace(band, **said)
 
 
-def _local_file(href: str) -> Path:
-    """Return the absolute path of a file that begins like a TIFF."""
-    if href.startswith("/vsi"):
-        msg = f"{href}: GDAL's virtual file names are refused; give a plain path"
+def _find(href: str) -> tuple[str, int]:
+    """Return a file's path or handle, and its size.
+
+    Raises:
+        RefusedError: it does not begin like a TIFF.
+    """
+    path, size, magic = (_remote_file if split(href) else _local_file)(href)
+    if magic not in _MAGIC:
+        # Not with what: it may be a link to what nobody may read.
+        msg = f"{shown(href)}: not a GeoTIFF: it does not begin as one"
         raise RefusedError(msg)
-    if "://" in href:
-        msg = f"{href}: only local files can be read so far; download it first"
-        raise UsageError(msg)
+    return path, size
+
+
+def _remote_file(href: str) -> tuple[str, int, bytes]:
+    """Return a file's handle, its size now, and its first four bytes."""
+    handle = keep(href)
+    source = fetcher(handle)
+    return handle, source.look().size, source.read(0, 4)
+
+
+def _local_file(href: str) -> tuple[str, int, bytes]:
+    """Return a file's absolute path, its size and its first four bytes."""
     try:
         href.encode()
     except UnicodeEncodeError as err:
@@ -104,18 +137,15 @@ def _local_file(href: str) -> Path:
     path = Path(href).absolute()
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic, size = file.read(4), path.stat().st_size
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or err
         msg = f"{href}: cannot be read: {reason}"
         raise InputError(msg) from err
-    if magic not in _MAGIC:
-        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
-        raise RefusedError(msg)
-    return path
+    return str(path), size, magic
 
 
-def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
@@ -134,8 +164,8 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
         point=dataset.tags().get("AREA_OR_POINT") == "Point",
         origin=File(
             href=href,
-            path=str(path),
-            size=path.stat().st_size,
+            path=path,
+            size=size,
             has_mask=any(
                 set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums
             ),
