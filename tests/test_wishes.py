@@ -22,8 +22,12 @@ from rasterio.errors import NotGeoreferencedWarning
 from test_scene import noise
 
 from tileseg.card import NODATA, read_card
+from tileseg.compose import Target, Wish
 from tileseg.errors import ExitCode
+from tileseg.glance import glance
 from tileseg.job import run
+from tileseg.layer import Layer
+from tileseg.scene import open_scene
 from tileseg.settings import Job
 from tileseg.task import prepare
 
@@ -243,3 +247,81 @@ def test_a_scene_placed_by_points_makes_a_mask_placed_alike(kind, job, tmp_path)
             assert source.gcps[1] == mask.gcps[1]
             assert source.rpcs == mask.rpcs
             assert bool(mask.rpcs) == (kind == "rpc")
+
+
+# Of several files
+
+
+@pytest.fixture
+def parts(scene, tmp_path):
+    """The scene cut into four files that overlap, in no order; and into its bands."""
+    with rasterio.open(scene) as dataset:
+        pixels, profile = dataset.read(), dataset.profile
+        names = dataset.descriptions
+    cuts = ((100, 230, 0, 90), (0, 110, 80, 170), (0, 105, 0, 80), (90, 230, 70, 170))
+    quarters = []
+    for index, (top, bottom, left, right) in enumerate(cuts):
+        part = pixels[:, top:bottom, left:right]
+        place = profile["transform"] @ Affine.translation(left, top)
+        quarters.append(make_scene(tmp_path / f"q{index}.tif", part, transform=place))
+    bands = [
+        make_scene(tmp_path / f"{name}.tif", band[None], names=(name,))
+        for name, band in zip(names, pixels, strict=True)
+    ]
+    return {"mosaic": tuple(map(str, quarters)), "bands": tuple(map(str, bands))}
+
+
+@pytest.mark.parametrize("join", ["mosaic", "bands"])
+def test_a_scene_in_parts_makes_the_same_products(join, parts, job, clouds):
+    """Seamless, to the last byte of every raster, masked or not; a picture as well."""
+    wish = {"mask": (f"{clouds} in 3",), "confidence": True}
+    succeed(job(**wish))
+
+    values = succeed(job(join, input=parts[join], join=join, **wish))
+
+    assert digests(job().output_path) == digests(job(join).output_path)
+    files = [*parts[join], str(clouds)]
+    assert files == [item["href"] for item in values["scene"]["files"]]
+    picture = job(join).output_path / "quicklook.png"
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_picture_of_parts_is_that_of_the_whole(parts, scene):
+    """At full size to the pixel; smaller ones are near."""
+    whole = open_scene(str(scene))
+    box = whole.geobox
+    shape = (box.height, box.width)
+    beside = open_scene(tuple((Layer(href=path),) for path in parts["mosaic"]))
+    stacked = open_scene((tuple(Layer(href=path) for path in parts["bands"]),))
+    finer = open_scene(str(scene), Wish(target=Target(resolution=5)))
+
+    expected = glance(whole, whole.bands, box.window, shape)
+    for part in (beside, stacked):
+        seen = glance(part, part.bands, box.window, shape)
+        np.testing.assert_array_equal(expected, seen)
+    seen = glance(finer, finer.bands, finer.geobox.window, shape)
+    assert np.nanmean(np.abs(seen - expected)) < 0.1 * np.nanmean(expected)
+    assert np.mean(np.isnan(seen) == np.isnan(expected)) > 0.95
+    for part in (whole, beside, stacked, finer):
+        small = glance(part, part.bands, part.geobox.window, (40, 30))
+        assert np.nanmean(small) == pytest.approx(np.nanmean(expected), rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_of_parts_that_are_resampled(parts, job, clouds):
+    """Byte for byte: the tree of files, grids and masks travels whole."""
+    wish = {
+        "input": parts["mosaic"],
+        "join": "mosaic",
+        "resolution": 8,
+        "mask": (f"{clouds} in 3",),
+        "polygons": "gpkg",
+    }
+    succeed(job("local", **wish))
+    record = run(job("cluster", engine="ray", workers=2, **wish))
+    assert record.error is None
+
+    local, cluster = job("local").output_path, job("cluster").output_path
+    assert digests(local) == digests(cluster)
+    name = "polygons.gpkg"
+    assert (local / name).read_bytes() == (cluster / name).read_bytes()
