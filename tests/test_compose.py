@@ -80,10 +80,20 @@ def read_all(scene, bands=None, *, threads=1, block=None):
 # Side by side
 
 
-def test_a_scene_that_was_cut_is_whole_again(tmp_path):
+@pytest.mark.parametrize(
+    "turn",
+    [
+        Affine.scale(1.0000001),
+        Affine.scale(1, -1),
+        Affine.rotation(30) @ Affine.scale(0.3, 0.7),
+        Affine(0, 1, 0, 1, 0, 0),
+    ],
+    ids=["awkward", "south-up", "rotated", "transposed"],
+)
+def test_a_scene_that_was_cut_is_whole_again(turn, tmp_path):
     """Its grid to the last bit, its pixels under nodata too, wherever the cuts are."""
     pixels = random_pixels(211, 173)
-    place = NORTH_UP @ Affine.translation(0.1, 0.3) @ Affine.scale(1.0000001)
+    place = NORTH_UP @ Affine.translation(0.1, 0.3) @ turn
     uncut = make_plain(
         tmp_path / "whole.tif", pixels, transform=place, nodata=0, **ZONE
     )
