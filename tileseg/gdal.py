@@ -13,7 +13,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
 from tileseg.address import is_address
-from tileseg.remote import File, fetcher
+from tileseg.remote import RemoteFile, fetcher
 from tileseg.source import Traffic
 
 __all__ = ["CACHE_BYTES", "GDAL_ERRORS", "gdal_env", "open_bytes", "open_dataset"]
@@ -69,7 +69,7 @@ def open_dataset(
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         if not is_address(str(path)):
             return rasterio.open(path, driver="GTiff", **options)
-        file = File(fetcher(str(path)), traffic)
+        file = RemoteFile(fetcher(str(path)), traffic)
         with _told(file):
             dataset = rasterio.open(
                 _NAME, driver="GTiff", opener=_Only(file), **options
@@ -82,10 +82,10 @@ def open_dataset(
 class _Only(FileContainer):  # type: ignore[misc]  # rasterio is untyped
     """All that GDAL may see of the world: one file, of a name that says nothing."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: RemoteFile) -> None:
         self._file = file
 
-    def open(self, path: str, mode: str = "rb", **_options: object) -> File:
+    def open(self, path: str, mode: str = "rb", **_options: object) -> RemoteFile:
         if path != _NAME or mode not in ("r", "rb"):
             raise FileNotFoundError(path)
         return self._file
@@ -110,7 +110,7 @@ class _Only(FileContainer):  # type: ignore[misc]  # rasterio is untyped
 
 
 @contextmanager
-def _told(file: File) -> Iterator[None]:
+def _told(file: RemoteFile) -> Iterator[None]:
     """Raise what a remote file has to say, whatever GDAL made of it."""
     try:
         yield
@@ -122,7 +122,7 @@ def _told(file: File) -> Iterator[None]:
         raise file.error
 
 
-def _telling(file: File, method: Callable[..., Any]) -> Callable[..., Any]:
+def _telling(file: RemoteFile, method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def told(*args: object, **options: object) -> Any:  # noqa: ANN401  (rasterio is untyped)
         with _told(file):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tileseg.errors import InputError
 from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
-__all__ = ["Identity", "identify", "look"]
+__all__ = ["Identities", "Identity", "identify", "look"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
@@ -39,11 +40,6 @@ class Identity:
             return {"size": self.size, "sha256": self.sha256}
         return {"address": shown(self.path), "size": self.size, "etag": self.etag}
 
-    def remember(self, work: Storage) -> None:
-        """Leave the digest in the work directory, for the next run to reuse."""
-        if not is_address(self.path):  # whose digest nobody could trust
-            work.write(_RECORD, json.dumps(asdict(self)).encode())
-
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was touched since it was identified.
 
@@ -66,13 +62,45 @@ class Identity:
             raise InputError(msg)
 
 
-def identify(path: str, work: Storage) -> Identity:
-    """Return a file's identity, hashing it only if the last run did not.
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """All files of a scene, in its order."""
+
+    files: tuple[Identity, ...]
+
+    @property
+    def size(self) -> int:
+        """Of all together, in bytes."""
+        return sum(file.size for file in self.files)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return the part of a plan that they are."""
+        return [file.facts() for file in self.files]
+
+    def remember(self, work: Storage) -> None:
+        """Leave the digests in the work directory, for the next run to reuse."""
+        local = (file for file in self.files if not is_address(file.path))
+        record = [asdict(file) for file in local]
+        work.write(_RECORD, json.dumps(record).encode())
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a file that was touched since it was identified.
+
+        Raises:
+            InputError: one was.
+        """
+        for file in self.files:
+            file.check_unchanged()
+
+
+def identify(paths: Iterable[str], work: Storage) -> Identities:
+    """Return files' identities, hashing only those that the last run did not.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: one cannot be read.
     """
-    return look(path, _recall(work))
+    known = _recall(work)
+    return Identities(tuple(look(path, known.get(path)) for path in paths))
 
 
 def look(path: str, known: Identity | None) -> Identity:
@@ -106,10 +134,11 @@ def _stat(path: str) -> tuple[int, tuple[int, int, int]]:
     return stat.st_size, (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _recall(work: Storage) -> Identity | None:
+def _recall(work: Storage) -> Mapping[str, Identity]:
+    """Return what the last run knew, by path; nothing where its record is broken."""
     try:
-        value = json.loads(work.read(_RECORD))
-        known = Identity(**{**value, "stamp": tuple(value["stamp"])})
-        return known if _SHA256.fullmatch(known.sha256 or "") else None
+        values = json.loads(work.read(_RECORD))
+        known = [Identity(**{**v, "stamp": tuple(v["stamp"])}) for v in values]
+        return {i.path: i for i in known if _SHA256.fullmatch(i.sha256 or "")}
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return {}

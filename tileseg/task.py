@@ -13,10 +13,10 @@ from tileseg.card import Card, read_card
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identity, identify
+from tileseg.identity import Identities, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
-from tileseg.remote import MEMORY_BYTES
+from tileseg.remote import memory_bytes
 from tileseg.scene import Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
@@ -35,7 +35,8 @@ class Task:
 
     job: Job
     scene: Scene
-    identity: Identity
+    identity: Identities
+    """Of all its files."""
     card: Card
     bands: tuple[Band, ...]
     """In the network's order."""
@@ -108,7 +109,7 @@ class Task:
         labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
-        fetched = MEMORY_BYTES if is_address(self.scene.path) else 0
+        fetched = memory_bytes(sum(is_address(it.path) for it in self.scene.files))
         known = strips + sums + labels + tiles + pieces + fetched
         return (_FIXED_BYTES + known) / 1e6
 
@@ -132,7 +133,8 @@ def prepare(job: Job) -> Task:
     _refuse_nesting(job)
     _refuse_telling(job)
     allow(job.hosts)
-    identity = identify(open_scene(job.input).path, open_storage(job.workplace))
+    paths = (file.path for file in open_scene(job.input).files)
+    identity = identify(paths, open_storage(job.workplace))
     scene = open_scene(job.input)
     if scene.geobox.transform.is_identity:
         text = (

@@ -22,7 +22,7 @@ from tileseg.encode import shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
-from tileseg.identity import Identity
+from tileseg.identity import Identities
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
@@ -49,8 +49,8 @@ class Recipe:
     """All a worker needs; plain values, so that it travels to where the worker is."""
 
     scene: Scene
-    identity: Identity
-    """Of the scene's bytes."""
+    identity: Identities
+    """Of the scene's files."""
     bands: tuple[Band, ...]
     grid: Grid
     model: str
@@ -92,7 +92,8 @@ class Recipe:
     @property
     def store_seconds(self) -> float:
         """How long what it reads or writes may be silent before that says why."""
-        reads = remote.GIVE_UP_SECONDS if is_address(self.scene.path) else 0
+        is_fetched = any(is_address(file.path) for file in self.scene.files)
+        reads = remote.GIVE_UP_SECONDS if is_fetched else 0
         return reads + (GIVE_UP_SECONDS if is_remote(self.folder) else 0)
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
