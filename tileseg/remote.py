@@ -307,6 +307,7 @@ class RemoteFile:
         """
         ahead = min(_AHEAD, max(wanted, self._likely(number)))
         block = self._fetch(number)
+        self._passed.discard(number)  # reading came back to it
         last = (self.size - 1) // _BLOCK_BYTES
         for later in range(number + 1, min(number + ahead, last) + 1):
             if later not in self._blocks and not self._make_room():
