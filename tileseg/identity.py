@@ -13,7 +13,7 @@ from tileseg.errors import InputError
 from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
-__all__ = ["Identities", "Identity", "identify", "look"]
+__all__ = ["Identities", "Identity", "identify", "look", "unknown"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
@@ -79,7 +79,8 @@ class Identities:
 
     def remember(self, work: Storage) -> None:
         """Leave the digests in the work directory, for the next run to reuse."""
-        local = (file for file in self.files if not is_address(file.path))
+        # Of remote ones nobody could trust a digest.
+        local = [file for file in self.files if not is_address(file.path)]
         record = [asdict(file) for file in local]
         work.write(_RECORD, json.dumps(record).encode())
 
@@ -101,6 +102,21 @@ def identify(paths: Iterable[str], work: Storage) -> Identities:
     """
     known = _recall(work)
     return Identities(tuple(look(path, known.get(path)) for path in paths))
+
+
+def unknown(paths: Iterable[str], work: Storage) -> list[str]:
+    """Return the local files that the last run of this work directory did not read."""
+    known = _recall(work)
+    return [path for path in paths if not _is_known(path, known.get(path))]
+
+
+def _is_known(path: str, known: Identity | None) -> bool:
+    if is_address(path):
+        return True
+    try:
+        return known is not None and (known.size, known.stamp) == _stat(path)
+    except OSError:
+        return False
 
 
 def look(path: str, known: Identity | None) -> Identity:
@@ -139,6 +155,7 @@ def _recall(work: Storage) -> Mapping[str, Identity]:
     try:
         values = json.loads(work.read(_RECORD))
         known = [Identity(**{**v, "stamp": tuple(v["stamp"])}) for v in values]
-        return {i.path: i for i in known if _SHA256.fullmatch(i.sha256 or "")}
+        is_good = _SHA256.fullmatch
+        return {item.path: item for item in known if is_good(item.sha256 or "")}
     except (OSError, ValueError, TypeError, KeyError):
         return {}

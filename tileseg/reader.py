@@ -65,10 +65,8 @@ class Reader:
         top, _ = self._aligned(rows, self._scene.block[0], grid.height)
         held = _Held.blank(top, len(self._bands), right - left, self._dtype)
         tile_row = tiles.row
-        with (
-            gdal_env(),
-            Pixels(threads=self._threads, traffic=self.traffic) as source,
-        ):
+        pixels_of = Pixels(threads=self._threads, traffic=self.traffic)
+        with gdal_env(), pixels_of as source:
             while tile_row < tiles.row_stop:
                 bottom = min(held.stop + self._scene.strip_rows, grid.height)
                 window = Window(held.stop, left, bottom - held.stop, right - left)
@@ -80,7 +78,7 @@ class Reader:
                 rows = self._reach(tile_row, ready, grid.height)
                 box = Window(tile_row, tiles.col, ready - tile_row, tiles.width)
                 pixels, state = held.gather(rows, columns - left)
-                masked = state == MASKED if self._scene.masks else None
+                masked = state == MASKED if self._scene.is_masked else None
                 yield Strip(box, pixels, state == DATA, masked)
                 # The last tiles of the scene are mirrored on up to stride + halo rows
                 # above their cores.

@@ -36,7 +36,6 @@ _LONGEST_PAUSE = 30.0  # of those that servers ask for
 _BLOCK_BYTES = 1 << 20
 _BLOCKS = 32  # held by one reader, of all its files
 _FEWEST_BLOCKS = 3  # of one file: that in use, and two on their way
-_FILES = 64  # that a reader has open at once
 _AHEAD = 8  # of them on their way
 _PLACES = 8  # requests to one server at once, of all its files
 _FREE_RATE = 100.0  # requests a second of a server that is not held back
@@ -44,8 +43,8 @@ _LOWEST_RATE = 0.2
 
 
 def memory_bytes(files: int) -> int:
-    """Return what a reader of so many remote files may hold of them."""
-    blocks = max(_BLOCKS, _FEWEST_BLOCKS * min(files, _FILES)) + _AHEAD
+    """Return what a reader with so many remote files open may hold of them."""
+    blocks = max(_BLOCKS, _FEWEST_BLOCKS * files) + _AHEAD
     return blocks * _BLOCK_BYTES if files else 0
 
 

@@ -92,8 +92,8 @@ class Recipe:
     @property
     def store_seconds(self) -> float:
         """How long what it reads or writes may be silent before that says why."""
-        is_fetched = any(is_address(file.path) for file in self.scene.files)
-        reads = remote.GIVE_UP_SECONDS if is_fetched else 0
+        paths = [file.path for file in self.scene.files]
+        reads = remote.GIVE_UP_SECONDS if any(map(is_address, paths)) else 0
         return reads + (GIVE_UP_SECONDS if is_remote(self.folder) else 0)
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
