@@ -23,7 +23,7 @@ from test_scene import noise
 
 from tileseg.card import NODATA, read_card
 from tileseg.compose import Target, Wish
-from tileseg.errors import ExitCode
+from tileseg.errors import ExitCode, UsageError
 from tileseg.glance import glance
 from tileseg.job import run
 from tileseg.layer import Layer
@@ -149,7 +149,6 @@ def test_a_mask_that_changes_under_the_job_ends_it(job, clouds):
 @pytest.mark.parametrize(
     ("wish", "words"),
     [
-        ({"mask": ("clouds.tif 3",)}, "mask: got 'clouds.tif 3'"),
         ({"mask": ("band:qa in 3",)}, "has no band 'qa'"),
         ({"crs": "EPSG:1"}, "crs: got 'EPSG:1'"),
         ({"resolution": "card"}, "does not say it (tileseg:gsd)"),
@@ -162,6 +161,23 @@ def test_a_wish_that_makes_no_sense_is_a_usage_error(wish, words, job):
 
     assert values["exit_code"] == ExitCode.USAGE
     assert words in values["error"]
+
+
+def test_a_rule_that_is_none_makes_no_job():
+    with pytest.raises(UsageError, match=r"mask: got 'clouds\.tif 3', wanted"):
+        Job(input="s.tif", mask=("clouds.tif 3",))
+
+
+def test_what_is_secret_in_the_address_of_a_mask_is_kept():
+    """Shown are neither the query nor, in an error, what stands behind it."""
+    address = "https://maps.org/scl.tif?key=hidden"
+    job = Job(input="s.tif", mask=(f"{address} in 3,0.1",))
+
+    assert job.given()["mask"] == ["https://maps.org/scl.tif in 3,0.1"]
+    assert "hidden" not in repr(job)
+    with pytest.raises(UsageError, match="mask") as caught:
+        Job(input="s.tif", mask=(f"{address} 3",))
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

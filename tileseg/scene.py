@@ -75,7 +75,7 @@ def _mosaic(source: Mosaic | str) -> Mosaic:
 def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
     mask = _open_layer(Layer(href=rule.source))
     if len(mask.bands) > 1:
-        msg = f"mask: {rule.source}: has {len(mask.bands)} bands, wanted one"
+        msg = f"mask: {mask.href}: has {len(mask.bands)} bands, wanted one"
         raise UsageError(msg)
     return masked(scene, mask, mask.bands[0], rule)
 
