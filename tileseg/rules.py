@@ -82,7 +82,7 @@ def parse_rule(text: str) -> Rule:
     if not found:
         msg = (
             f"mask: got {shown(text)!r}, wanted a file or band:NAME and a rule: "
-            "'scl.tif in 3,8', 'scl.tif not in 4,5,6', 'qa.tif bits 1,3' or 'c.tif > 40'"
+            "'scl.tif in 3,8', 'scl.tif not in 4,5', 'qa.tif bits 1,3' or 'c.tif > 40'"
         )
         raise UsageError(msg)
     verb = " ".join((found["verb"] or found["sign"]).split())
