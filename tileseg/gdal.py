@@ -3,14 +3,27 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
+from numpy.typing import NDArray
+from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
-__all__ = ["CACHE_BYTES", "GDAL_ERRORS", "gdal_env", "open_bytes", "open_dataset"]
+from tileseg.window import Window
+
+__all__ = [
+    "CACHE_BYTES",
+    "GDAL_ERRORS",
+    "gdal_env",
+    "open_bytes",
+    "open_dataset",
+    "strike_absent",
+]
 
 CACHE_BYTES = 64 << 20
 """What GDAL may keep of decoded blocks."""
@@ -49,3 +62,31 @@ def open_bytes(data: bytes) -> Iterator[Any]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with memory.open(driver="GTiff") as dataset:
             yield dataset
+
+
+def strike_absent(
+    valid: NDArray[np.bool_],
+    dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+    indexes: list[int],
+    window: Window,
+) -> None:
+    """Make pixels invalid whose block the file does not hold.
+
+    Without a nodata value GDAL reads them as 0, which nobody measured; a writer that
+    was killed leaves such files, and so do directories that are damaged.
+
+    Args:
+        valid: of the window, (height, width).
+        dataset: an open GeoTIFF.
+        indexes: of the bands that are used, from 1.
+        window: in pixels of the dataset.
+    """
+    high, wide = dataset.block_shapes[0]
+    by_pixel = dataset.interleaving == Interleaving.pixel  # then in the same blocks
+    rows = range(window.row // high, -(-window.row_stop // high))
+    columns = range(window.col // wide, -(-window.col_stop // wide))
+    for index, row, col in product(indexes[:1] if by_pixel else indexes, rows, columns):
+        if dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index):
+            continue
+        top, left = row * high - window.row, col * wide - window.col
+        valid[max(0, top) : top + high, max(0, left) : left + wide] = False

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tileseg.errors import InputError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset, strike_absent
 from tileseg.grid import Grid, Run, Strip
 from tileseg.scene import Band, Scene
 from tileseg.window import Window
@@ -124,6 +124,7 @@ class Reader:
             out = pixels if is_native else None
             stored = dataset.read(indexes, window=window.slices, out=out)
             valid[:] = _has_data(stored, self._bands)
+            strike_absent(valid, dataset, indexes, window)
             if self._scene.alpha:
                 # GDAL forgets the alpha band where there is a nodata value too.
                 valid &= dataset.read(self._scene.alpha, window=window.slices) > 0

@@ -1,7 +1,9 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,6 @@ from tileseg.grid import Grid
 
 __all__ = ["Band", "Scene", "open_scene"]
 
-_INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 _STRIP_ROWS = 512  # rows of one read where blocks are lower than that
 _STRIP_BYTES = 48 << 20  # one read's decoded pixels, about
@@ -55,7 +56,7 @@ class Scene:
     block: tuple[int, int]
     """(rows, columns) of a TIFF block."""
     has_mask: bool
-    """True with an internal mask."""
+    """True with a mask for all bands: an internal one, or NODATA_VALUES."""
     alpha: int | None
     """Index of the alpha band, where there is one: 0 is invalid."""
     point: bool
@@ -157,6 +158,10 @@ def _local_file(href: str) -> Path:
         raise InputError(msg) from err
     path = Path(href).absolute()
     try:
+        mode = path.stat().st_mode
+        if not (S_ISREG(mode) or S_ISDIR(mode)):  # to open a pipe is to wait
+            msg = f"{href}: cannot be read: it is not a file"
+            raise InputError(msg)
         with path.open("rb") as file:
             magic = file.read(4)
     except (OSError, ValueError) as err:
@@ -177,9 +182,19 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
     if ColorInterp.palette in dataset.colorinterp:
         msg = f"{href}: a palette image holds colour numbers, not measurements"
         raise UsageError(msg)
+    layout = dataset.tags(ns="IMAGE_STRUCTURE")
+    colors = layout.get("SOURCE_COLOR_SPACE")
+    if colors and layout.get("COMPRESSION") != "YCbCr JPEG":
+        # GDAL gives red, green, blue and alpha made of them; a JPEG is RGB by nature.
+        msg = f"{href}: pixels stored as {colors} colours hold no measurements"
+        raise UsageError(msg)
     if dataset.transform.is_identity and (dataset.gcps[0] or dataset.rpcs):
         msg = f"{href}: placed by GCPs or RPCs only; rectify it first (gdalwarp)"
         raise UsageError(msg)
+    terms = dataset.transform[:6]
+    if not all(map(isfinite, terms)) or dataset.transform.is_degenerate:
+        msg = f"{href}: its transform {terms} puts no pixel anywhere; correct it"
+        raise InputError(msg)
     crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
     return Scene(
         href=href,
@@ -189,10 +204,19 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
         dtype=dataset.dtypes[0],
         bands=tuple(_band(dataset, index) for index in dataset.indexes),
         block=dataset.block_shapes[0],
-        has_mask=any(set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums),
+        has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
         alpha=_alpha(dataset),
         point=dataset.tags().get("AREA_OR_POINT") == "Point",
     )
+
+
+def _is_mask(flags: list[MaskFlags]) -> bool:
+    """Return whether all bands share a mask that no alpha band is.
+
+    An internal one, or the value of each band that means no data where all have it
+    (NODATA_VALUES, which GDAL marks as nodata too).
+    """
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _alpha(dataset: Any) -> int | None:  # noqa: ANN401  (rasterio is untyped)
