@@ -235,9 +235,14 @@ def _band(dataset: Any, index: int) -> Band:  # noqa: ANN401  (rasterio is untyp
     at = index - 1
     color = dataset.colorinterp[at]
     plain = (ColorInterp.undefined, ColorInterp.gray)
+    # What controls a terminal has no place in a name, nor in a message that lists it.
+    said = "".join(
+        letter if letter.isprintable() else "?"
+        for letter in dataset.descriptions[at] or ""
+    )
     return Band(
         index=index,
-        name=dataset.descriptions[at] or (None if color in plain else color.name),
+        name=said or (None if color in plain else color.name),
         nodata=dataset.nodatavals[at],
         scale=dataset.scales[at],
         offset=dataset.offsets[at],

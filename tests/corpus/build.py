@@ -83,9 +83,10 @@ class Case:
             "width": self.valid.shape[1],
             "transform": [float(term).hex() for term in self.transform[:6]],
             "crs": self.crs or "",
-            "bands": list(self.used),
-            "valid": int(np.count_nonzero(self.valid)),
+            "bands": [str(key)[:99] for key in self.used],
         }
+        if not self.is_huge:
+            facts["valid"] = int(np.count_nonzero(self.valid))
         if self.within:
             return facts | {"within": self.within}
         if not self.is_huge:

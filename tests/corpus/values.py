@@ -143,6 +143,7 @@ def _item(role, sample, value):
 def _scale(corpus):
     """Scale and offset, which the job takes from the file."""
     own = {"scale": None}
+    own3 = {"job": own, "bands": (1, 2, 3)}
     tags = [_item("scale", band, 0.0001) for band in range(3)]
     tags += [_item("offset", band, -0.1) for band in range(3)]
     data = tiff(PIXELS, tags={42112: text(_xml("".join(tags)))})
@@ -151,14 +152,14 @@ def _scale(corpus):
     corpus.bad("scale-none.tif", "neither scale nor offset", tiff(PIXELS), 2, "does not say", job=own)
     data = tiff(PIXELS, tags={42112: text(_xml(tags[0]))})
     odd = "a scale on the first of three bands"
-    corpus.bad("scale-of-one.tif", odd, data, 2, "band 2 does not say", job=own)
+    corpus.bad("scale-of-one.tif", odd, data, 2, "band 2 does not say", **own3)
     for value in ("0", "nan", "inf"):
         items = "".join(_item("scale", band, value) for band in range(3))
         data = tiff(PIXELS, tags={42112: text(_xml(items))})
         corpus.bad(f"scale-{value}.tif", f"scale {value}", data, 2, "scale", job=own)
     items = "".join(tags[:3]) + _item("offset", 1, "nan")
     data = tiff(PIXELS, tags={42112: text(_xml(items))})
-    corpus.bad("offset-nan.tif", "offset NaN", data, 2, "offset", job=own)
+    corpus.bad("offset-nan.tif", "offset NaN", data, 2, "offset", **own3)
 
 
 def _names(corpus):
