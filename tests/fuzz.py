@@ -18,9 +18,10 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -77,10 +78,13 @@ class Child:
             stderr=subprocess.DEVNULL,
         )
 
-    def look(self, path: Path, *, seconds: float = 3 * SECONDS) -> Answer:
-        """Return what comes of a file; a child that hangs is killed."""
+    def look(self, path: Path, *, seconds: float = 3 * SECONDS, model="") -> Answer:
+        """Return what comes of a file; a child that hangs is killed.
+
+        With a model's folder a job on the file is prepared, else the file is read.
+        """
         process, start = self._process, perf_counter()
-        process.stdin.write(json.dumps(str(path)).encode() + b"\n")
+        process.stdin.write(json.dumps([str(path), str(model)]).encode() + b"\n")
         process.stdin.flush()
         is_ready, _, _ = select.select([process.stdout], [], [], seconds)
         line = process.stdout.readline() if is_ready else b""
@@ -116,7 +120,8 @@ def serve() -> None:
         # ^ 5: the peak of what is resident begins anew.
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         start = perf_counter()
-        code, says = _read(json.loads(line))
+        path, model = json.loads(line)
+        code, says = _outcome(partial(_prepare, path, model) if model else partial(_read, path))
         seconds = perf_counter() - start
         answer = {"code": code, "says": says, "seconds": seconds}
         sys.stdout.write(json.dumps(answer | {"megabytes": _peak()}) + "\n")
@@ -129,31 +134,46 @@ def _peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _read(path: str) -> tuple[int, str]:
-    """Open a scene and read it: all, or its first and its last shard."""
+def _outcome(action: Callable[[], None]) -> tuple[int, str]:
+    """Return the exit code and message of a job that does this."""
     from tileseg.errors import TilesegError
-    from tileseg.grid import Grid, Run
-    from tileseg.reader import Reader
-    from tileseg.scene import open_scene
-    from tileseg.window import Window
 
     try:
-        scene = open_scene(path)
-        box = scene.geobox
-        grid = Grid(height=box.height, width=box.width, tile=32, halo=4, shard=96)
-        last = Window(grid.shape.height - 1, grid.shape.width - 1, 1, 1)
-        parts = [Window(0, 0, 1, 1), last]
-        if box.height * box.width <= _PIXELS:
-            parts = [grid.shape]
-        reader = Reader(scene, scene.bands[:3], grid)
-        for part in parts:
-            for strip in reader.strips(Run(part)):
-                assert strip.valid.shape == strip.pixels.shape[1:]
+        action()
     except TilesegError as err:
         return int(err.exit_code), str(err)
     except BaseException:  # noqa: BLE001  (whatever it is, it is a bug)
         return 1, traceback.format_exc()
     return 0, ""
+
+
+def _prepare(path: str, model: str) -> None:
+    """Do all that a job does before it reads."""
+    from tileseg.settings import Job
+    from tileseg.task import prepare
+
+    output = f"{path}.out"
+    prepare(Job(input=path, model=model, output=output, bands=(1,), scale=1.0))
+
+
+def _read(path: str) -> None:
+    """Open a scene and read it: all, or its first and its last shard."""
+    from tileseg.grid import Grid, Run
+    from tileseg.reader import Reader
+    from tileseg.scene import open_scene
+    from tileseg.window import Window
+
+    scene = open_scene(path)
+    box = scene.geobox
+    grid = Grid(height=box.height, width=box.width, tile=32, halo=4, shard=96)
+    last = Window(grid.shape.height - 1, grid.shape.width - 1, 1, 1)
+    parts = [Window(0, 0, 1, 1), last]
+    if box.height * box.width <= _PIXELS:
+        parts = [grid.shape]
+    reader = Reader(scene, scene.bands[:3], grid)
+    for part in parts:
+        for strip in reader.strips(Run(part)):
+            assert strip.valid.shape == strip.pixels.shape[1:]
 
 
 WORDS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 32, 64, 127, 128, 255, 256, 512, 32_767, 32_768)

@@ -124,9 +124,11 @@ def test_there_are_enough_of_every_kind():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_small_file_that_asks_for_much_gets_little(name, cases, folder, child):
-    """Read as a job reads it, by a process that may die."""
-    answer = child.look(folder / name)
+def test_a_small_file_that_asks_for_much_gets_little(
+    name, cases, folder, models, child
+):
+    """All that a job does before it reads, by a process that may die of it."""
+    answer = child.look(folder / name, model=models[1])
 
     assert answer.code == cases[name].code, answer.says
     assert not answer.fault

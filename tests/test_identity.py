@@ -44,7 +44,7 @@ def rewrite_quietly(path, data):
 
 
 def test_an_identity_is_size_and_sha256(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
 
     assert identity.path == str(file)
     assert identity.size == len(DATA)
@@ -53,31 +53,31 @@ def test_an_identity_is_size_and_sha256(file, work):
 
 def test_an_unchanged_file_is_not_hashed_again(file, work):
     """The digest comes from the last run's record: here one that no hash gives."""
-    replace(identify(str(file), work), sha256="f" * 64).remember(work)
+    replace(identify((str(file),), work), sha256="f" * 64).remember(work)
 
-    assert identify(str(file), work).sha256 == "f" * 64
+    assert identify((str(file),), work).sha256 == "f" * 64
 
 
 def test_a_remembered_identity_comes_back_the_same(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     identity.remember(work)
 
-    assert identity == identify(str(file), work)
+    assert identity == identify((str(file),), work)
 
 
 def test_a_rewrite_of_the_same_size_and_time_is_seen(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     identity.remember(work)
     rewrite_quietly(file, DATA[::-1])
 
-    assert hashlib.sha256(DATA[::-1]).hexdigest() == identify(str(file), work).sha256
+    assert hashlib.sha256(DATA[::-1]).hexdigest() == identify((str(file),), work).sha256
     with pytest.raises(InputError, match="changed") as caught:
         identity.check_unchanged()
     assert caught.value.exit_code == 4
 
 
 def test_another_file_in_its_place_is_seen(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     identity.remember(work)
     other = file.with_name("other.tif")
     other.write_bytes(DATA[::-1])
@@ -85,7 +85,7 @@ def test_another_file_in_its_place_is_seen(file, work):
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     other.replace(file)
 
-    assert identity.sha256 != identify(str(file), work).sha256
+    assert identity.sha256 != identify((str(file),), work).sha256
     with pytest.raises(InputError, match="changed"):
         identity.check_unchanged()
 
@@ -93,17 +93,17 @@ def test_another_file_in_its_place_is_seen(file, work):
 def test_a_record_of_another_file_is_not_used(file, work):
     other = file.with_name("other.tif")
     other.write_bytes(DATA)
-    replace(identify(str(other), work), sha256="f" * 64).remember(work)
+    replace(identify((str(other),), work), sha256="f" * 64).remember(work)
 
-    assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
+    assert hashlib.sha256(DATA).hexdigest() == identify((str(file),), work).sha256
 
 
 def test_an_unchanged_file_passes(file, work):
-    assert identify(str(file), work).check_unchanged() is None
+    assert identify((str(file),), work).check_unchanged() is None
 
 
 def test_a_file_that_went_away_has_changed(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     file.unlink()
 
     with pytest.raises(InputError, match=r"scene\.tif"):
@@ -127,16 +127,16 @@ def test_a_file_that_went_away_has_changed(file, work):
 def test_a_broken_record_is_no_record(record, file, work):
     work.write("inputs.json", record)
 
-    assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
+    assert hashlib.sha256(DATA).hexdigest() == identify((str(file),), work).sha256
 
 
 def test_a_missing_file_is_named(work, tmp_path):
     with pytest.raises(InputError, match=r"gone\.tif") as caught:
-        identify(str(tmp_path / "gone.tif"), work)
+        identify((str(tmp_path / "gone.tif"),), work)
 
     assert caught.value.exit_code == 4
 
 
 def test_a_folder_is_refused(work, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        identify(str(tmp_path), work)
+        identify((str(tmp_path),), work)

@@ -60,6 +60,8 @@ class Strip:
     """(bands, rows * stride + 2 halo, columns * stride + 2 halo), as stored."""
     valid: NDArray[np.bool_]
     """Same rows and columns; True where every band is a measurement."""
+    masked: NDArray[np.bool_] | None = None
+    """True where it would be but for a mask from outside; None if there is none."""
 
 
 def shard_size(tile: int, halo: int) -> tuple[int, int]:

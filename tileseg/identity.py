@@ -3,13 +3,15 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tileseg.errors import InputError
 from tileseg.storage import Storage
 
-__all__ = ["Identity", "identify", "look"]
+__all__ = ["Identities", "Identity", "identify", "look"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
@@ -28,9 +30,9 @@ class Identity:
     sha256: str
     """Of all its bytes."""
 
-    def remember(self, work: Storage) -> None:
-        """Leave the digest in the work directory, for the next run to reuse."""
-        work.write(_RECORD, json.dumps(asdict(self)).encode())
+    def facts(self) -> dict[str, Any]:
+        """Return the part of a plan that it is."""
+        return {"size": self.size, "sha256": self.sha256}
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was touched since it was identified.
@@ -47,13 +49,44 @@ class Identity:
             raise InputError(msg)
 
 
-def identify(path: str, work: Storage) -> Identity:
-    """Return a file's identity, hashing it only if the last run did not.
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """All files of a scene, in its order."""
+
+    files: tuple[Identity, ...]
+
+    @property
+    def size(self) -> int:
+        """Of all together, in bytes."""
+        return sum(file.size for file in self.files)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return the part of a plan that they are."""
+        return [file.facts() for file in self.files]
+
+    def remember(self, work: Storage) -> None:
+        """Leave the digests in the work directory, for the next run to reuse."""
+        record = [asdict(file) for file in self.files]
+        work.write(_RECORD, json.dumps(record).encode())
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a file that was touched since it was identified.
+
+        Raises:
+            InputError: one was.
+        """
+        for file in self.files:
+            file.check_unchanged()
+
+
+def identify(paths: Iterable[str], work: Storage) -> Identities:
+    """Return files' identities, hashing only those that the last run did not.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: one cannot be read.
     """
-    return look(path, _recall(work))
+    known = _recall(work)
+    return Identities(tuple(look(path, known.get(path)) for path in paths))
 
 
 def look(path: str, known: Identity | None) -> Identity:
@@ -79,10 +112,11 @@ def _stat(path: str) -> tuple[int, tuple[int, int, int]]:
     return stat.st_size, (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _recall(work: Storage) -> Identity | None:
+def _recall(work: Storage) -> Mapping[str, Identity]:
+    """Return what the last run knew, by path; nothing where its record is broken."""
     try:
-        value = json.loads(work.read(_RECORD))
-        known = Identity(**{**value, "stamp": tuple(value["stamp"])})
-        return known if _SHA256.fullmatch(known.sha256) else None
+        values = json.loads(work.read(_RECORD))
+        known = [Identity(**{**v, "stamp": tuple(v["stamp"])}) for v in values]
+        return {item.path: item for item in known if _SHA256.fullmatch(item.sha256)}
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return {}

@@ -27,7 +27,7 @@ __all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
     "seconds": "total open read wait forward write stitch verify vectorize",
-    "scene": "href width height bands dtype crs transform nodata sha256 etag",
+    "scene": "href width height bands dtype crs transform nodata sha256 etag files",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend",
     "engine": "kind workers devices precision precision_asked batch_size",
@@ -87,7 +87,8 @@ class Record:
             "crs": box.crs,
             "transform": list(box.transform)[:6],
             "nodata": [_finite(band.nodata) for band in scene.bands],
-            "sha256": task.identity.sha256,
+            "sha256": task.identity.files[0].sha256,
+            "files": _files(task),
         }
         self.values["model"] = {
             "name": card.name,
@@ -246,6 +247,13 @@ def count_pixels(receipts: Iterable[Receipt]) -> Counter[int]:
 
 def _work(receipts: list[Receipt], key: str) -> float:
     return sum(item.work[key] for item in receipts)
+
+
+def _files(task: Task) -> list[dict[str, Any]] | None:
+    """Return every file of a scene that has several, masks included."""
+    files = zip(task.scene.files, task.identity.files, strict=True)
+    found = [{"href": file.href, **identity.facts()} for file, identity in files]
+    return found if len(found) > 1 else None
 
 
 def _finite(value: float | None) -> float | str | None:

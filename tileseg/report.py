@@ -12,7 +12,9 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.errors import InputError
+from tileseg.gdal import gdal_env, open_dataset
+from tileseg.glance import glance
 from tileseg.scene import Band, Scene
 from tileseg.vectorize import Polygons
 from tileseg.window import Window
@@ -46,7 +48,7 @@ def quicklook(
     """
     whole = scene.geobox.window
     shape = _fit(whole)
-    labels = _read(str(mask), (1,), whole, shape)[0]
+    labels = _labels(mask, whole, shape)
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
     panels = 2
     if polygons is not None:
@@ -62,7 +64,7 @@ def quicklook(
         frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)
         frame.set(edgecolor="white", linewidth=1.5)
         left.add_patch(frame)
-        part = _read(str(mask), (1,), at, (at.height, at.width))[0]
+        part = _labels(mask, at, (at.height, at.width))
         _show(more[0], _rgb(scene, bands, part == NODATA, at), at)
         more[0].add_collection(_outlines(polygons, at, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
@@ -87,15 +89,13 @@ def _show(axes: Any, picture: NDArray[Any], window: Window) -> None:  # noqa: AN
     axes.set_axis_off()
 
 
-def _read(
-    path: str, indexes: tuple[int, ...], window: Window, shape: tuple[int, int]
-) -> NDArray[Any]:
-    """Return bands decimated to `shape`, from overviews where there are any."""
-    with gdal_env(), open_dataset(path) as dataset:
-        pixels: NDArray[Any] = dataset.read(
-            list(indexes), window=window.slices, out_shape=(len(indexes), *shape)
+def _labels(mask: Path, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a mask decimated to `shape`, from its overviews."""
+    with gdal_env(), open_dataset(mask) as dataset:
+        labels: NDArray[np.uint8] = dataset.read(
+            1, window=window.slices, out_shape=shape
         )
-    return pixels
+    return labels
 
 
 def _rgb(
@@ -109,12 +109,10 @@ def _rgb(
     else:
         shown = bands[:3] if len(bands) >= len(_DISPLAY) else bands[:1] * 3
     try:
-        indexes = tuple(band.index for band in shown)
-        pixels = _read(scene.path, indexes, window, (shape[0], shape[1]))
-    except GDAL_ERRORS as err:  # a damaged block: the mask is there all the same
-        logger.warning("%s: no picture of the scene: %s", scene.href, err)
+        pixels = glance(scene, shown, window, (shape[0], shape[1]))
+    except InputError as err:  # a damaged block: the mask is there all the same
+        logger.warning("no picture of the scene: %s", err)
         return np.ones((*shape, 3))
-    pixels = pixels.astype(np.float64)
     pixels[~np.isfinite(pixels)] = 0
     valid = pixels[:, ~is_nodata]
     if valid.size:

@@ -13,7 +13,7 @@ from tileseg.card import Card, read_card
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identity, identify
+from tileseg.identity import Identities, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
 from tileseg.scene import Band, Scene, open_scene
@@ -34,7 +34,8 @@ class Task:
 
     job: Job
     scene: Scene
-    identity: Identity
+    identity: Identities
+    """Of all its files."""
     card: Card
     bands: tuple[Band, ...]
     """In the network's order."""
@@ -50,7 +51,7 @@ class Task:
         if job.polygons:
             products.append(f"polygons.{job.polygons}")
         return {
-            "input": {"size": self.identity.size, "sha256": self.identity.sha256},
+            "input": self.identity.facts(),
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
@@ -127,7 +128,8 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    identity = identify(open_scene(job.input).path, open_storage(job.workplace))
+    paths = (file.path for file in open_scene(job.input).files)
+    identity = identify(paths, open_storage(job.workplace))
     scene = open_scene(job.input)
     if scene.geobox.transform.is_identity:
         text = (

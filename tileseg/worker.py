@@ -20,7 +20,7 @@ from tileseg.encode import shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
-from tileseg.identity import Identity
+from tileseg.identity import Identities
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
@@ -47,8 +47,8 @@ class Recipe:
     """All a worker needs; plain values, so that it travels to where the worker is."""
 
     scene: Scene
-    identity: Identity
-    """Of the scene's bytes."""
+    identity: Identities
+    """Of the scene's files."""
     bands: tuple[Band, ...]
     grid: Grid
     model: str

@@ -41,6 +41,12 @@ def _large(corpus):
     """Numbers at the end of what float32 holds."""
     pixels = noise(1, 53, 67, "uint32", low=2**24, high=2**32 - 1)
     corpus.fine("uint32-large.tif", "above 2^24, where fp32 rounds", tiff(pixels), pixels)
+    for dtype in ("int64", "uint64"):
+        pixels = noise(2, 53, 67, dtype)
+        corpus.fine(f"{dtype}.tif", "64 bits, small numbers", tiff(pixels), pixels)
+        pixels[1, 30, 7] = 2**53 + 1
+        odd = "64 bits, and a number that float32 does not hold"
+        corpus.bad(f"{dtype}-large.tif", odd, tiff(pixels), 2, dtype, bands=(1, 2))
     pixels = noise(1, 53, 67, "float64").astype("float64")
     pixels[:, 5:9] = 1e300
     valid = np.abs(pixels[0]) < 1e300
