@@ -44,6 +44,7 @@ def _large(corpus):
     for dtype in ("int64", "uint64"):
         pixels = noise(2, 53, 67, dtype)
         corpus.fine(f"{dtype}.tif", "64 bits, small numbers", tiff(pixels), pixels)
+        pixels = pixels.copy()
         pixels[1, 30, 7] = 2**53 + 1
         odd = "64 bits, and a number that float32 does not hold"
         corpus.bad(f"{dtype}-large.tif", odd, tiff(pixels), 2, dtype, bands=(1, 2))
