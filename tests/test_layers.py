@@ -14,6 +14,8 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "address",
+    "source",
     "stopping",
     "watch",
     "settings",
@@ -28,6 +30,11 @@ ORDER = (
     "blend",
     "picture",
     "predict",
+    "journal",
+    "storage",
+    "objects",
+    "web",
+    "remote",
     "gdal",
     "layer",
     "rules",
@@ -40,9 +47,6 @@ ORDER = (
     "area",
     "vectorize",
     "features",
-    "journal",
-    "storage",
-    "objects",
     "owner",
     "lock",
     "ledger",
@@ -101,6 +105,7 @@ OWNERS = {
     "shapely": {"vectorize", "features"},
     "torch": {"unet", "model", "blend", "picture", "predict", "train"},
     "tqdm": {"console"},
+    "urllib3": {"web"},
 }
 
 HEAVY = {

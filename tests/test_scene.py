@@ -531,9 +531,12 @@ def test_a_file_that_is_no_tiff_is_refused(data, tmp_path):
         "/vsicurl/http://127.0.0.1:9/scene.tif",
         "/vsisubfile/0_100,scene.tif",
         "/vsistdin/",
+        "GTIFF_DIR:1:scene.tif",
+        "GTIFF_RAW:scene.tif",
+        VRT.decode(),
         "vrt://scene.tif?bands=1",
         "http://127.0.0.1:9/scene.tif",
-        "s3://bucket/scene.tif",
+        "file:///scene.tif",
         "zip://archive.zip!scene.tif",
         "zip+file://archive.zip!/scene.tif",
     ],
@@ -550,16 +553,13 @@ def test_names_that_ask_gdal_for_something_else_are_refused(href, monkeypatch):
     with pytest.raises((RefusedError, UsageError)) as caught:
         open_scene(href)
 
-    assert href in str(caught.value)
+    assert href.partition("?")[0] in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "href",
     [
-        "GTIFF_DIR:1:scene.tif",
-        "GTIFF_RAW:scene.tif",
         'NETCDF:"scene.nc":band',
-        VRT.decode(),
         "",
         "scene\0.tif",
         "~/scene.tif",

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import ray
 
+from tileseg.address import allow
 from tileseg.crew import Crew, Outcome
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
@@ -82,6 +83,7 @@ class Station:
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32."""
+        allow(task.job.hosts)
         return compare(task, device)
 
     def rest(self) -> None:
@@ -102,6 +104,7 @@ class Station:
             TilesegError: why this node cannot.
         """
         self.rest()
+        allow(recipe.hosts)
         _check_folder(recipe.folder, nonce)
         _check_scene(recipe.identity)
         wanted = recipe.device

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from tileseg import __version__
+from tileseg.address import shown, stem
 from tileseg.console import (
     configure_logging,
     leave,
@@ -44,7 +45,7 @@ def main() -> None:
     "inputs",
     multiple=True,
     metavar="SCENE",
-    help="GeoTIFF; may be given several times.",
+    help="GeoTIFF, a path or an address; may be given several times.",
 )
 @job_options
 def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
@@ -174,7 +175,7 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
         raise UsageError(msg)
     if len(inputs) == 1:
         return [{**values, "input": inputs[0]}]
-    stems = [Path(name).stem for name in inputs]
+    stems = [stem(name) for name in inputs]
     if len(set(stems)) < len(stems):
         double = next(stem for stem in stems if stems.count(stem) > 1)
         msg = f"two inputs are named {double!r}: they would share an output directory"
@@ -226,8 +227,8 @@ def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, A
         {
             **values,
             "input": name,
-            "output": within("output", output, Path(name).stem),
-            "work": within("work", work, Path(name).stem) if work else "",
+            "output": within("output", output, stem(name)),
+            "work": within("work", work, stem(name)) if work else "",
         }
         for name in inputs
     ]
@@ -246,7 +247,8 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
     record = Record(facts["input"])
     try:
         if is_taken:
-            msg = f"{facts['input']}: another scene's results go to {facts['output']}"
+            scene, output = shown(facts["input"]), facts["output"]
+            msg = f"{scene}: another scene's results go to {output}"
             raise UsageError(msg)
         job = Job(**facts)
         with progress(job.input) as told:

@@ -107,11 +107,11 @@ def _of_resampled(
 
     def read(at: Window) -> tuple[Picture, NDArray[np.bool_]]:
         found = pixels[:, *at.slices].copy()
-        valid: NDArray[np.bool_] = ~np.isnan(found).any(axis=0)
+        valid = ~np.asarray(np.isnan(found).any(axis=0))
         return found, valid
 
-    found, valid = resample(read, box, target, how)
-    found[:, ~valid] = np.nan
+    found, is_there = resample(read, box, target, how)
+    found[:, ~is_there] = np.nan
     return found
 
 

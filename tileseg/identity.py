@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tileseg.address import is_address, shown
 from tileseg.errors import InputError
+from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
 __all__ = ["Identities", "Identity", "identify", "look"]
@@ -19,33 +21,44 @@ _RECORD = "inputs.json"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A local file's content, and how to see cheaply that it is still the same."""
+    """A file's content, and how to see cheaply that it is still the same."""
 
     path: str
-    """Absolute."""
+    """Absolute, or an address's handle."""
     size: int
     """In bytes."""
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, int, int] = (0, 0, 0)
     """Inode, modification and change time in ns; never part of a plan."""
-    sha256: str
-    """Of all its bytes."""
+    sha256: str | None = None
+    """Of all its bytes; None where a server says of which version they are."""
+    etag: str | None = None
+    """What the server calls that version: an etag, or when it was last modified."""
 
     def facts(self) -> dict[str, Any]:
-        """Return the part of a plan that it is."""
-        return {"size": self.size, "sha256": self.sha256}
+        """Return what a plan says of it."""
+        if self.etag is None:
+            return {"size": self.size, "sha256": self.sha256}
+        return {"address": shown(self.path), "size": self.size, "etag": self.etag}
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was touched since it was identified.
 
+        A remote one is asked nothing: whoever reads it sees in every answer that it is
+        of the version that this process looked at last.
+
         Raises:
             InputError: it was.
         """
-        try:
-            is_same = _stat(self.path) == (self.size, self.stamp)
-        except OSError:
-            is_same = False
+        if is_address(self.path):
+            version = fetcher(self.path).version
+            is_same = self.size == version.size and self.etag == version.tag
+        else:
+            try:
+                is_same = _stat(self.path) == (self.size, self.stamp)
+            except OSError:
+                is_same = False
         if not is_same:
-            msg = f"{self.path}: changed while it was being read; run again"
+            msg = f"{shown(self.path)}: changed while it was being read; run again"
             raise InputError(msg)
 
 
@@ -66,7 +79,9 @@ class Identities:
 
     def remember(self, work: Storage) -> None:
         """Leave the digests in the work directory, for the next run to reuse."""
-        record = [asdict(file) for file in self.files]
+        # Of remote ones nobody could trust a digest.
+        local = [file for file in self.files if not is_address(file.path)]
+        record = [asdict(file) for file in local]
         work.write(_RECORD, json.dumps(record).encode())
 
     def check_unchanged(self) -> None:
@@ -92,9 +107,17 @@ def identify(paths: Iterable[str], work: Storage) -> Identities:
 def look(path: str, known: Identity | None) -> Identity:
     """Return a file's identity, hashing it only if it was touched since `known`.
 
+    A remote file is hashed only if its server names no version of it.
+
     Raises:
         InputError: it cannot be read.
+        TilesegError: it is remote, and its server refuses or keeps failing.
     """
+    if is_address(path):
+        source = fetcher(path)
+        version = source.look()
+        sha256 = None if version.tag else source.sha256()
+        return Identity(path, version.size, sha256=sha256, etag=version.tag)
     try:
         size, stamp = _stat(path)
         if known and (known.path, known.size, known.stamp) == (path, size, stamp):
@@ -117,6 +140,7 @@ def _recall(work: Storage) -> Mapping[str, Identity]:
     try:
         values = json.loads(work.read(_RECORD))
         known = [Identity(**{**v, "stamp": tuple(v["stamp"])}) for v in values]
-        return {item.path: item for item in known if _SHA256.fullmatch(item.sha256)}
+        is_good = _SHA256.fullmatch
+        return {item.path: item for item in known if is_good(item.sha256 or "")}
     except (OSError, ValueError, TypeError, KeyError):
         return {}

@@ -70,6 +70,15 @@ _OPTIONS = (
     ),
     click.option("--offset", type=float, help="See --scale."),
     click.option(
+        "--host",
+        "hosts",
+        multiple=True,
+        callback=lambda _context, _option, hosts: hosts or None,
+        metavar="HOST[:PORT]",
+        help="May be read over plain http, or in a private network; may be given"
+        " several times.",
+    ),
+    click.option(
         "--overwrite",
         is_flag=True,
         default=None,

@@ -14,15 +14,18 @@ from numpy.typing import DTypeLike, NDArray
 from tileseg.errors import InputError, UsageError
 from tileseg.gdal import GDAL_ERRORS, open_dataset, strike_absent
 from tileseg.raster import Band, Beside, File, Resampled, Scene, Stacked
+from tileseg.source import Traffic
 from tileseg.warp import resample
 from tileseg.window import Window
 
-__all__ = ["DATA", "MASKED", "Pixels"]
+__all__ = ["DATA", "HANDLES", "MASKED", "Pixels"]
 
 DATA, MASKED = 1, 2
 """What a pixel's state is: a measurement, or one that a mask makes invalid; else 0."""
 
-_HANDLES = 64  # files that are open at once
+HANDLES = 64
+"""Files that are open at once, at most."""
+
 _WIDE = ("int64", "uint64")
 
 Bands = tuple[Band, ...]
@@ -57,9 +60,14 @@ class _Canvas:
 class Pixels:
     """A scene's open files; not to be shared between threads."""
 
-    def __init__(self, *, threads: int = 1) -> None:
-        """Open nothing yet; `threads` are GDAL's own."""
-        self._threads = threads
+    def __init__(self, *, threads: int = 1, traffic: Traffic | None = None) -> None:
+        """Open nothing yet.
+
+        Args:
+            threads: GDAL's own.
+            traffic: where to count what remote files cost.
+        """
+        self._threads, self._traffic = threads, traffic
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -233,10 +241,10 @@ class Pixels:
         if file.path in self._open:
             self._open.move_to_end(file.path)
             return self._open[file.path]
-        if len(self._open) == _HANDLES:
+        if len(self._open) == HANDLES:
             self._open.popitem(last=False)[1].close()
         try:
-            dataset = open_dataset(file.path, num_threads=self._threads)
+            dataset = open_dataset(file.path, self._traffic, num_threads=self._threads)
         except GDAL_ERRORS as err:
             msg = f"{file.href}: cannot be opened any more: {err}"
             raise InputError(msg) from err

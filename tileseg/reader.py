@@ -15,6 +15,7 @@ from tileseg.gdal import gdal_env
 from tileseg.grid import Grid, Run, Strip
 from tileseg.pixels import DATA, MASKED, Pixels
 from tileseg.scene import Band, Scene
+from tileseg.source import Traffic
 from tileseg.window import Window
 
 __all__ = ["Reader"]
@@ -40,6 +41,7 @@ class Reader:
         self._threads = threads
         self._dtype = scene.dtype if scene.dtype in _NATIVE else "float32"
         self.decoded_pixels = 0
+        self.traffic = Traffic()
         self.seconds = 0.0
 
     def strips(self, run: Run, *, ring: int = 0) -> Iterator[Strip]:
@@ -63,7 +65,8 @@ class Reader:
         top, _ = self._aligned(rows, self._scene.block[0], grid.height)
         held = _Held.blank(top, len(self._bands), right - left, self._dtype)
         tile_row = tiles.row
-        with gdal_env(), Pixels(threads=self._threads) as source:
+        pixels_of = Pixels(threads=self._threads, traffic=self.traffic)
+        with gdal_env(), pixels_of as source:
             while tile_row < tiles.row_stop:
                 bottom = min(held.stop + self._scene.strip_rows, grid.height)
                 window = Window(held.stop, left, bottom - held.stop, right - left)

@@ -12,6 +12,7 @@ from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from tileseg.address import shown
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
@@ -32,10 +33,10 @@ _KEYS: dict[str, str] = {
     "grid": "tile halo stride shard blend",
     "engine": "kind workers devices precision precision_asked batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
-    "shards_distrusted shards_failed retries worker_restarts",
+    "shards_distrusted shards_failed retries worker_restarts requests read_retries",
     "pixels": "total nodata by_class",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
-    "decode": "source_pixels decoded_pixels",
+    "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
     "memory": "peak_rss_mb device_mb",
     "estimate": "runs shards tiles bytes_to_read memory_mb",
@@ -69,7 +70,7 @@ class Record:
             "failures": [],
             "outputs": [],
         }
-        self.values["scene"]["href"] = href
+        self.values["scene"]["href"] = shown(href)
 
     def as_bytes(self) -> bytes:
         """Return the file's bytes."""
@@ -88,6 +89,7 @@ class Record:
             "transform": list(box.transform)[:6],
             "nodata": [_finite(band.nodata) for band in scene.bands],
             "sha256": task.identity.files[0].sha256,
+            "etag": task.identity.files[0].etag,
             "files": _files(task),
         }
         self.values["model"] = {
@@ -182,6 +184,8 @@ class Record:
             "shards_reused": len(self.reused),
             "shards_distrusted": self.distrusted,
             "shards_failed": len(self.failures),
+            "requests": int(_work(done, "requests")),
+            "read_retries": int(_work(done, "read_retries")),
         }
         pixels = count_pixels(done)
         total = task.grid.scene.size
@@ -199,6 +203,7 @@ class Record:
         self.values["decode"] = {
             "source_pixels": total,
             "decoded_pixels": int(_work(done, "decoded_pixels")),
+            "bytes_fetched": int(_work(done, "bytes_fetched")),
         }
         self._add_rates([item for item in done if item.shard not in self.reused], task)
 
@@ -246,7 +251,7 @@ def count_pixels(receipts: Iterable[Receipt]) -> Counter[int]:
 
 
 def _work(receipts: list[Receipt], key: str) -> float:
-    return sum(item.work[key] for item in receipts)
+    return sum(item.work.get(key, 0) for item in receipts)
 
 
 def _files(task: Task) -> list[dict[str, Any]] | None:

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
-from tileseg.errors import InputError
+from tileseg.errors import TilesegError
 from tileseg.gdal import gdal_env, open_dataset
 from tileseg.glance import glance
 from tileseg.scene import Band, Scene
@@ -110,7 +110,8 @@ def _rgb(
         shown = bands[:3] if len(bands) >= len(_DISPLAY) else bands[:1] * 3
     try:
         pixels = glance(scene, shown, window, (shape[0], shape[1]))
-    except InputError as err:  # a damaged block: the mask is there all the same
+    except TilesegError as err:
+        # A damaged block, or a dead server: the mask is there all the same.
         logger.warning("no picture of the scene: %s", err)
         return np.ones((*shape, 3))
     pixels[~np.isfinite(pixels)] = 0

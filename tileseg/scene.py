@@ -7,10 +7,12 @@ from typing import Any
 
 from rasterio.enums import ColorInterp, MaskFlags
 
+from tileseg.address import keep, shown, split
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.raster import Band, File, Scene
+from tileseg.remote import fetcher
 
 __all__ = ["Band", "Scene", "open_scene"]
 
@@ -18,30 +20,37 @@ _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte
 
 
 def open_scene(href: str) -> Scene:
-    """Open a local GeoTIFF and say what it is.
+    """Open a GeoTIFF at a path or an address and say what it is.
 
     Raises:
-        UsageError: the path is remote, or its pixels are complex or a palette.
-        RefusedError: it is not a GeoTIFF, or its name asks GDAL for something else.
+        UsageError: it is no address we read, or its pixels are complex or a palette.
+        RefusedError: it is not a GeoTIFF, its name asks GDAL for something else, or its
+            server says no.
         InputError: it is missing or damaged.
+        StorageError: its server kept failing.
     """
-    path = _local_file(href)
+    path, size, magic = _remote_file(href) if split(href) else _local_file(href)
+    href = shown(href)
+    if magic not in _MAGIC:
+        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
+        raise RefusedError(msg)
     try:
         with gdal_env(), open_dataset(path) as dataset:
-            return _describe(href, path, dataset)
+            return _describe(href, path, size, dataset)
     except GDAL_ERRORS as err:
         msg = f"{href}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
 
 
-def _local_file(href: str) -> Path:
-    """Return the absolute path of a file that begins like a TIFF."""
-    if href.startswith("/vsi"):
-        msg = f"{href}: GDAL's virtual file names are refused; give a plain path"
-        raise RefusedError(msg)
-    if "://" in href:
-        msg = f"{href}: only local files can be read so far; download it first"
-        raise UsageError(msg)
+def _remote_file(href: str) -> tuple[str, int, bytes]:
+    """Return a file's handle, its size now, and its first four bytes."""
+    handle = keep(href)
+    source = fetcher(handle)
+    return handle, source.look().size, source.read(0, 4)
+
+
+def _local_file(href: str) -> tuple[str, int, bytes]:
+    """Return a file's absolute path, its size and its first four bytes."""
     try:
         href.encode()
     except UnicodeEncodeError as err:
@@ -54,18 +63,15 @@ def _local_file(href: str) -> Path:
             msg = f"{href}: cannot be read: it is not a file"
             raise InputError(msg)
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic, size = file.read(4), path.stat().st_size
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or err
         msg = f"{href}: cannot be read: {reason}"
         raise InputError(msg) from err
-    if magic not in _MAGIC:
-        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
-        raise RefusedError(msg)
-    return path
+    return str(path), size, magic
 
 
-def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
@@ -96,8 +102,8 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
         point=dataset.tags().get("AREA_OR_POINT") == "Point",
         origin=File(
             href=href,
-            path=str(path),
-            size=path.stat().st_size,
+            path=path,
+            size=size,
             has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
             alpha=_alpha(dataset),
         ),

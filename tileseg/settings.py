@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from tileseg.address import keep, shown, stem
 from tileseg.errors import UsageError
 
 __all__ = [
@@ -31,7 +32,9 @@ class Job:
     """One scene to segment. Every field but `input` has a default that fits most."""
 
     input: str
-    """A local GeoTIFF."""
+    """A GeoTIFF: a path or an address, https, s3, gs or az.
+
+    Of an address with a query only its handle is kept here: see `address.keep`."""
     model: str = ""
     """Model folder; empty for the land-cover model that comes with tileseg."""
     output: str = ""
@@ -58,6 +61,8 @@ class Job:
     """physical = stored * scale + offset; None for the file's own tags."""
     offset: float | None = None
     """See `scale`; 0 if only that is given."""
+    hosts: tuple[str, ...] = ()
+    """`host[:port]` that may be read over plain http, or in a private network."""
     bands: tuple[str | int, ...] = ()
     """The scene's bands in the model's order, by name or index; empty for by name."""
     overwrite: bool = False
@@ -85,6 +90,8 @@ class Job:
         """Refuse what no run could mean."""
         _check_address("output", self.output)
         _check_address("work", self.work)
+        if isinstance(self.input, str):
+            object.__setattr__(self, "input", keep(self.input))
         for item in fields(self):
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
@@ -102,12 +109,13 @@ class Job:
 
         Not `overwrite` and `dry_run`, which were meant for the one run.
         """
-        return {
+        given = {
             item.name: list(value) if isinstance(value, tuple) else value
             for item in fields(self)
             if (value := getattr(self, item.name)) != item.default
             and item.name not in ("overwrite", "dry_run")
         }
+        return {**given, "input": shown(self.input)}
 
     @staticmethod
     def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
@@ -165,7 +173,7 @@ class Job:
     @property
     def destination(self) -> str:
         """Where the outputs go: a local path, or an address in an object store."""
-        return self.output or str(Path("out") / Path(self.input).stem)
+        return self.output or str(Path("out") / stem(self.input))
 
     @property
     def output_path(self) -> Path:

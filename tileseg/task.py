@@ -9,6 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from tileseg.address import allow, has_secret, is_address
 from tileseg.card import Card, read_card
 from tileseg.errors import UsageError
 from tileseg.gdal import CACHE_BYTES
@@ -16,6 +17,8 @@ from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identities, identify
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
+from tileseg.pixels import HANDLES
+from tileseg.remote import MEMORY_BYTES
 from tileseg.scene import Band, Scene, open_scene
 from tileseg.settings import Job, is_remote
 
@@ -108,7 +111,10 @@ class Task:
         labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
-        return (_FIXED_BYTES + strips + sums + labels + tiles + pieces) / 1e6
+        remote = sum(is_address(file.path) for file in self.scene.files)
+        fetched = MEMORY_BYTES * min(remote, HANDLES)
+        known = strips + sums + labels + tiles + pieces + fetched
+        return (_FIXED_BYTES + known) / 1e6
 
 
 def versions(*, polygons: bool = False) -> dict[str, str]:
@@ -128,6 +134,8 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
+    _refuse_telling(job)
+    allow(job.hosts)
     paths = (file.path for file in open_scene(job.input).files)
     identity = identify(paths, open_storage(job.workplace))
     scene = open_scene(job.input)
@@ -182,6 +190,17 @@ def _refuse_vanishing(job: Job) -> None:
                 "directory; give an absolute path on storage that all nodes share"
             )
             raise UsageError(msg)
+
+
+def _refuse_telling(job: Job) -> None:
+    """Refuse to send a secret through Ray, which shows what it is given."""
+    if job.engine_kind == "ray" and has_secret(job.input):
+        msg = (
+            f"{job.input}: a signed address is a secret that a cluster's nodes would "
+            "have to be told; use s3://, gs:// or az:// with credentials of their own, "
+            "or --engine local"
+        )
+        raise UsageError(msg)
 
 
 def _refuse_nesting(job: Job) -> None:

@@ -13,6 +13,8 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tileseg import remote
+from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.card import NODATA, Card
@@ -62,6 +64,8 @@ class Recipe:
     polygons: bool
     folder: str
     """The plan's directory, wherever it is."""
+    hosts: tuple[str, ...] = ()
+    """Those that may be read from, wherever they are."""
     read_threads: int = 1
     """GDAL's decoding threads."""
 
@@ -82,12 +86,15 @@ class Recipe:
             confidence=task.job.confidence,
             polygons=bool(task.job.polygons),
             folder=ledger.folder.address,
+            hosts=task.job.hosts,
         )
 
     @property
     def store_seconds(self) -> float:
-        """How long its storage may be silent before that says why."""
-        return GIVE_UP_SECONDS if is_remote(self.folder) else 0
+        """How long what it reads or writes may be silent before that says why."""
+        paths = [file.path for file in self.scene.files]
+        reads = remote.GIVE_UP_SECONDS if any(map(is_address, paths)) else 0
+        return reads + (GIVE_UP_SECONDS if is_remote(self.folder) else 0)
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
         """Return the recipe for a worker on a device of its own."""
@@ -234,6 +241,9 @@ class Worker:
             "tiles": self._predictor.tiles,
             "tiles_skipped": self._predictor.tiles_skipped,
             "decoded_pixels": self._reader.decoded_pixels,
+            "requests": self._reader.traffic.requests,
+            "read_retries": self._reader.traffic.retries,
+            "bytes_fetched": self._reader.traffic.bytes,
             "read": self._reader.seconds,
             "wait": self._wait,
             "forward": self._predictor.seconds,
