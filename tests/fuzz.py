@@ -34,7 +34,9 @@ SECONDS = 10
 """What a child may take for a file of a few kilobytes."""
 MEGABYTES = 600
 """What a child may have resident, its libraries included."""
-ADDRESS_SPACE = 4 << 30  # bytes; beyond it the child gets a MemoryError, not the machine
+ADDRESS_SPACE = (
+    4 << 30
+)  # bytes; beyond it the child gets a MemoryError, not the machine
 _PIXELS = 1 << 20  # of a scene that is read whole
 _SEED_BYTES = 60_000
 
@@ -121,7 +123,9 @@ def serve() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         start = perf_counter()
         path, model = json.loads(line)
-        code, says = _outcome(partial(_prepare, path, model) if model else partial(_read, path))
+        code, says = _outcome(
+            partial(_prepare, path, model) if model else partial(_read, path)
+        )
         seconds = perf_counter() - start
         answer = {"code": code, "says": says, "seconds": seconds}
         sys.stdout.write(json.dumps(answer | {"megabytes": _peak()}) + "\n")

@@ -4,10 +4,8 @@ The table is tests/corpus/expected.toml, the files are built by tests/corpus/bui
 """
 
 import os
-import subprocess
 import sys
 import tomllib
-from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
@@ -19,7 +17,6 @@ from fuzz import Child
 from making import make_model
 from rasterio.crs import CRS
 
-from tileseg.errors import UsageError
 from tileseg.grid import Grid, Run
 from tileseg.job import Staff, run
 from tileseg.reader import Reader
@@ -34,6 +31,7 @@ import build  # noqa: E402
 TABLE = tomllib.loads(build.TABLE.read_text(encoding="utf-8"))
 SUCCESS = [name for name, facts in TABLE.items() if facts["exit"] == 0]
 HOSTILE = [name for name, facts in TABLE.items() if facts["kind"] == "hostile"]
+HUGE = {"sparse-huge.tif"}
 NAMED = ("red", "green", "nir")
 # Whole jobs that end well take most of a second each: one in ten is tried at once.
 QUICK = {*TABLE} - {*SUCCESS} | {*SUCCESS[::10]}
@@ -55,9 +53,12 @@ def cases(folder):
 def models(tmp_path_factory):
     """Models of one to three bands."""
     folder = tmp_path_factory.mktemp("models")
-    names = ("red", "green", "nir")
-    facts = [{"bands": names[:n], "mean": (0,) * n, "std": (1,) * n} for n in (1, 2, 3)]
-    return {len(f["bands"]): make_model(folder / f"{i}", **f) for i, f in enumerate(facts)}
+
+    def make(count):
+        facts = {"bands": NAMED[:count], "mean": (0,) * count, "std": (1,) * count}
+        return make_model(folder / str(count), **facts)
+
+    return {count: make(count) for count in (1, 2, 3)}
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,8 @@ def seen(path, bands):
     inner = slice(grid.halo, -grid.halo)
     pixels = np.concatenate([s.pixels[:, inner, inner] for s in strips], axis=1)
     valid = np.concatenate([strip.valid[inner, inner] for strip in strips])
-    pixels, valid = pixels[:, : box.height, : box.width], valid[: box.height, : box.width]
+    whole = (slice(box.height), slice(box.width))
+    pixels, valid = pixels[:, *whole], valid[whole]
     return np.where(valid, pixels, 0).astype(np.float32), valid
 
 
@@ -196,10 +198,10 @@ def test_what_is_read_of_a_lossy_file(name, cases, folder):
 
 
 # Where tifffile does not forgive what libtiff does.
-STRICT = ("sparse-huge.tif", "strips-sizes-1.tif", "deflate-longer.tif", "bomb-behind.tif")
+STRICT = {"strips-sizes-1.tif", "deflate-longer.tif", "bomb-behind.tif"}
 
 
-@pytest.mark.parametrize("name", [name for name in SUCCESS if name not in STRICT])
+@pytest.mark.parametrize("name", sorted({*SUCCESS} - STRICT - HUGE))
 def test_another_reader_of_tiffs_sees_the_same(name, cases, folder):
     """What is expected does not rest on the program that made the file."""
     case = cases[name]

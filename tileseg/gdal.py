@@ -86,7 +86,7 @@ def open_dataset(
             dataset = rasterio.open(
                 _NAME, driver="GTiff", opener=_Only(file), **options
             )
-    for name in ("read", "read_masks"):
+    for name in ("read", "read_masks", "get_tag_item"):
         setattr(dataset, name, _telling(file, getattr(dataset, name)))
     return dataset
 

@@ -9,7 +9,7 @@ from io import BytesIO
 
 import numpy as np
 import rasterio
-from tiff import ASCII, LONG, SHORT, Page, assemble, located, page, text, tiff
+from tiff import ASCII, LONG, SHORT, Page, assemble, located, page, tiff
 from writing import noise, raster
 
 PIXELS = noise(2, 83, 131)

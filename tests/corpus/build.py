@@ -10,10 +10,9 @@ beside this program. tests/test_corpus.py holds the two together.
 import hashlib
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import broken
 import grids
@@ -24,6 +23,9 @@ import numpy as np
 import values
 from affine import Affine
 from tiff import NORTH_UP
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TABLE = Path(__file__).with_name("expected.toml")
 PARTS = (grids, layouts, kinds, values, broken, hostile)
@@ -106,7 +108,7 @@ class Corpus:
         odd: str,
         data: "bytes | Callable[[Path], None]",
         pixels: np.ndarray,
-        valid: np.ndarray | bool = True,  # noqa: FBT002
+        valid: np.ndarray | bool = True,
         **facts: Any,
     ) -> None:
         """Add a file that must be segmented, right."""

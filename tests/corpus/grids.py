@@ -1,16 +1,12 @@
 """Where rasters may lie, and how large they may be."""
 
-import struct
 from math import inf, nan
 
-import numpy as np
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from tiff import (
-    ASCII,
     DOUBLE,
-    LONG,
     NORTH_UP,
     SHORT,
     assemble,
@@ -70,7 +66,9 @@ SIZES = (
 def build(corpus):
     for name, transform in TRANSFORMS.items():
         data = assemble(page(PIXELS, tags=located(transform)))
-        corpus.fine(f"{name}.tif", f"transform: {name}", data, PIXELS, transform=transform)
+        corpus.fine(
+            f"{name}.tif", f"transform: {name}", data, PIXELS, transform=transform
+        )
     for name, crs in SYSTEMS.items():
         _in_system(corpus, name, crs)
     for height, width in SIZES:
@@ -84,7 +82,9 @@ def build(corpus):
 
 
 def _in_system(corpus, name, crs):
-    transform = Affine(0.01, 0, 3, 0, -0.01, 45) if "lonlat" in (name, crs) else NORTH_UP
+    transform = (
+        Affine(0.01, 0, 3, 0, -0.01, 45) if "lonlat" in (name, crs) else NORTH_UP
+    )
 
     def write(path):
         raster(path, PIXELS, crs=crs, transform=transform)

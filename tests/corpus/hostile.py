@@ -2,8 +2,16 @@
 
 import zlib
 
-import numpy as np
-from tiff import BYTE, DOUBLE, LONG, LONG8, SHORT, Page, assemble, located, page, text, tiff
+from tiff import (
+    BYTE,
+    LONG,
+    SHORT,
+    Page,
+    assemble,
+    located,
+    page,
+    tiff,
+)
 from writing import noise
 
 GREY = noise(1, 16, 16, "uint8")

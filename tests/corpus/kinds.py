@@ -1,8 +1,8 @@
 """What a pixel may be: types, bits and colours."""
 
 import numpy as np
-from tiff import SHORT, assemble, located, page, tiff
-from writing import noise, raster
+from tiff import SHORT, tiff
+from writing import noise
 
 TYPES = {
     "uint8": 255,
@@ -40,7 +40,9 @@ def build(corpus):
 def _large(corpus):
     """Numbers at the end of what float32 holds."""
     pixels = noise(1, 53, 67, "uint32", low=2**24, high=2**32 - 1)
-    corpus.fine("uint32-large.tif", "above 2^24, where fp32 rounds", tiff(pixels), pixels)
+    corpus.fine(
+        "uint32-large.tif", "above 2^24, where fp32 rounds", tiff(pixels), pixels
+    )
     for dtype in ("int64", "uint64"):
         pixels = noise(2, 53, 67, dtype)
         corpus.fine(f"{dtype}.tif", "64 bits, small numbers", tiff(pixels), pixels)

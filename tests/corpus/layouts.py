@@ -32,7 +32,10 @@ def build(corpus):
     for name, options in LAYOUTS.items():
         corpus.fine(f"{name}.tif", f"layout: {name}", tiff(PIXELS, **options), PIXELS)
     for codec in CODECS:
-        for name, options in {"strips": {"rows": 5}, "tiles": {"tile": (32, 48)}}.items():
+        for name, options in {
+            "strips": {"rows": 5},
+            "tiles": {"tile": (32, 48)},
+        }.items():
             data = tiff(PIXELS, compress=codec, **options)
             corpus.fine(f"{codec}-{name}.tif", f"{codec}, {name}", data, PIXELS)
     _predictors(corpus)

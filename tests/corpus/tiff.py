@@ -49,7 +49,7 @@ def text(value: str | bytes) -> tuple:
 
 def place(transform: Affine, *, point: bool = False) -> dict:
     """Return the tags that say where a raster lies."""
-    a, b, c, d, e, f = transform[:6]
+    a, b, _, d, e, _ = transform[:6]
     shift = 0.5 if point else 0  # of a pixel: what the tags speak of is its centre
     x, y = transform @ (shift, shift)
     if b == d == 0 and a > 0 and e < 0:
@@ -73,7 +73,7 @@ def located(
     return place(transform, point=point) | keys(epsg, point=point)
 
 
-def page(  # noqa: PLR0914  (the tags of an image are that many)
+def page(
     pixels: np.ndarray,
     *,
     rows: int | None = None,
@@ -218,7 +218,7 @@ def _directory(
         count = len(value) // _SIZES[kind]
         if len(value) > inline:
             data += bytes(len(data) % 2)
-            place, value = len(data), value
+            place = len(data)
             data += value
             value = struct.pack(order + ("Q" if big else "I"), place)
         entries += struct.pack(order + entry, number, kind, count)

@@ -1,11 +1,10 @@
 """What a file says of its values: nodata, alpha, scale and offset, names, metadata."""
 
-import struct
 from math import inf, nan
 
 import numpy as np
-from tiff import DOUBLE, SHORT, assemble, located, page, text, tiff
-from writing import noise, raster
+from tiff import SHORT, text, tiff
+from writing import noise
 
 PIXELS = noise(3, 47, 59)
 GREY = PIXELS[:1]
@@ -80,12 +79,14 @@ def _nodata(corpus):
     corpus.fine("nodata-each-band.tif", odd, data, pixels, valid)
     data = tiff(pixels, tags={42113: text("0")})
     odd = "a hole in a band that is not used is none"
+    corpus.fine("nodata-unused.tif", odd, data, pixels, pixels[1] != 0, bands=(2,))
     corpus.fine(
-        "nodata-unused.tif", odd, data, pixels, pixels[1] != 0, bands=(2,)
+        "nodata-all.tif",
+        "nothing but nodata",
+        tiff(np.zeros_like(GREY), tags={42113: text("0")}),
+        np.zeros_like(GREY),
+        valid=False,
     )
-    corpus.fine("nodata-all.tif", "nothing but nodata", tiff(
-        np.zeros_like(GREY), tags={42113: text("0")}
-    ), np.zeros_like(GREY), valid=False)
     values = np.array([1, 2, 3])[:, None, None]
     pixels = np.where(holed("uint16", 0, bands=3)[0] == 0, values, PIXELS + 5)
     pixels = pixels.astype("uint16")
@@ -149,7 +150,14 @@ def _scale(corpus):
     data = tiff(PIXELS, tags={42112: text(_xml("".join(tags)))})
     odd = "scale and offset in its tags"
     corpus.fine("scale.tif", odd, data, PIXELS, job=own)
-    corpus.bad("scale-none.tif", "neither scale nor offset", tiff(PIXELS), 2, "does not say", job=own)
+    corpus.bad(
+        "scale-none.tif",
+        "neither scale nor offset",
+        tiff(PIXELS),
+        2,
+        "does not say",
+        job=own,
+    )
     data = tiff(PIXELS, tags={42112: text(_xml(tags[0]))})
     odd = "a scale on the first of three bands"
     corpus.bad("scale-of-one.tif", odd, data, 2, "band 2 does not say", **own3)
@@ -174,17 +182,46 @@ def _names(corpus):
     by_name = {"bands": ("red", "green", "nir")}
     data = named("red", "green", "nir")
     corpus.fine("names.tif", "bands by name", data, PIXELS, **by_name)
-    corpus.fine("names-case.tif", "names in capitals", named("RED", "Green", "NIR"), PIXELS, **by_name)
+    corpus.fine(
+        "names-case.tif",
+        "names in capitals",
+        named("RED", "Green", "NIR"),
+        PIXELS,
+        **by_name,
+    )
     data = named("red", "red", "nir")
-    corpus.bad("names-twice.tif", "two bands of one name", data, 2, "more than one", **by_name)
+    corpus.bad(
+        "names-twice.tif", "two bands of one name", data, 2, "more than one", **by_name
+    )
     data = named("red", "", "nir")
-    corpus.bad("names-empty.tif", "a band without a name", data, 2, "has no band", **by_name)
+    corpus.bad(
+        "names-empty.tif", "a band without a name", data, 2, "has no band", **by_name
+    )
     facts = {"bands": ("grün", "赤外", "é" * 3)}
-    corpus.fine("names-unicode.tif", "names that are not ASCII", named(*facts["bands"]), PIXELS, **facts)
+    corpus.fine(
+        "names-unicode.tif",
+        "names that are not ASCII",
+        named(*facts["bands"]),
+        PIXELS,
+        **facts,
+    )
     facts = {"bands": ("x" * 300, "y", "z" * 100_000)}
-    corpus.fine("names-long.tif", "names of 300 and 100,000 letters", named(*facts["bands"]), PIXELS, **facts)
+    corpus.fine(
+        "names-long.tif",
+        "names of 300 and 100,000 letters",
+        named(*facts["bands"]),
+        PIXELS,
+        **facts,
+    )
     data = named("red\n\x1b[31m", "&lt;b&gt;", "nir")
-    corpus.bad("names-control.tif", "a name that would colour a terminal", data, 2, "has no band", **by_name)
+    corpus.bad(
+        "names-control.tif",
+        "a name that would colour a terminal",
+        data,
+        2,
+        "has no band",
+        **by_name,
+    )
 
 
 def _metadata(corpus):
@@ -195,7 +232,8 @@ def _metadata(corpus):
         "bad-xml": "<GDALMetadata><Item name='a'>never closed",
         "no-xml": "hello",
         "empty": "",
-        "laughs": f'<!DOCTYPE x [<!ENTITY a0 "ha">{entities}]>{_xml("<Item>&a9;</Item>")}',
+        "laughs": f'<!DOCTYPE x [<!ENTITY a0 "ha">{entities}]>'
+        + _xml("<Item>&a9;</Item>"),
         "file": '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/passwd">]>'
         + _xml('<Item name="x">&f;</Item>'),
         "deep": "<a>" * 5_000,
@@ -211,4 +249,3 @@ def _metadata(corpus):
         corpus.fine(f"metadata-{name}-bytes.tif", odd, data, GREY)
     data = tiff(GREY, tags={700: text("<x:xmpmeta>" * 100_000)})
     corpus.fine("metadata-xmp-1-mb.tif", "1 MB of XMP that is none", data, GREY)
-
