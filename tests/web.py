@@ -7,6 +7,7 @@ A process of its own. The settings are a JSON file that is read for every reques
     ranges      false: it gives whole files only
     redirect    every request is sent there
     login       the Authorization that it wants; 401 without
+    status      the answer to the first `times` requests, with `retry` as Retry-After
 
 Every request is a line of the log: its target, range, status, time and headers.
 """
@@ -30,6 +31,7 @@ class Folder:
         self._folder = folder
         self._settings = place / "settings.json"
         self._log = (place / "log.jsonl").open("a")
+        self._told, self._answered = {}, 0
 
     async def serve(self, reader, writer):
         """Answer the requests of a connection, one after the other."""
@@ -49,19 +51,25 @@ class Folder:
         target = head.split(" ", 2)[1]
         fields = dict(re.findall("\r\n([^:]+): *([^\r]*)", head))
         fields = {name.lower(): value for name, value in fields.items()}
+        if told != self._told:
+            self._told, self._answered = told, 0
         status, headers, data = self._find(target, fields, told)
+        self._answered += 1
         await asyncio.sleep(told.get("latency", 0))
         entry = {"target": target, "range": fields.get("range"), "status": status}
         entry |= {"time": time.time(), "headers": fields}
         self._log.write(json.dumps(entry) + "\n")
         self._log.flush()
         lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(data)}", *headers]
+        lines.append(f"Connection: {fields.get('connection', 'keep-alive')}")
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
         await writer.drain()
 
     def _find(self, target, fields, told):  # noqa: PLR0911  (a status each)
         """Return status, headers and body."""
         path = self._folder / unquote(urlsplit(target).path).lstrip("/")
+        if self._answered < told.get("times", 0):
+            return told["status"], [f"Retry-After: {told['retry']}"], b""
         if to := told.get("redirect"):
             return 302, [f"Location: {to}"], b""
         if told.get("login", fields.get("authorization")) != fields.get(

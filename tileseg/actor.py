@@ -11,6 +11,7 @@ import ray
 
 from tileseg.address import allow
 from tileseg.crew import Crew, Outcome
+from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
 from tileseg.identity import Identities, look
@@ -68,6 +69,7 @@ class Station:
 
     def __init__(self) -> None:
         """Wait for work."""
+        scrub()
         self._crew: Crew | None = None
         self._meters = WorkerMeters()
 

@@ -6,7 +6,6 @@ this process: a scene goes by its handle, the address with `#1` in the query's p
 
 import re
 from collections.abc import Iterable
-from pathlib import PurePosixPath
 from threading import Lock
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -22,7 +21,6 @@ __all__ = [
     "netloc",
     "shown",
     "split",
-    "stem",
     "whole",
 ]
 
@@ -54,7 +52,8 @@ def split(href: str) -> SplitResult | None:
         UsageError: it is no address that can be read, or holds a password.
     """
     if _MAGIC_NAME.match(href):
-        msg = f"{shown(href)}: GDAL's virtual file names are refused; give a plain path"
+        name = shown(href).partition("\n")[0][:200]  # it may be a whole document
+        msg = f"{name}: GDAL's virtual file names are refused; give a plain path"
         raise RefusedError(msg)
     if not is_address(href):
         return None
@@ -139,11 +138,6 @@ def whole(handle: str) -> str:
         address = handle
     plain, _, query = address.partition("?")
     return quote(plain, safe=_SAFE) + (f"?{query}" if query else "")
-
-
-def stem(href: str) -> str:
-    """Return the file's name without its last suffix."""
-    return PurePosixPath(shown(href)).stem
 
 
 def allow(hosts: Iterable[str]) -> None:

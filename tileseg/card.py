@@ -15,7 +15,7 @@ from typing import Any
 from tileseg.errors import ModelError, RefusedError
 from tileseg.grid import shard_size
 
-__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "read_card"]
+__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "own_file", "read_card"]
 
 NODATA = 255
 """The mask's value where there is no answer; never a class."""
@@ -28,6 +28,8 @@ _CLASSES = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 _FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 _TWO = 2  # a class and its background
 _DEEPEST = 9  # poolings
+_LONGEST_CARD = 1 << 20  # letters
+_LONGEST_NAME = 100  # of a class, letters
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
 
 
@@ -113,6 +115,11 @@ class Card:
             ),
             f"has {len(values)} classes for {self.outputs} logits": (
                 self.outputs == len(values) or (self.outputs, len(values)) == (1, _TWO)
+            ),
+            f"has a class name that is empty, not printable or longer than "
+            f"{_LONGEST_NAME} letters": all(
+                item.name.isprintable() and 0 < len(item.name) <= _LONGEST_NAME
+                for item in self.classes
             ),
             "has a class colour that is not RRGGBB": all(
                 re.fullmatch("[0-9A-Fa-f]{6}", item.color) for item in self.classes
@@ -213,6 +220,23 @@ def _shard_fault(tile: int, halo: int) -> list[str]:
     return []
 
 
+def own_file(folder: Path, name: str) -> Path:
+    """Return the path of a model folder's file, if that is a file and lies in it.
+
+    Raises:
+        ModelError: it is a folder, a pipe or a device.
+        RefusedError: it is a link to somewhere else.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        msg = f"{path}: is a link out of the model's folder; put the file itself there"
+        raise RefusedError(msg)
+    if path.exists() and not path.is_file():
+        msg = f"{path}: cannot be read: is no plain file"
+        raise ModelError(msg)
+    return path
+
+
 def read_card(folder: Path) -> Card:
     """Read `card.json` of a model folder.
 
@@ -220,13 +244,14 @@ def read_card(folder: Path) -> Card:
         ModelError: there is none, or it does not describe a usable network.
         RefusedError: its weights are of a kind that can run code, or lie elsewhere.
     """
-    path = folder / "card.json"
+    path = own_file(folder, "card.json")
     try:
-        item = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            item = json.loads(file.read(_LONGEST_CARD))
     except FileNotFoundError as err:
         msg = f"{folder}: no model here, wanted a folder with card.json"
         raise ModelError(msg) from err
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         msg = f"{path}: unreadable model card: {err}"
         raise ModelError(msg) from err
     try:
@@ -251,8 +276,8 @@ def _from_stac(item: dict[str, Any]) -> Card:
     asset = item["assets"]["weights"]
     if not re.fullmatch(r"[\w.-]+\.safetensors", str(asset["href"])):
         msg = (
-            f"weights {asset['href']!r}: only *.safetensors beside the card are "
-            "loaded; other files can run code"
+            f"weights {str(asset['href'])[:100]!r}: only *.safetensors beside the card "
+            "are loaded; other files can run code"
         )
         raise RefusedError(msg)
     classes = tuple(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from tileseg import __version__
-from tileseg.address import shown, stem
+from tileseg.address import shown
 from tileseg.console import (
     configure_logging,
     leave,
@@ -19,7 +19,9 @@ from tileseg.console import (
     signals,
     tell,
 )
+from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
+from tileseg.names import stem
 from tileseg.options import job_options
 from tileseg.stopping import StopSignal
 
@@ -54,6 +56,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
     from tileseg.job import Staff
 
     codes = []
@@ -82,6 +85,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     summary as the last line.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
     from tileseg.job import Staff
     from tileseg.nightly import Night, find_scenes
 
@@ -123,7 +127,7 @@ def info(folder: str) -> None:
     lines = {**card.facts(), **card.about}
     width = max(map(len, lines))
     for key, value in lines.items():
-        click.echo(f"{key:<{width}}  {_plain(value)}")
+        tell(f"{key:<{width}}  {_plain(value)}")
 
 
 @model.command()

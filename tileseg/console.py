@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import click
 
 from tileseg.errors import InterruptedRunError, PreemptedError
+from tileseg.redact import Redacted, redact
 from tileseg.stopping import Stop
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ def configure_logging(verbosity: int, *, is_quiet: bool) -> None:
     """Log to stderr: what tileseg does, and of others only warnings."""
     _open_streams()
     level = logging.ERROR if is_quiet else logging.DEBUG if verbosity else logging.INFO
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", stream=sys.stderr
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Redacted("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tileseg").setLevel(level)
 
 
@@ -108,10 +109,10 @@ def results() -> Iterator[None]:
 
 
 def tell(line: str, *, err: bool = False) -> None:
-    """Print a line; a reader that is gone, or a full disk, stops no job."""
+    """Print a line, no secret; a reader that is gone, or a full disk, stops no job."""
     stream = sys.stderr if err else _results or sys.stdout
     try:
-        click.echo(line, file=stream)
+        click.echo(redact(line), file=stream)
     except OSError:
         # What is buffered would be written again, and fail again, at the very end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -16,7 +16,8 @@ from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
-from tileseg.address import is_address
+from tileseg.address import is_address, shown
+from tileseg.errors import RefusedError
 from tileseg.remote import File, fetcher
 from tileseg.source import Traffic
 from tileseg.window import Window
@@ -37,6 +38,8 @@ GDAL_ERRORS = (RasterioError, rasterio._err.CPLE_BaseError)  # noqa: SLF001
 """What a failing read or write raises; damaged files and the COG driver the second."""
 
 _NAME = "scene.tif"
+_MOST_BANDS = 1000
+_BLOCK_BYTES = 128 << 20  # of one block, decoded: it is held whole, whatever is wanted
 
 _GDAL_OPTIONS = {
     # Bytes, not MB, through rasterio: enough for one row of blocks, and no more for a
@@ -75,17 +78,29 @@ def open_dataset(
         options: rasterio's.
 
     Raises:
+        RefusedError: its header leads to other files, or asks for more than any scene
+            needs.
         TilesegError: a remote file cannot be had.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        if not is_address(str(path)):
-            return rasterio.open(path, driver="GTiff", **options)
-        file = File(fetcher(str(path)), traffic)
-        with _told(file):
-            dataset = rasterio.open(
-                _NAME, driver="GTiff", opener=_Only(file), **options
-            )
+        is_remote = is_address(str(path))
+        dataset = (_open_remote if is_remote else _open_local)(path, traffic, options)
+    if fault := _fault(dataset):
+        dataset.close()
+        msg = f"{shown(str(path))}: {fault}; refused, as it may be hostile"
+        raise RefusedError(msg)
+    return dataset
+
+
+def _open_local(path: str | Path, _traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    return rasterio.open(path, driver="GTiff", **options)
+
+
+def _open_remote(path: str | Path, traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    file = File(fetcher(str(path)), traffic)
+    with _told(file):
+        dataset = rasterio.open(_NAME, driver="GTiff", opener=_Only(file), **options)
     for name in ("read", "read_masks", "get_tag_item"):
         setattr(dataset, name, _telling(file, getattr(dataset, name)))
     return dataset
@@ -141,6 +156,33 @@ def _telling(file: File, method: Callable[..., Any]) -> Callable[..., Any]:
             return method(*args, **options)
 
     return told
+
+
+def _fault(dataset: Any) -> str:  # noqa: ANN401  (rasterio is untyped)
+    """Say what is wrong with a header, before any pixel is read; empty if nothing.
+
+    A few bytes can ask for gigabytes: a block is decoded whole, all its bands too
+    where they lie pixel by pixel.
+    """
+    if dataset.tags(ns="OVERVIEWS"):  # GDAL would open that, with any of its drivers
+        return "names another file as its overviews"
+    if dataset.count > _MOST_BANDS:
+        return f"has {dataset.count} bands, wanted at most {_MOST_BANDS}"
+    by_pixel = dataset.interleaving == Interleaving.pixel
+    height, width = dataset.block_shapes[0]
+    depth = dataset.count if by_pixel else 1
+    size = height * width * depth * max(map(_itemsize, dataset.dtypes))
+    if size > _BLOCK_BYTES:
+        return (
+            f"has blocks of {height} x {width} pixels, {size} bytes each, wanted at "
+            f"most {_BLOCK_BYTES} (gdal_translate -co TILED=YES cuts it anew)"
+        )
+    return ""
+
+
+def _itemsize(dtype: str) -> int:
+    """Return the bytes of a pixel; of GDAL's complex integers too."""
+    return np.dtype("complex64" if dtype == "complex_int16" else dtype).itemsize
 
 
 @contextmanager

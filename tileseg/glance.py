@@ -107,8 +107,7 @@ def _of_resampled(
 
     def read(at: Window) -> tuple[Picture, NDArray[np.bool_]]:
         found = pixels[:, *at.slices].copy()
-        valid = ~np.asarray(np.isnan(found).any(axis=0))
-        return found, valid
+        return found, np.logical_not(np.isnan(found).any(axis=0))
 
     found, is_there = resample(read, box, target, how)
     found[:, ~is_there] = np.nan

@@ -13,7 +13,7 @@ from tileseg.errors import InputError
 from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
-__all__ = ["Identities", "Identity", "identify", "look"]
+__all__ = ["Identities", "Identity", "identify", "look", "unknown"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
@@ -102,6 +102,21 @@ def identify(paths: Iterable[str], work: Storage) -> Identities:
     """
     known = _recall(work)
     return Identities(tuple(look(path, known.get(path)) for path in paths))
+
+
+def unknown(paths: Iterable[str], work: Storage) -> list[str]:
+    """Return the local files that the last run of this work directory did not read."""
+    known = _recall(work)
+    return [path for path in paths if not _is_known(path, known.get(path))]
+
+
+def _is_known(path: str, known: Identity | None) -> bool:
+    if is_address(path):
+        return True
+    try:
+        return known is not None and (known.size, known.stamp) == _stat(path)
+    except OSError:
+        return False
 
 
 def look(path: str, known: Identity | None) -> Identity:

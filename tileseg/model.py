@@ -11,7 +11,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from tileseg.card import Card
+from tileseg.card import Card, own_file
 from tileseg.errors import (
     DeviceFaultError,
     DeviceMemoryError,
@@ -141,8 +141,9 @@ def load_module(folder: Path, card: Card) -> UNet:
 
     Raises:
         ModelError: the weights are missing, not those the card names, or do not fit.
+        RefusedError: they lie elsewhere.
     """
-    path = folder / card.weights
+    path = own_file(folder, card.weights)
     try:
         data = path.read_bytes()
     except OSError as err:
@@ -153,14 +154,21 @@ def load_module(folder: Path, card: Card) -> UNet:
         msg = f"{path}: wrong weights: sha256 is {digest}, the card says {card.sha256}"
         raise ModelError(msg)
     try:
-        module = UNet(len(card.bands), card.outputs, width=card.width, depth=card.depth)
+        with torch.device("meta"):  # no memory: it is as large as the card claims
+            module = UNet(
+                len(card.bands), card.outputs, width=card.width, depth=card.depth
+            )
     except (RuntimeError, MemoryError) as err:
         msg = f"{folder}: cannot build a U-Net of width {card.width}: {err}"
         raise ModelError(msg) from err
     try:
-        module.load_state_dict(load_safetensors(data))
+        weights = {
+            key: value.to(torch.float32, copy=True)
+            for key, value in load_safetensors(data).items()
+        }
+        module.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError, ValueError, LookupError) as err:
-        reason = str(err).splitlines()[-1].strip()
+        reason = str(err).splitlines()[-1].strip()[:300]
         msg = f"{path}: weights do not fit the card's U-Net: {reason}"
         raise ModelError(msg) from err
     return module

@@ -11,6 +11,7 @@ from typing import Any
 from tileseg.errors import ExitCode, InputError, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.record import Record
+from tileseg.redact import redact
 
 __all__ = ["SUMMARY", "Night", "find_scenes"]
 
@@ -114,7 +115,7 @@ class Night:
         Raises:
             TilesegError: it cannot be written.
         """
-        data = (json.dumps(self.summary(), indent=1) + "\n").encode()
+        data = (redact(json.dumps(self.summary(), indent=1)) + "\n").encode()
         open_storage(output).write(SUMMARY, data)
 
     def __str__(self) -> str:

@@ -38,23 +38,25 @@ class _Canvas:
 
     pixels: NDArray[Any]
     """(bands, height, width)."""
-    valid: Valid
+    state: NDArray[np.uint8]
     """(height, width)."""
 
     @classmethod
     def blank(cls, bands: int, shape: tuple[int, ...], dtype: DTypeLike) -> "_Canvas":
         """Return one to be filled."""
-        return cls(np.empty((bands, *shape), dtype), np.empty(shape, np.bool_))
+        return cls(np.empty((bands, *shape), dtype), np.empty(shape, np.uint8))
 
     def part(self, at: tuple[slice, slice]) -> "_Canvas":
         """Return a view on a rectangle."""
-        return _Canvas(self.pixels[:, *at], self.valid[at])
+        return _Canvas(self.pixels[:, *at], self.state[at])
 
     def complete(self, more: "_Canvas", covered: Valid) -> None:
         """Take what is not covered, or has no data yet and has some in `more`."""
-        take = ~covered | (more.valid & ~self.valid)
+        is_better = (more.state == DATA) & (self.state != DATA)
+        is_better |= (more.state == MASKED) & (self.state == 0)
+        take = ~covered | is_better
         np.copyto(self.pixels, more.pixels, where=take)
-        self.valid[:] |= more.valid
+        np.copyto(self.state, more.state, where=take)
 
 
 class Pixels:
@@ -98,12 +100,7 @@ class Pixels:
             InputError: a file cannot be read.
             UsageError: fp32 does not hold a file's numbers.
         """
-        self._fill(scene, bands, window, _Canvas(pixels, state.view(np.bool_)))
-        for mask in scene.masks:
-            seen = _Canvas.blank(1, state.shape, mask.raster.dtype)
-            self._fill(mask.raster, (mask.band,), window, seen)
-            hit = mask.rule.hits(seen.pixels[0]) | ~seen.valid
-            state[hit & (state == DATA)] = MASKED
+        self._fill(scene, bands, window, _Canvas(pixels, state))
 
     def _fill(
         self,
@@ -112,7 +109,7 @@ class Pixels:
         window: Window,
         canvas: _Canvas,
     ) -> None:
-        """Fill pixels and validity, whatever the raster is made of."""
+        """Fill pixels and states, whatever the raster is made of."""
         match raster.origin:
             case File() as file:
                 self._from_file(raster, file, bands, window, canvas)
@@ -122,6 +119,11 @@ class Pixels:
                 self._from_places(beside, bands, window, canvas)
             case Resampled() as resampled:
                 self._from_blocks(raster, resampled, bands, window, canvas)
+        for mask in raster.masks:
+            seen = _Canvas.blank(1, canvas.state.shape, mask.raster.dtype)
+            self._fill(mask.raster, (mask.band,), window, seen)
+            hit = mask.rule.hits(seen.pixels[0]) | (seen.state != DATA)
+            canvas.state[hit & (canvas.state == DATA)] = MASKED
 
     def _from_stack(
         self,
@@ -131,7 +133,7 @@ class Pixels:
         canvas: _Canvas,
     ) -> None:
         """Fill each raster's bands; a pixel is valid if it is in all that are read."""
-        canvas.valid[:] = True
+        canvas.state[:] = DATA
         last = accumulate(len(raster.bands) for raster in rasters)
         for raster, stop in zip(rasters, last, strict=True):
             first = stop - len(raster.bands)
@@ -142,11 +144,11 @@ class Pixels:
             is_row = at == list(range(at[0], at[-1] + 1))
             into = canvas.pixels
             part = into[at[0] : at[-1] + 1] if is_row else into[at]
-            has_data = np.empty_like(canvas.valid)
-            self._fill(raster, own, window, _Canvas(part, has_data))
+            state = np.empty_like(canvas.state)
+            self._fill(raster, own, window, _Canvas(part, state))
             if not is_row:
                 into[at] = part
-            canvas.valid[:] &= has_data
+            canvas.state[:] &= state
 
     def _from_places(
         self,
@@ -156,22 +158,22 @@ class Pixels:
         canvas: _Canvas,
     ) -> None:
         """Fill what each raster covers; of several the first one with data counts."""
-        canvas.pixels[:], canvas.valid[:] = 0, False
-        covered = np.zeros_like(canvas.valid)
+        canvas.pixels[:], canvas.state[:] = 0, 0
+        covered = np.zeros(canvas.state.shape, np.bool_)
         for place, raster in zip(beside.places, beside.rasters, strict=True):
             part = place.intersect(window)
             if not part.size:
                 continue
             at = part.relative_to(window).slices
             here = canvas.part(at)
-            if here.valid.all():
+            if (here.state == DATA).all():
                 continue
             own = tuple(raster.bands[band.index - 1] for band in bands)
             inner = part.relative_to(place)
             if not covered[at].any():
                 self._fill(raster, own, inner, here)
             else:
-                more = _Canvas.blank(len(bands), here.valid.shape, here.pixels.dtype)
+                more = _Canvas.blank(len(bands), here.state.shape, here.pixels.dtype)
                 self._fill(raster, own, inner, more)
                 here.complete(more, covered[at])
             covered[at] = True
@@ -192,15 +194,16 @@ class Pixels:
             shape = needed.height, needed.width
             found = _Canvas.blank(len(own), shape, canvas.pixels.dtype)
             self._fill(source, own, needed, found)
-            return found.pixels, found.valid
+            return found.pixels, found.state == DATA
 
         for block in _blocks(raster, window):
             box = raster.geobox.crop(block)
-            made = _Canvas(*resample(read, source.geobox, box, resampled))
+            pixels, valid = resample(read, source.geobox, box, resampled)
+            made = _Canvas(pixels, valid.view(np.uint8))
             part = block.intersect(window)
             here = canvas.part(part.relative_to(window).slices)
             inner = made.part(part.relative_to(block).slices)
-            here.pixels[:], here.valid[:] = inner.pixels, inner.valid
+            here.pixels[:], here.state[:] = inner.pixels, inner.state
 
     def _from_file(
         self,
@@ -211,7 +214,7 @@ class Pixels:
         canvas: _Canvas,
     ) -> None:
         indexes = [band.index for band in bands]
-        pixels, valid = canvas.pixels, canvas.valid
+        pixels, valid = canvas.pixels, canvas.state.view(np.bool_)
         dataset = self._dataset(file)
         try:
             # Straight into place, without a copy, where the type needs no change.

@@ -84,7 +84,7 @@ class Mask:
     """What makes pixels invalid from outside."""
 
     raster: "Scene"
-    """On the scene's grid."""
+    """On the grid of what it masks."""
     band: Band
     """Of that raster."""
     rule: Rule
@@ -143,6 +143,14 @@ class Scene:
             case Stacked(rasters) | Beside(_, rasters):
                 return any(raster.is_resampled for raster in rasters)
         return True
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether anything makes its pixels invalid from outside."""
+        match self.origin:
+            case Stacked(rasters) | Beside(_, rasters):
+                return bool(self.masks) or any(item.is_masked for item in rasters)
+        return bool(self.masks)
 
     @property
     def is_tiled(self) -> bool:

@@ -78,7 +78,7 @@ class Reader:
                 rows = self._reach(tile_row, ready, grid.height)
                 box = Window(tile_row, tiles.col, ready - tile_row, tiles.width)
                 pixels, state = held.gather(rows, columns - left)
-                masked = state == MASKED if self._scene.masks else None
+                masked = state == MASKED if self._scene.is_masked else None
                 yield Strip(box, pixels, state == DATA, masked)
                 # The last tiles of the scene are mirrored on up to stride + halo rows
                 # above their cores.

@@ -18,6 +18,7 @@ from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
+from tileseg.redact import redact
 from tileseg.task import Task
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ class Record:
         self.values["scene"]["href"] = shown(href)
 
     def as_bytes(self) -> bytes:
-        """Return the file's bytes."""
-        return (json.dumps(self.values, indent=1) + "\n").encode()
+        """Return the file's bytes; no secret is in them."""
+        return (redact(json.dumps(self.values, indent=1)) + "\n").encode()
 
     def add_task(self, task: Task) -> None:
         """Say what the scene and the model are."""

@@ -5,6 +5,7 @@ its settings, and nothing that a file names, can lead anywhere else.
 """
 
 import hashlib
+import logging
 import random
 import time
 from collections import OrderedDict
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from math import inf
 from threading import Condition, Event
 from types import TracebackType
 from typing import Self
@@ -21,6 +23,8 @@ from tileseg.errors import InputError, StorageError, TilesegError
 from tileseg.source import Later, Source, Traffic, Version
 
 __all__ = ["GIVE_UP_SECONDS", "MEMORY_BYTES", "Fetcher", "File", "fetcher"]
+
+logger = logging.getLogger(__name__)
 
 GIVE_UP_SECONDS = 60.0
 """At most, from the first failure of a read to the error that says so."""
@@ -33,25 +37,27 @@ _BLOCK_BYTES = 1 << 20
 _BLOCKS = 32  # held of one file
 _AHEAD = 8  # of them on their way
 _PLACES = 8  # requests to one server at once, of all its files
+_FREE_RATE = 100.0  # requests a second of a server that is not held back
+_LOWEST_RATE = 0.2
 
 MEMORY_BYTES = (_BLOCKS + _AHEAD) * _BLOCK_BYTES
 """What one open file may hold."""
 
 
 class Gate:
-    """How many requests one server gets at once, and how soon after each other.
+    """How many requests one server gets at once, and how many a second.
 
-    A server that has too many gets half as many, and waits between them that double;
-    as it answers again they shorten and their number grows, one by one.
+    A server that has too many gets half as many from then on; with every answer it
+    gives they become a little more again.
     """
 
     def __init__(self) -> None:
-        """Begin with some."""
+        """Begin with all places, and as fast as it answers."""
         self._change = Condition()
         self._limit = float(_PLACES)
+        self._rate = inf
         self._active = 0
-        self._gap = self._next = 0.0
-        self._pressed = 0.0
+        self._next = self._pressed = 0.0
         self.served = 0.0
         """When the server last gave what it was asked for."""
 
@@ -63,7 +69,7 @@ class Gate:
                 self._change.wait(0.5)
             self._active += 1
             start = max(self._next, time.monotonic())
-            self._next = start + self._gap
+            self._next = start + random.uniform(0.5, 1.5) / self._rate  # noqa: S311
         try:
             closed.wait(max(0.0, start - time.monotonic()))
             yield time.monotonic()
@@ -77,7 +83,8 @@ class Gate:
         with self._change:
             self.served = time.monotonic()
             self._limit = min(_PLACES, self._limit + 1 / self._limit)
-            self._gap = self._gap * 0.9 if self._gap > 0.01 else 0.0  # noqa: PLR2004
+            more = self._rate * 1.1 + 0.2
+            self._rate = more if more < _FREE_RATE else inf
             self._change.notify()
 
     def press(self, began: float, pause: float) -> None:
@@ -94,7 +101,7 @@ class Gate:
                 return
             self._pressed = now
             self._limit = max(1.0, self._limit / 2)
-            self._gap = min(_LONGEST_WAIT, max(0.02, 2 * self._gap))
+            self._rate = max(_LOWEST_RATE, min(self._rate, _FREE_RATE) / 2)
 
 
 class Fetcher:
@@ -161,6 +168,10 @@ class Fetcher:
                         f"read ({reason}; tried {tries} times); run again later"
                     )
                     raise StorageError(msg) from None
+                where = shown(self.handle), start, stop - 1
+                logger.debug("%s: bytes %d to %d: %s; again", *where, reason)
+                if err.is_throttled:
+                    continue  # the gate says how soon
             self._source.renew()
             closed.wait(random.uniform(0.5, 1) * wait)  # noqa: S311  (no secret)
             wait = min(2 * wait, _LONGEST_WAIT)
@@ -228,7 +239,7 @@ class File:
         self._closed = Event()
         self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="fetch")
         self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
-        self._used: set[int] = set()
+        self._passed: set[int] = set()
         self._streaks: OrderedDict[int, int] = OrderedDict()
 
     def __enter__(self) -> Self:
@@ -286,21 +297,19 @@ class File:
             number: which.
             wanted: how many behind it are wanted in any case.
         """
-        block = self._fetch(number)
         ahead = min(_AHEAD, max(wanted, self._likely(number)))
+        block = self._fetch(number)
         last = (self.size - 1) // _BLOCK_BYTES
         for later in range(number + 1, min(number + ahead, last) + 1):
             if later not in self._blocks and not self._make_room():
                 break  # what is on its way is wanted too
             self._fetch(later)
-        data = block.result()
-        if number in self._blocks:
-            self._used.add(number)
-        return data
+        return block.result()
 
     def _likely(self, number: int) -> int:
         """Return how many blocks behind this one will be wanted, by those before."""
         if number not in self._streaks:
+            self._passed.add(number - 1)
             self._streaks[number] = self._streaks.pop(number - 1, 0) + 1
             while len(self._streaks) > _BLOCKS:
                 self._streaks.popitem(last=False)
@@ -322,14 +331,14 @@ class File:
         return block
 
     def _make_room(self) -> bool:
-        """Drop the oldest block that was used; return whether there is room."""
+        """Drop the oldest block that reading has left; return whether there is room."""
         if len(self._blocks) < _BLOCKS:
             return True
-        oldest = next((item for item in self._blocks if item in self._used), None)
+        oldest = next((item for item in self._blocks if item in self._passed), None)
         if oldest is not None:
             self._drop(oldest)
         return oldest is not None
 
     def _drop(self, number: int) -> None:
         self._blocks.pop(number).cancel()
-        self._used.discard(number)
+        self._passed.discard(number)

@@ -18,6 +18,7 @@ _RULE = re.compile(
     rf"|(?P<sign>>=|<=|>|<)\s*(?P<bound>{_NUMBER}))"
 )
 _MOST_BITS = 64
+_OWN = "band:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Rule:
     """`in`, `not in`, `bits` (any of them set), `>`, `>=`, `<` or `<=`."""
     values: tuple[float, ...]
     """What the value is compared with; of `bits` their numbers, from 0."""
+
+    @property
+    def band(self) -> str:
+        """Which of the scene's own bands it is about; empty for another file."""
+        return self.source[len(_OWN) :] if self.source.startswith(_OWN) else ""
 
     def hits(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Return True where a value makes its pixel invalid; NaN and Inf always do."""

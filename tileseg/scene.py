@@ -1,5 +1,6 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
+from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -8,38 +9,107 @@ from typing import Any
 from rasterio.enums import ColorInterp, MaskFlags
 
 from tileseg.address import keep, shown, split
+from tileseg.compose import Wish, compose, masked
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
+from tileseg.layer import BandFacts, Layer, Mosaic
 from tileseg.raster import Band, File, Scene
 from tileseg.remote import fetcher
+from tileseg.rules import Rule
 
-__all__ = ["Band", "Scene", "open_scene"]
+__all__ = ["Band", "Scene", "locate", "open_scene"]
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 
 
-def open_scene(href: str) -> Scene:
-    """Open a GeoTIFF at a path or an address and say what it is.
+def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
+    """Open a scene's files and say what it is.
+
+    Args:
+        source: what it is put together from; a path or address for one file.
+        wish: what is wanted of it; None for the scene as it is.
 
     Raises:
-        UsageError: it is no address we read, or its pixels are complex or a palette.
-        RefusedError: it is not a GeoTIFF, its name asks GDAL for something else, or its
-            server says no.
-        InputError: it is missing or damaged.
-        StorageError: its server kept failing.
+        UsageError: one is at no address we read, its pixels are complex or a palette,
+            or the files do not fit together.
+        RefusedError: one is not a GeoTIFF, its name asks GDAL for something else, or
+            its server says no.
+        InputError: one is missing or damaged.
+        StorageError: a server kept failing.
     """
-    path, size, magic = _remote_file(href) if split(href) else _local_file(href)
-    href = shown(href)
-    if magic not in _MAGIC:
-        msg = f"{href}: not a GeoTIFF: it begins with {magic!r}"
-        raise RefusedError(msg)
+    wish = wish or Wish()
+    stacks = [[_open_layer(layer) for layer in stack] for stack in _mosaic(source)]
+    own = tuple(rule for rule in wish.rules if rule.band)
+    scene = compose(stacks, replace(wish, rules=own))
+    for rule in wish.rules:
+        if not rule.band:
+            scene = _masked_by_file(scene, rule)
+    return scene
+
+
+def locate(source: Mosaic | str, wish: Wish | None = None) -> list[str]:
+    """Return the path or handle of each of a scene's files; open none as a raster.
+
+    Raises:
+        TilesegError: one does not begin like a TIFF, or cannot be had.
+    """
+    layers = [layer.href for stack in _mosaic(source) for layer in stack]
+    masks = [rule.source for rule in (wish or Wish()).rules if not rule.band]
+    return [_find(href)[0] for href in (*layers, *masks)]
+
+
+def _mosaic(source: Mosaic | str) -> Mosaic:
+    return ((Layer(href=source),),) if isinstance(source, str) else source
+
+
+def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
+    mask = _open_layer(Layer(href=rule.source))
+    if len(mask.bands) > 1:
+        msg = f"mask: {rule.source}: has {len(mask.bands)} bands, wanted one"
+        raise UsageError(msg)
+    return masked(scene, mask, mask.bands[0], rule)
+
+
+def _open_layer(layer: Layer) -> Scene:
+    """Open one file, and believe what a catalog says of its bands."""
+    href, (path, size) = shown(layer.href), _find(layer.href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
-            return _describe(href, path, size, dataset)
+            _refuse(href, dataset)
+            scene = _describe(href, path, size, dataset)
     except GDAL_ERRORS as err:
         msg = f"{href}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
+    if not layer.bands:
+        return scene
+    if len(layer.bands) != len(scene.bands):
+        msg = (
+            f"{href}: has {len(scene.bands)} bands, and the catalog speaks of "
+            f"{len(layer.bands)}; correct the catalog"
+        )
+        raise UsageError(msg)
+    pairs = zip(scene.bands, layer.bands, strict=True)
+    return replace(scene, bands=tuple(_with_facts(*pair) for pair in pairs))
+
+
+def _with_facts(band: Band, facts: BandFacts) -> Band:
+    said = {key: value for key, value in asdict(facts).items() if value is not None}
+    return replace(band, **said)
+
+
+def _find(href: str) -> tuple[str, int]:
+    """Return a file's path or handle, and its size.
+
+    Raises:
+        RefusedError: it does not begin like a TIFF.
+    """
+    path, size, magic = (_remote_file if split(href) else _local_file)(href)
+    if magic not in _MAGIC:
+        # Not with what: it may be a link to what nobody may read.
+        msg = f"{shown(href)}: not a GeoTIFF: it does not begin as one"
+        raise RefusedError(msg)
+    return path, size
 
 
 def _remote_file(href: str) -> tuple[str, int, bytes]:
@@ -71,7 +141,8 @@ def _local_file(href: str) -> tuple[str, int, bytes]:
     return str(path), size, magic
 
 
-def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+def _refuse(href: str, dataset: Any) -> None:  # noqa: ANN401  (rasterio is untyped)
+    """Refuse a raster that holds no measurements, or lies nowhere."""
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
@@ -92,6 +163,9 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
     if not all(map(isfinite, terms)) or dataset.transform.is_degenerate:
         msg = f"{href}: its transform {terms} puts no pixel anywhere; correct it"
         raise InputError(msg)
+
+
+def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
     crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
     return Scene(
         href=href,

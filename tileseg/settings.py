@@ -11,8 +11,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from tileseg.address import keep, shown, stem
+from tileseg.address import keep, shown
 from tileseg.errors import UsageError
+from tileseg.names import stem
 
 __all__ = [
     "Job",
@@ -83,6 +84,10 @@ class Job:
     """Seconds without progress after which a worker is taken to be stuck."""
     wait: float = 1800
     """Seconds to wait for a first worker, or for one when none is left (Ray)."""
+    max_pixels: int = 100_000_000_000
+    """Scenes of more are refused: a few bytes can claim any number."""
+    trusted: bool = False
+    """The input is ours: need not be looked at first by a process that may die."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 
@@ -143,6 +148,7 @@ class Job:
             "workers": positive,
             "batch_size": positive,
             "shard": positive,
+            "max_pixels": positive,
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),

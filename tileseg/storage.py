@@ -129,7 +129,7 @@ def write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.{uuid4().hex}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:  # never through a link that lies in wait
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -11,15 +11,16 @@ from typing import Any
 
 from tileseg.address import allow, has_secret, is_address
 from tileseg.card import Card, read_card
-from tileseg.errors import UsageError
+from tileseg.errors import RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identities, identify
+from tileseg.identity import Identities, identify, unknown
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
 from tileseg.pixels import HANDLES
+from tileseg.probe import examine
 from tileseg.remote import MEMORY_BYTES
-from tileseg.scene import Band, Scene, open_scene
+from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote
 
 __all__ = ["Task", "prepare", "versions"]
@@ -136,9 +137,18 @@ def prepare(job: Job) -> Task:
     _refuse_nesting(job)
     _refuse_telling(job)
     allow(job.hosts)
+    work = open_storage(job.workplace)
+    if not job.trusted and (files := unknown(locate(job.input), work)):
+        examine(files)  # before this process opens them
     paths = (file.path for file in open_scene(job.input).files)
-    identity = identify(paths, open_storage(job.workplace))
+    identity = identify(paths, work)
     scene = open_scene(job.input)
+    if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
+        msg = (
+            f"{job.input}: has {size} pixels, wanted at most {job.max_pixels}; if that "
+            "is meant, say so in a job file: max_pixels"
+        )
+        raise RefusedError(msg)
     if scene.geobox.transform.is_identity:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"

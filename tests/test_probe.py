@@ -1,0 +1,178 @@
+"""Files that would kill a process are refused, and what is only large is not."""
+
+import resource
+
+import pytest
+import rasterio
+from hostile import DEFLATE, bombs, strips, tiff, tiles, zeros
+from making import NORTH_UP, make_scene, random_pixels
+from rasterio.errors import RasterioIOError
+
+from tileseg import probe
+from tileseg.errors import InputError, RefusedError, TilesegError
+from tileseg.job import run
+from tileseg.probe import examine
+from tileseg.settings import Job
+from tileseg.task import prepare
+
+BOMBS = bombs()
+
+
+def used(who):
+    """Return (CPU seconds, most MB) of this process or of its children, so far."""
+    usage = resource.getrusage(who)
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+@pytest.fixture
+def bomb(tmp_path):
+    def make(name):
+        path = tmp_path / "bomb.tif"
+        path.write_bytes(BOMBS[name])
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_refused_soon_and_in_little_memory(bomb, name, tmp_path):
+    path = bomb(name)
+    cpu, mb = used(resource.RUSAGE_CHILDREN)[0], used(resource.RUSAGE_SELF)[1]
+
+    record = run(Job(input=str(path), output=str(tmp_path / "out"), bands=(1, 1, 1)))
+
+    assert record.values["exit_code"] == 3, record.values["error"]
+    assert used(resource.RUSAGE_CHILDREN)[0] - cpu < 5  # not the clock: others work too
+    assert used(resource.RUSAGE_CHILDREN)[1] < 600
+    assert used(resource.RUSAGE_SELF)[1] - mb < 100
+
+
+def test_a_sparse_scene_of_many_gigabytes_passes(tmp_path):
+    path = tmp_path / "sparse.tif"
+    profile = {"driver": "GTiff", "width": 92_000, "height": 91_000, "count": 1}
+    profile |= {"dtype": "uint8", "tiled": True, "transform": NORTH_UP}
+    with rasterio.open(path, "w", **profile, BIGTIFF="YES", SPARSE_OK=True):
+        pass
+
+    assert path.stat().st_size < 5_000_000
+    examine([str(path)])
+
+
+@pytest.mark.parametrize("compress", ["deflate", "zstd", "lzw", "lzma", None])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_what_a_codec_makes_passes(tmp_path, compress, interleave):
+    pixels = random_pixels(300, 410)
+    path = make_scene(
+        tmp_path / "scene.tif", pixels, compress=compress, interleave=interleave
+    )
+
+    examine([str(path)])
+
+
+def test_a_damaged_block_passes(tmp_path):
+    """It is named where it is missed: `--allow-partial` may leave it out."""
+    path = make_scene(tmp_path / "scene.tif", random_pixels(300, 410))
+    data = bytearray(path.read_bytes())
+    data[700:2700] = bytes(2000)  # of the first block
+    path.write_bytes(data)
+
+    examine([str(path)])
+    with rasterio.open(path) as dataset, pytest.raises(RasterioIOError):
+        dataset.read()
+
+
+def test_a_block_as_large_as_allowed_is_read(tmp_path):
+    """The limits fit each other: the process has the memory for such a block."""
+    side = 11_584  # its square is just below 128 MiB
+    data = zeros(side * side + (1 << 20))
+    path = tmp_path / "large.tif"
+    path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
+
+    examine([str(path)])
+    side += 16
+    path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
+    with pytest.raises(RefusedError, match="blocks of"):
+        examine([str(path)])
+
+
+def test_of_many_files_the_one_is_named(tmp_path, bomb):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    path = bomb("a strip of 16 GiB that is there")
+
+    with pytest.raises(RefusedError, match="bomb"):
+        examine([str(scene), str(path)])
+
+
+def test_a_file_that_leads_to_another_as_its_overviews_is_refused(tmp_path):
+    """GDAL opens what a file's own metadata names so, with any of its drivers."""
+    other = make_scene(tmp_path / "other.tif", random_pixels(40, 50))
+    path = make_scene(tmp_path / "scene.tif", random_pixels(80, 100))
+    with rasterio.open(path, "r+") as dataset:
+        dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(other))
+
+    with pytest.raises(RefusedError, match="names another file as its overviews"):
+        examine([str(path)])
+    with pytest.raises(RefusedError, match="names another file as its overviews"):
+        prepare(Job(input=str(path), trusted=True))
+
+
+def test_no_secret_is_in_the_environment_of_the_process(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary")
+    monkeypatch.setenv("GDAL_DRIVER_PATH", "/opt/evil")
+
+    kept = probe._environment()
+
+    assert "canary" not in "".join(kept.values())
+    assert "GDAL_DRIVER_PATH" not in kept
+
+
+def test_the_folder_that_is_worked_in_lends_no_modules(tmp_path, monkeypatch):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    for name in ("rasterio", "tileseg", "struct", "resource"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+
+    examine([str(scene)])
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_trusted_scene_and_one_that_is_known_are_not_looked_at(
+    scene_path, model_path, tmp_path, monkeypatch
+):
+    facts = {
+        "input": str(scene_path),
+        "model": str(model_path),
+        "output": str(tmp_path / "out"),
+        "shard": 96,
+    }
+    looks = []
+    monkeypatch.setattr("tileseg.task.examine", looks.append)
+
+    prepare(Job(**facts, trusted=True))
+    assert looks == []
+    run(Job(**facts))
+    assert looks == [[str(scene_path)]]
+    prepare(Job(**facts))  # known: the last run read the very same file
+    assert len(looks) == 1
+    scene_path.touch()
+    prepare(Job(**facts))
+    assert len(looks) == 2
+
+
+def test_more_pixels_than_allowed_are_refused_by_number(scene_path, model_path):
+    facts = {"input": str(scene_path), "model": str(model_path), "shard": 96}
+
+    with pytest.raises(RefusedError, match="123000 pixels, wanted at most 122999"):
+        prepare(Job(**facts, max_pixels=122_999))
+    prepare(Job(**facts, max_pixels=123_000))
+
+
+def test_what_is_no_raster_is_told_by_the_process_too(tmp_path):
+    path = tmp_path / "scene.tif"
+    path.write_bytes(tiff(strips(0, 0), b"\0" * 8))
+
+    with pytest.raises(InputError, match="cannot be read as a GeoTIFF"):
+        examine([str(path)])
+    with pytest.raises(TilesegError):
+        prepare(Job(input=str(path)))

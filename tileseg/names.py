@@ -1,0 +1,46 @@
+"""Names of files and directories that come from outside: made harmless.
+
+A scene's file name or a catalog's id becomes the name of a directory. Whatever it says,
+that is one plain name, below the place it was meant for.
+"""
+
+import hashlib
+import re
+import unicodedata
+from pathlib import PurePosixPath
+
+__all__ = ["slug", "stem"]
+
+_LONGEST = 200  # bytes: with what we put round a name, below what file systems take
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+_UNPLAIN = frozenset("/\\%")
+_UNSEEN = ("C", "Zl", "Zp")  # control, direction, unassigned; ends of lines
+
+
+def slug(text: str) -> str:
+    """Return `text` as the name of one file or directory.
+
+    Most names stay as they are. Separators, control characters and those that turn the
+    direction of writing become `_`, as do names that mean something to a system. What
+    had to be cut short ends with a digest of the whole, so that it stays distinct.
+    """
+    plain = "".join("_" if _is_odd(letter) else letter for letter in text)
+    plain = re.sub(r"^\.{2,}|[.\s]+$", "_", plain) or "_"
+    if _DEVICES.fullmatch(plain):
+        plain = f"_{plain}"
+    data = plain.encode()
+    if len(data) <= _LONGEST:
+        return plain
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    return f"{data[: _LONGEST - 17].decode(errors='ignore')}-{digest}"
+
+
+def stem(href: str) -> str:
+    """Return the name of a scene's results: its file's, without suffix."""
+    path = re.split("[?#]", href)[0] if "://" in href else href
+    return slug(PurePosixPath(path).stem)
+
+
+def _is_odd(letter: str) -> bool:
+    """Return whether a letter is none that a name should hold."""
+    return letter in _UNPLAIN or unicodedata.category(letter).startswith(_UNSEEN)
