@@ -674,7 +674,7 @@ def test_a_palette_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "bits", "most"),
-    [("uint8", 1, 1), ("uint8", 4, 15), ("uint16", 12, 4095), ("uint32", 20, 2**20)],
+    [("uint8", 2, 3), ("uint8", 4, 15), ("uint16", 12, 4095), ("uint32", 20, 2**20)],
 )
 def test_a_type_of_fewer_bits_is_read_as_the_next_wider(dtype, bits, most, tmp_path):
     pixels = noise("uint32", 1, 5, 90) % (most + 1)

@@ -117,7 +117,8 @@ def masked(scene: Scene, raster: Scene, band: Band, rule: Rule) -> Scene:
 
 def _place(stack: Sequence[Scene], box: GeoBox, wish: Wish) -> Scene:
     """Return the one raster of a place, on a grid, with what its own bands mask."""
-    scene = _stack([resampled(item, box, wish.target.method) for item in stack])
+    rasters = [resampled(item, box, wish.target.method) for item in stack]
+    scene = _stack(rasters, _common_dtype(_needed(stack, wish.bands)))
     for rule in wish.rules:
         (band,) = scene.select((rule.band,))
         owner, own = _owners(stack)[band.index - 1]
@@ -173,8 +174,8 @@ def resampled(raster: Scene, box: GeoBox, method: str) -> Scene:
     )
 
 
-def _stack(rasters: Sequence[Scene]) -> Scene:
-    """Return one raster of all bands."""
+def _stack(rasters: Sequence[Scene], dtype: str) -> Scene:
+    """Return one raster of all bands; the type holds those that are needed."""
     first = rasters[0]
     if len(rasters) == 1:
         return first
@@ -182,7 +183,7 @@ def _stack(rasters: Sequence[Scene]) -> Scene:
     return replace(
         first,
         href=_named(rasters),
-        dtype=_common_dtype(rasters),
+        dtype=dtype,
         bands=tuple(
             replace(band, index=index) for index, band in enumerate(bands, start=1)
         ),
