@@ -257,6 +257,34 @@ def test_files_of_several_grids_are_stacked_only_when_asked(tmp_path):
     assert open_scene(str(coarse)).geobox == scene.geobox
 
 
+def test_files_that_the_model_does_not_need_may_be_as_they_like(tmp_path):
+    """Of another grid and type, and with a palette; nobody asks for resampling."""
+    red, blue = (
+        make_scene(tmp_path / f"{name}.tif", noise("uint8", 1, 40, 60), names=(name,))
+        for name in ("red", "blue")
+    )
+    other = make_scene(
+        tmp_path / "other.tif",
+        noise("float64", 1, 20, 30),
+        transform=NORTH_UP @ Affine.scale(2.1),
+        names=("other",),
+    )
+    palette = make_scene(tmp_path / "p.tif", noise("uint8", 1, 40, 60), names=("p",))
+    with rasterio.open(palette, "r+") as dataset:
+        dataset.write_colormap(1, {0: (0, 0, 0, 255)})
+    names = ("blue", "red")
+
+    scene = open_scene(stack(red, other, palette, blue), Wish(bands=names))
+
+    assert scene.dtype == "uint8"
+    bands = scene.select(names)
+    assert [band.index for band in bands] == [4, 1]
+    pixels, _ = read_all(scene, bands)
+    np.testing.assert_array_equal(noise("uint8", 1, 40, 60)[[0, 0]], pixels)
+    with pytest.raises(UsageError, match="one grid"):
+        open_scene(stack(red, other), Wish(bands=("other", "red")))
+
+
 def test_a_catalog_may_say_more_than_the_file(tmp_path):
     path = make_plain(tmp_path / "b04.tif", np.array([[[0, 5, 9]]], "uint16"), **ZONE)
     facts = BandFacts(name="red", nodata=9, scale=1e-4, offset=-0.1)
