@@ -276,8 +276,8 @@ def _from_stac(item: dict[str, Any]) -> Card:
     asset = item["assets"]["weights"]
     if not re.fullmatch(r"[\w.-]+\.safetensors", str(asset["href"])):
         msg = (
-            f"weights {str(asset['href'])[:100]!r}: only *.safetensors beside the card are "
-            "loaded; other files can run code"
+            f"weights {str(asset['href'])[:100]!r}: only *.safetensors beside the card "
+            "are loaded; other files can run code"
         )
         raise RefusedError(msg)
     classes = tuple(
