@@ -40,7 +40,7 @@ WORK_KEPT = {"lock", "inputs.json"}  # of a work directory, after all went well
 # Steps to die at: a function, moments, most calls.
 ANYWHERE = """
 lock.hold before,after 1
-identity.Identity.remember before,torn,after 1
+identity.Identities.remember before,torn,after 1
 ledger.Ledger.open before,torn,after 1
 predict.Predictor._forward before,after 15
 worker.Worker._write_artifact before,torn,after 60

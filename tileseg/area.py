@@ -8,8 +8,9 @@ from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
 from tileseg.geobox import GeoBox
+from tileseg.window import Window
 
-__all__ = ["lonlat_digits", "row_hectares"]
+__all__ = ["lonlat_digits", "metres_per_unit", "pixel_metres", "row_hectares"]
 
 _HECTARE = 10_000.0  # square metres
 _DIGITS = 7  # of a degree: a centimetre
@@ -39,6 +40,24 @@ def row_hectares(geobox: GeoBox) -> NDArray[np.float64] | None:
     unit = degrees(crs.axis_info[0].unit_conversion_factor)  # grads are no degrees
     rows = range(geobox.height)
     return np.array([_pixel(geobox, geod, row, unit) for row in rows])
+
+
+def metres_per_unit(crs: str | None) -> float | None:
+    """Return how many metres a unit of a projected CRS is; None of any other."""
+    try:
+        found = CRS.from_user_input(crs) if crs else None
+    except CRSError:
+        return None
+    if found is None or not found.is_projected:
+        return None
+    return float(found.axis_info[0].unit_conversion_factor)
+
+
+def pixel_metres(geobox: GeoBox) -> float | None:
+    """Return the side of a pixel in the middle, in metres, as if it were square."""
+    middle = Window(geobox.height // 2, 0, 1, geobox.width)
+    area = row_hectares(geobox.crop(middle))
+    return None if area is None else float(np.sqrt(area[0] * _HECTARE))
 
 
 def _pixel(geobox: GeoBox, geod: Geod, row: int, unit: float) -> float:

@@ -1,18 +1,23 @@
 """GDAL, held short: its settings, and opening a GeoTIFF as that and nothing else."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+from rasterio.abc import FileContainer
 from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
+from tileseg.address import is_address, shown
 from tileseg.errors import RefusedError
+from tileseg.remote import RemoteFile, fetcher
+from tileseg.source import Traffic
 
 __all__ = ["CACHE_BYTES", "GDAL_ERRORS", "gdal_env", "open_bytes", "open_dataset"]
 
@@ -22,6 +27,7 @@ CACHE_BYTES = 64 << 20
 GDAL_ERRORS = (RasterioError, rasterio._err.CPLE_BaseError)  # noqa: SLF001
 """What a failing read or write raises; damaged files and the COG driver the second."""
 
+_NAME = "scene.tif"
 _MOST_BANDS = 1000
 _BLOCK_BYTES = 128 << 20  # of one block, decoded: it is held whole, whatever is wanted
 
@@ -34,6 +40,9 @@ _GDAL_OPTIONS = {
     "GDAL_PAM_ENABLED": "NO",
     # The report names the file; GDAL's own message on stderr says less.
     "CPL_LOG_ERRORS": "OFF",
+    # What is remote is fetched by `remote.py`. No file can make GDAL ask the network;
+    # one that could would ask a proxy that is not there.
+    "GDAL_HTTP_PROXY": "127.0.0.1:9",
 }
 
 
@@ -42,21 +51,101 @@ def gdal_env() -> rasterio.Env:
     return rasterio.Env(**_GDAL_OPTIONS)
 
 
-def open_dataset(path: str | Path, **options: int) -> Any:  # noqa: ANN401  (rasterio is untyped)
-    """Open a local GeoTIFF, as that and nothing else, whatever its name suggests.
+def open_dataset(
+    path: str | Path,
+    traffic: Traffic | None = None,
+    /,
+    **options: int,
+) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    """Open a GeoTIFF, as that and nothing else, whatever its name suggests.
+
+    Of a remote one, opening, reading and closing belong to one thread, and what goes
+    wrong on the way to it is raised as ours, never as one of `GDAL_ERRORS`.
+
+    Args:
+        path: a local path, or the handle of an address.
+        traffic: where to count what a remote one costs.
+        options: rasterio's.
 
     Raises:
         RefusedError: its header leads to other files, or asks for more than any scene
             needs.
+        TilesegError: a remote file cannot be had.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset = rasterio.open(path, driver="GTiff", **options)
+        is_remote = is_address(str(path))
+        dataset = (_open_remote if is_remote else _open_local)(path, traffic, options)
     if fault := _fault(dataset):
         dataset.close()
-        msg = f"{path}: {fault}; refused, as it may be hostile"
+        msg = f"{shown(str(path))}: {fault}; refused, as it may be hostile"
         raise RefusedError(msg)
     return dataset
+
+
+def _open_local(path: str | Path, _traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    return rasterio.open(path, driver="GTiff", **options)
+
+
+def _open_remote(path: str | Path, traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    file = RemoteFile(fetcher(str(path)), traffic)
+    with _told(file):
+        dataset = rasterio.open(_NAME, driver="GTiff", opener=_Only(file), **options)
+    for name in ("read", "read_masks"):
+        setattr(dataset, name, _telling(file, getattr(dataset, name)))
+    return dataset
+
+
+class _Only(FileContainer):  # type: ignore[misc]  # rasterio is untyped
+    """All that GDAL may see of the world: one file, of a name that says nothing."""
+
+    def __init__(self, file: RemoteFile) -> None:
+        self._file = file
+
+    def open(self, path: str, mode: str = "rb", **_options: object) -> RemoteFile:
+        if path != _NAME or mode not in ("r", "rb"):
+            raise FileNotFoundError(path)
+        return self._file
+
+    def isfile(self, path: str) -> bool:
+        return path == _NAME
+
+    def isdir(self, _path: str) -> bool:
+        return False
+
+    def ls(self, _path: str) -> list[str]:
+        return []
+
+    def rm(self, path: str) -> None:
+        raise PermissionError(path)
+
+    def mtime(self, _path: str) -> int:
+        return 0
+
+    def size(self, path: str) -> int:
+        return self._file.size if path == _NAME else 0
+
+
+@contextmanager
+def _told(file: RemoteFile) -> Iterator[None]:
+    """Raise what a remote file has to say, whatever GDAL made of it."""
+    try:
+        yield
+    except GDAL_ERRORS:
+        if file.error:
+            raise file.error from None
+        raise
+    if file.error:
+        raise file.error
+
+
+def _telling(file: RemoteFile, method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def told(*args: object, **options: object) -> Any:  # noqa: ANN401  (rasterio is untyped)
+        with _told(file):
+            return method(*args, **options)
+
+    return told
 
 
 def _fault(dataset: Any) -> str:  # noqa: ANN401  (rasterio is untyped)

@@ -3,13 +3,17 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from tileseg.address import is_address, shown
 from tileseg.errors import InputError
+from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
-__all__ = ["Identity", "identify", "is_known", "look"]
+__all__ = ["Identities", "Identity", "identify", "look", "unknown"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
@@ -17,53 +21,100 @@ _RECORD = "inputs.json"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A local file's content, and how to see cheaply that it is still the same."""
+    """A file's content, and how to see cheaply that it is still the same."""
 
     path: str
-    """Absolute."""
+    """Absolute, or an address's handle."""
     size: int
     """In bytes."""
-    stamp: tuple[int, int, int]
+    stamp: tuple[int, int, int] = (0, 0, 0)
     """Inode, modification and change time in ns; never part of a plan."""
-    sha256: str
-    """Of all its bytes."""
+    sha256: str | None = None
+    """Of all its bytes; None where a server says of which version they are."""
+    etag: str | None = None
+    """What the server calls that version: an etag, or when it was last modified."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a plan says of it."""
+        if self.etag is None:
+            return {"size": self.size, "sha256": self.sha256}
+        return {"address": shown(self.path), "size": self.size, "etag": self.etag}
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a file that was touched since it was identified.
+
+        A remote one is asked nothing: whoever reads it sees in every answer that it is
+        of the version that this process looked at last.
+
+        Raises:
+            InputError: it was.
+        """
+        if is_address(self.path):
+            version = fetcher(self.path).version
+            is_same = self.size == version.size and self.etag == version.tag
+        else:
+            try:
+                is_same = _stat(self.path) == (self.size, self.stamp)
+            except OSError:
+                is_same = False
+        if not is_same:
+            msg = f"{shown(self.path)}: changed while it was being read; run again"
+            raise InputError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """All files of a scene, in its order."""
+
+    files: tuple[Identity, ...]
+
+    @property
+    def size(self) -> int:
+        """Of all together, in bytes."""
+        return sum(file.size for file in self.files)
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return the part of a plan that they are."""
+        return [file.facts() for file in self.files]
 
     def remember(self, work: Storage) -> None:
-        """Leave the digest in the work directory, for the next run to reuse."""
-        work.write(_RECORD, json.dumps(asdict(self)).encode())
+        """Leave the digests in the work directory, for the next run to reuse."""
+        # Of remote ones nobody could trust a digest.
+        local = [file for file in self.files if not is_address(file.path)]
+        record = [asdict(file) for file in local]
+        work.write(_RECORD, json.dumps(record).encode())
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was touched since it was identified.
 
         Raises:
-            InputError: it was.
+            InputError: one was.
         """
-        try:
-            is_same = _stat(self.path) == (self.size, self.stamp)
-        except OSError:
-            is_same = False
-        if not is_same:
-            msg = f"{self.path}: changed while it was being read; run again"
-            raise InputError(msg)
+        for file in self.files:
+            file.check_unchanged()
 
 
-def identify(path: str, work: Storage) -> Identity:
-    """Return a file's identity, hashing it only if the last run did not.
+def identify(paths: Iterable[str], work: Storage) -> Identities:
+    """Return files' identities, hashing only those that the last run did not.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: one cannot be read.
     """
-    return look(path, _recall(work))
-
-
-def is_known(path: str, work: Storage) -> bool:
-    """Return whether the last run of this work directory read the very same file."""
     known = _recall(work)
+    return Identities(tuple(look(path, known.get(path)) for path in paths))
+
+
+def unknown(paths: Iterable[str], work: Storage) -> list[str]:
+    """Return the local files that the last run of this work directory did not read."""
+    known = _recall(work)
+    return [path for path in paths if not _is_known(path, known.get(path))]
+
+
+def _is_known(path: str, known: Identity | None) -> bool:
+    if is_address(path):
+        return True
     try:
-        return known is not None and (known.path, known.size, known.stamp) == (
-            path,
-            *_stat(path),
-        )
+        return known is not None and (known.size, known.stamp) == _stat(path)
     except OSError:
         return False
 
@@ -71,9 +122,17 @@ def is_known(path: str, work: Storage) -> bool:
 def look(path: str, known: Identity | None) -> Identity:
     """Return a file's identity, hashing it only if it was touched since `known`.
 
+    A remote file is hashed only if its server names no version of it.
+
     Raises:
         InputError: it cannot be read.
+        TilesegError: it is remote, and its server refuses or keeps failing.
     """
+    if is_address(path):
+        source = fetcher(path)
+        version = source.look()
+        sha256 = None if version.tag else source.sha256()
+        return Identity(path, version.size, sha256=sha256, etag=version.tag)
     try:
         size, stamp = _stat(path)
         if known and (known.path, known.size, known.stamp) == (path, size, stamp):
@@ -91,10 +150,12 @@ def _stat(path: str) -> tuple[int, tuple[int, int, int]]:
     return stat.st_size, (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
 
 
-def _recall(work: Storage) -> Identity | None:
+def _recall(work: Storage) -> Mapping[str, Identity]:
+    """Return what the last run knew, by path; nothing where its record is broken."""
     try:
-        value = json.loads(work.read(_RECORD))
-        known = Identity(**{**value, "stamp": tuple(value["stamp"])})
-        return known if _SHA256.fullmatch(known.sha256) else None
+        values = json.loads(work.read(_RECORD))
+        known = [Identity(**{**v, "stamp": tuple(v["stamp"])}) for v in values]
+        is_good = _SHA256.fullmatch
+        return {item.path: item for item in known if is_good(item.sha256 or "")}
     except (OSError, ValueError, TypeError, KeyError):
-        return None
+        return {}

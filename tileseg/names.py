@@ -37,7 +37,7 @@ def slug(text: str) -> str:
 
 def stem(href: str) -> str:
     """Return the name of a scene's results: its file's, without suffix."""
-    path = href.partition("?")[0] if "://" in href else href
+    path = re.split("[?#]", href)[0] if "://" in href else href
     return slug(PurePosixPath(path).stem)
 
 

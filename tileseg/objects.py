@@ -15,19 +15,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from tileseg.errors import OutputError, StorageError, TilesegError, UsageError
+from tileseg.errors import (
+    InputError,
+    OutputError,
+    RefusedError,
+    StorageError,
+    TilesegError,
+    UsageError,
+)
 from tileseg.journal import Entries, Journal
 from tileseg.settings import is_remote
+from tileseg.source import Later, Part
+from tileseg.source import Version as FileVersion
 from tileseg.storage import Disk, Storage
 
 if TYPE_CHECKING:
-    from obstore import ObjectMeta, PutMode, PutResult, UpdateVersion
+    from obstore import GetOptions, ObjectMeta, PutMode, PutResult, UpdateVersion
     from obstore.store import ObjectStore, RetryConfig
 
     Version = UpdateVersion
     """Which of an object's contents one read or wrote."""
 
-__all__ = ["GIVE_UP_SECONDS", "Objects", "open_storage"]
+__all__ = ["GIVE_UP_SECONDS", "ObjectFile", "Objects", "open_storage"]
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +265,73 @@ class Objects:
             wait *= 2
 
 
-def _open(address: str) -> "ObjectStore":
+class ObjectFile:
+    """One object, read by ranges."""
+
+    def __init__(self, address: str) -> None:
+        """Open its prefix; ask the store for nothing.
+
+        Raises:
+            UsageError: obstore is not installed.
+            OutputError: the environment does not say how to reach it.
+        """
+        self._address = address
+        prefix, _, self._name = address.rpartition("/")
+        self._store = _open(prefix, tries_again=False)
+
+    def get(
+        self, start: int, stop: int, seen: FileVersion | None, _wait: float
+    ) -> Part:
+        """See `Source`; how long it may take is for the environment to say."""
+        import obstore
+        from obstore.exceptions import BaseError
+
+        options: GetOptions = {"range": (start, stop)}
+        if seen and seen.tag:
+            options["if_match"] = seen.tag
+        try:
+            answer = obstore.get(self._store, self._name, options=options)
+            data, meta = bytes(answer.bytes()), answer.meta
+        except (BaseError, FileNotFoundError) as err:
+            raise _why_not(self._address, err) from None
+        if answer.range != (start, min(stop, meta["size"])):
+            msg = f"{self._address}: the store gives other bytes than it is asked for"
+            raise InputError(msg)
+        if len(data) != answer.range[1] - start:
+            msg = "the answer broke off"
+            raise Later(msg)
+        return Part(data, FileVersion(meta["size"], meta["e_tag"]))
+
+    def renew(self) -> None:
+        """Do nothing: the library drops a connection that failed."""
+
+
+def _why_not(address: str, error: Exception) -> TilesegError | Later:
+    """Return what the library's error for a range means."""
+    from obstore.exceptions import (
+        PermissionDeniedError,
+        PreconditionError,
+        UnauthenticatedError,
+    )
+
+    found = _STATUS.search(str(error))
+    status = int(found[1]) if found else 0
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{address}: there is no such object")
+    if isinstance(error, PreconditionError):
+        return InputError(f"{address}: changed while it was being read; run again")
+    denied = PermissionDeniedError, UnauthenticatedError
+    if isinstance(error, denied) or status in (401, 403):
+        msg = f"{address}: the store refuses it; look at the credentials and rights"
+        return RefusedError(msg)
+    if status == 416:  # noqa: PLR2004  (out of range)
+        return InputError(f"{address}: is empty, or became shorter while it was read")
+    if 400 <= status < 500 and status not in _LATER:  # noqa: PLR2004
+        return InputError(f"{address}: the store does not give it ({status})")
+    return Later(f"{status or 'no answer'}", is_throttled=status in (429, 503))
+
+
+def _open(address: str, *, tries_again: bool = True) -> "ObjectStore":
     if find_spec("obstore") is None:
         msg = f"{address}: obstore is not installed; pip install 'tileseg[remote]'"
         raise UsageError(msg)
@@ -264,7 +339,7 @@ def _open(address: str) -> "ObjectStore":
     from obstore.store import from_url
 
     retry: RetryConfig = {
-        "max_retries": 1000,  # more than the time allows
+        "max_retries": 1000 if tries_again else 0,  # more than the time allows
         "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
         "backoff": {
             "init_backoff": timedelta(seconds=_WAIT_SECONDS),

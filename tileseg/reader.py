@@ -5,17 +5,17 @@ The only reader of a scene's pixels for the network; nothing here knows a networ
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import isnan
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg.errors import InputError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import gdal_env
 from tileseg.grid import Grid, Run, Strip
+from tileseg.pixels import DATA, MASKED, Pixels
 from tileseg.scene import Band, Scene
+from tileseg.source import Traffic
 from tileseg.window import Window
 
 __all__ = ["Reader"]
@@ -41,6 +41,7 @@ class Reader:
         self._threads = threads
         self._dtype = scene.dtype if scene.dtype in _NATIVE else "float32"
         self.decoded_pixels = 0
+        self.traffic = Traffic()
         self.seconds = 0.0
 
     def strips(self, run: Run, *, ring: int = 0) -> Iterator[Strip]:
@@ -64,20 +65,23 @@ class Reader:
         top, _ = self._aligned(rows, self._scene.block[0], grid.height)
         held = _Held.blank(top, len(self._bands), right - left, self._dtype)
         tile_row = tiles.row
-        with gdal_env(), self._open() as dataset:
+        pixels_of = Pixels(threads=self._threads, traffic=self.traffic)
+        with gdal_env(), pixels_of as source:
             while tile_row < tiles.row_stop:
                 bottom = min(held.stop + self._scene.strip_rows, grid.height)
                 window = Window(held.stop, left, bottom - held.stop, right - left)
                 held = held.extend(window.height)
-                self._read(dataset, window, *held.last(window.height))
+                self._read(source, window, *held.last(window.height))
                 ready = self._complete(bottom, tiles)
                 if ready == tile_row:
                     continue
                 rows = self._reach(tile_row, ready, grid.height)
                 box = Window(tile_row, tiles.col, ready - tile_row, tiles.width)
-                yield Strip(box, *held.gather(rows, columns - left))
-                # ^ The last tiles of the scene are mirrored on up to stride + halo
-                #   rows above their cores.
+                pixels, state = held.gather(rows, columns - left)
+                masked = state == MASKED if self._scene.is_masked else None
+                yield Strip(box, pixels, state == DATA, masked)
+                # The last tiles of the scene are mirrored on up to stride + halo rows
+                # above their cores.
                 held = held.drop(ready * stride - stride - grid.halo)
                 tile_row = ready
 
@@ -101,62 +105,18 @@ class Reader:
         first, last = int(index.min()), int(index.max()) + 1
         return first // block * block, min(-(-last // block) * block, size)
 
-    def _open(self) -> Any:  # noqa: ANN401  (rasterio is untyped)
-        try:
-            return open_dataset(self._scene.path, num_threads=self._threads)
-        except GDAL_ERRORS as err:
-            msg = f"{self._scene.href}: cannot be opened any more: {err}"
-            raise InputError(msg) from err
-
     def _read(
         self,
-        dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+        source: Pixels,
         window: Window,
         pixels: NDArray[Any],
-        valid: NDArray[np.bool_],
+        state: NDArray[np.uint8],
     ) -> None:
-        """Fill pixels, (bands, height, width), and validity, (height, width)."""
+        """Fill pixels, (bands, height, width), and their states, (height, width)."""
         start = perf_counter()
-        indexes = [band.index for band in self._bands]
-        try:
-            # Straight into place, without a copy, where the type needs no change.
-            is_native = self._scene.dtype == self._dtype
-            out = pixels if is_native else None
-            stored = dataset.read(indexes, window=window.slices, out=out)
-            valid[:] = _has_data(stored, self._bands)
-            if self._scene.alpha:
-                # GDAL forgets the alpha band where there is a nodata value too.
-                valid &= dataset.read(self._scene.alpha, window=window.slices) > 0
-            if self._scene.has_mask:
-                valid &= dataset.read_masks(indexes, window=window.slices).all(axis=0)
-        except GDAL_ERRORS as err:
-            msg = (
-                f"{self._scene.href}: cannot read rows {window.row} to "
-                f"{window.row_stop - 1}, columns {window.col} to "
-                f"{window.col_stop - 1}: {err.__cause__ or err}"
-            )
-            raise InputError(msg) from err
-        if not is_native:
-            with np.errstate(over="ignore"):  # beyond fp32 is Inf, and Inf is invalid
-                pixels[:] = stored
-        if pixels.dtype.kind == "f":
-            valid &= np.isfinite(pixels).all(axis=0)
+        source.read(self._scene, self._bands, window, pixels, state)
         self.decoded_pixels += window.size
         self.seconds += perf_counter() - start
-
-
-def _has_data(stored: NDArray[Any], bands: tuple[Band, ...]) -> NDArray[np.bool_]:
-    """Return True, (height, width), where no band holds its nodata value."""
-    has_data = np.ones(stored.shape[1:], dtype=np.bool_)
-    for values, band in zip(stored, bands, strict=True):
-        if band.nodata is None or isnan(band.nodata):
-            continue  # NaN is invalid anyway
-        with np.errstate(over="ignore", invalid="ignore"):
-            nodata = np.array(band.nodata).astype(values.dtype)
-        if values.dtype.kind == "f" or nodata == band.nodata:
-            # ^ else the type cannot hold it, and no pixel can be it
-            has_data &= values != nodata
-    return has_data
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,29 +125,29 @@ class _Held:
 
     start: int
     pixels: NDArray[Any]
-    valid: NDArray[np.bool_]
+    state: NDArray[np.uint8]
 
     @property
     def stop(self) -> int:
-        return self.start + len(self.valid)
+        return self.start + len(self.state)
 
     @classmethod
     def blank(cls, start: int, bands: int, width: int, dtype: str) -> "_Held":
         """Hold no rows, of this shape and type."""
         pixels = np.empty((bands, 0, width), dtype)
-        return cls(start, pixels, np.empty((0, width), np.bool_))
+        return cls(start, pixels, np.empty((0, width), np.uint8))
 
     def extend(self, rows: int) -> "_Held":
         """Return the same rows and below them `rows` that are still to be filled."""
         bands, height, width = self.pixels.shape
         pixels = np.empty((bands, height + rows, width), self.pixels.dtype)
-        valid = np.empty((height + rows, width), np.bool_)
-        pixels[:, :height], valid[:height] = self.pixels, self.valid
-        return _Held(self.start, pixels, valid)
+        state = np.empty((height + rows, width), np.uint8)
+        pixels[:, :height], state[:height] = self.pixels, self.state
+        return _Held(self.start, pixels, state)
 
-    def last(self, rows: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def last(self, rows: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """Return views on the last rows."""
-        return self.pixels[:, -rows:], self.valid[-rows:]
+        return self.pixels[:, -rows:], self.state[-rows:]
 
     def drop(self, row: int) -> "_Held":
         """Forget the rows above `row`."""
@@ -195,11 +155,11 @@ class _Held:
         return _Held(
             self.start + above,
             self.pixels[:, above:].copy(),
-            self.valid[above:].copy(),
+            self.state[above:].copy(),
         )
 
     def gather(
         self, rows: NDArray[np.intp], columns: NDArray[np.intp]
-    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         at = np.ix_(rows - self.start, columns)
-        return self.pixels[:, at[0], at[1]], self.valid[at]
+        return self.pixels[:, at[0], at[1]], self.state[at]

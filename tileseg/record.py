@@ -12,6 +12,7 @@ from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from tileseg.address import shown
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
@@ -28,15 +29,15 @@ __all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
     "seconds": "total open read wait forward write stitch verify vectorize",
-    "scene": "href width height bands dtype crs transform nodata sha256 etag",
+    "scene": "href width height bands dtype crs transform nodata sha256 etag files",
     "model": "name version sha256 classes",
-    "grid": "tile halo stride shard blend",
+    "grid": "tile halo stride shard blend area",
     "engine": "kind workers devices precision precision_asked batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
-    "shards_distrusted shards_failed retries worker_restarts",
-    "pixels": "total nodata by_class",
+    "shards_distrusted shards_failed retries worker_restarts requests read_retries",
+    "pixels": "total nodata masked outside by_class",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
-    "decode": "source_pixels decoded_pixels",
+    "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
     "memory": "peak_rss_mb device_mb",
     "estimate": "runs shards tiles bytes_to_read memory_mb",
@@ -70,7 +71,7 @@ class Record:
             "failures": [],
             "outputs": [],
         }
-        self.values["scene"]["href"] = href
+        self.values["scene"]["href"] = shown(href)
 
     def as_bytes(self) -> bytes:
         """Return the file's bytes; no secret is in them."""
@@ -88,7 +89,9 @@ class Record:
             "crs": box.crs,
             "transform": list(box.transform)[:6],
             "nodata": [_finite(band.nodata) for band in scene.bands],
-            "sha256": task.identity.sha256,
+            "sha256": task.identity.files[0].sha256,
+            "etag": task.identity.files[0].etag,
+            "files": _files(task),
         }
         self.values["model"] = {
             "name": card.name,
@@ -113,6 +116,7 @@ class Record:
             "stride": grid.stride,
             "shard": grid.shard,
             "blend": task.job.blend,
+            "area": [grid.area.row, grid.area.col, grid.area.height, grid.area.width],
         }
         self.values["engine"] = {
             "kind": engine,
@@ -127,7 +131,7 @@ class Record:
             "runs": len(runs),
             "shards": grid.shape.size,
             "tiles": grid.tiles.size,
-            "bytes_to_read": task.scene.size,
+            "bytes_to_read": task.scene.size * grid.area.size // grid.scene.size,
             "memory_mb": task.memory_mb(runs, resolved["batch_size"]),
         }
 
@@ -182,12 +186,16 @@ class Record:
             "shards_reused": len(self.reused),
             "shards_distrusted": self.distrusted,
             "shards_failed": len(self.failures),
+            "requests": int(_work(done, "requests")),
+            "read_retries": int(_work(done, "read_retries")),
         }
         pixels = count_pixels(done)
-        total = task.grid.scene.size
+        total = task.grid.area.size
         self.values["pixels"] = {
             "total": total,
             "nodata": total - sum(pixels[item.value] for item in classes),
+            "masked": sum(item.masked for item in done),
+            "outside": sum(item.outside for item in done),
             "by_class": {item.name: pixels[item.value] for item in classes},
         }
         if all(item.hectares is not None for item in done):
@@ -199,6 +207,7 @@ class Record:
         self.values["decode"] = {
             "source_pixels": total,
             "decoded_pixels": int(_work(done, "decoded_pixels")),
+            "bytes_fetched": int(_work(done, "bytes_fetched")),
         }
         self._add_rates([item for item in done if item.shard not in self.reused], task)
 
@@ -246,7 +255,14 @@ def count_pixels(receipts: Iterable[Receipt]) -> Counter[int]:
 
 
 def _work(receipts: list[Receipt], key: str) -> float:
-    return sum(item.work[key] for item in receipts)
+    return sum(item.work.get(key, 0) for item in receipts)
+
+
+def _files(task: Task) -> list[dict[str, Any]] | None:
+    """Return every file of a scene that has several, masks included."""
+    files = zip(task.scene.files, task.identity.files, strict=True)
+    found = [{"href": file.href, **identity.facts()} for file, identity in files]
+    return found if len(found) > 1 else None
 
 
 def _finite(value: float | None) -> float | str | None:

@@ -12,8 +12,11 @@ from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.errors import TilesegError
+from tileseg.gdal import gdal_env, open_dataset
+from tileseg.glance import glance
 from tileseg.scene import Band, Scene
+from tileseg.task import Task
 from tileseg.vectorize import Polygons
 from tileseg.window import Window
 
@@ -28,25 +31,18 @@ _DETAIL = 256  # pixels of the side of what is shown with polygons
 _DISPLAY = ("red", "green", "blue")
 
 
-def quicklook(
-    scene: Scene,
-    bands: tuple[Band, ...],
-    mask: Path,
-    card: Card,
-    polygons: Polygons | None = None,
-) -> bytes:
+def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes:
     """Return a PNG: the scene, its mask and the legend; a detail with its polygons.
 
     Args:
-        scene: the scene.
-        bands: those that the network saw, in its order.
-        mask: its finished mask.
-        card: the model's, for class names and colours.
+        task: of what scene, by which model.
+        mask: the finished mask, of the grid's area.
         polygons: the mask's, if they were made.
     """
-    whole = scene.geobox.window
+    scene, bands, card = task.scene, task.bands, task.card
+    whole = task.grid.area
     shape = _fit(whole)
-    labels = _read(str(mask), (1,), whole, shape)[0]
+    labels = _labels(mask, whole.relative_to(whole), shape)
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
     panels = 2
     if polygons is not None:
@@ -62,7 +58,7 @@ def quicklook(
         frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)
         frame.set(edgecolor="white", linewidth=1.5)
         left.add_patch(frame)
-        part = _read(str(mask), (1,), at, (at.height, at.width))[0]
+        part = _labels(mask, at.relative_to(whole), (at.height, at.width))
         _show(more[0], _rgb(scene, bands, part == NODATA, at), at)
         more[0].add_collection(_outlines(polygons, at, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
@@ -87,15 +83,13 @@ def _show(axes: Any, picture: NDArray[Any], window: Window) -> None:  # noqa: AN
     axes.set_axis_off()
 
 
-def _read(
-    path: str, indexes: tuple[int, ...], window: Window, shape: tuple[int, int]
-) -> NDArray[Any]:
-    """Return bands decimated to `shape`, from overviews where there are any."""
-    with gdal_env(), open_dataset(path) as dataset:
-        pixels: NDArray[Any] = dataset.read(
-            list(indexes), window=window.slices, out_shape=(len(indexes), *shape)
+def _labels(mask: Path, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a mask decimated to `shape`, from its overviews."""
+    with gdal_env(), open_dataset(mask) as dataset:
+        labels: NDArray[np.uint8] = dataset.read(
+            1, window=window.slices, out_shape=shape
         )
-    return pixels
+    return labels
 
 
 def _rgb(
@@ -109,12 +103,11 @@ def _rgb(
     else:
         shown = bands[:3] if len(bands) >= len(_DISPLAY) else bands[:1] * 3
     try:
-        indexes = tuple(band.index for band in shown)
-        pixels = _read(scene.path, indexes, window, (shape[0], shape[1]))
-    except GDAL_ERRORS as err:  # a damaged block: the mask is there all the same
-        logger.warning("%s: no picture of the scene: %s", scene.href, err)
+        pixels = glance(scene, shown, window, (shape[0], shape[1]))
+    except TilesegError as err:
+        # A damaged block, or a dead server: the mask is there all the same.
+        logger.warning("no picture of the scene: %s", err)
         return np.ones((*shape, 3))
-    pixels = pixels.astype(np.float64)
     pixels[~np.isfinite(pixels)] = 0
     valid = pixels[:, ~is_nodata]
     if valid.size:
@@ -144,7 +137,8 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
         share = counts[:NODATA] / max(1, counts.sum())
         return -float((share * np.log(np.maximum(share, 1e-9))).sum())
 
-    return Window(*max(corners, key=mixture), *side)
+    row, col = max(corners, key=mixture)
+    return Window(whole.row + row, whole.col + col, *side)
 
 
 def _outlines(polygons: Polygons, window: Window, card: Card) -> LineCollection:

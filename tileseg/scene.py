@@ -1,161 +1,134 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rasterio.enums import ColorInterp, MaskFlags
 
+from tileseg.address import keep, shown, split
+from tileseg.compose import Wish, compose, masked
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
-from tileseg.grid import Grid
+from tileseg.layer import BandFacts, Layer, Mosaic
+from tileseg.raster import Band, File, Scene, Tie
+from tileseg.remote import fetcher
+from tileseg.rules import Rule
 
-__all__ = ["Band", "Scene", "local_file", "open_scene"]
+__all__ = ["Band", "Scene", "locate", "open_scene"]
+
+logger = logging.getLogger(__name__)
 
 _INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
-_STRIP_ROWS = 512  # rows of one read where blocks are lower than that
-_STRIP_BYTES = 48 << 20  # one read's decoded pixels, about
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Band:
-    """One band of a scene."""
+def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
+    """Open a scene's files and say what it is.
 
-    index: int
-    """From 1, as rasterio counts."""
-    name: str | None
-    """Its description, or red, green, blue ... by colour interpretation."""
-    nodata: float | None
-    """The value that means no data; NaN and Inf always do."""
-    scale: float
-    """physical = stored * scale + offset; 1 where the file does not say."""
-    offset: float
-    """0 where the file does not say."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scene:
-    """What a raster file says about itself; plain values, so it travels."""
-
-    href: str
-    """As the user wrote it."""
-    path: str
-    """Absolute; what is opened."""
-    size: int
-    """Of the file, in bytes."""
-    geobox: GeoBox
-    """Its grid on the ground."""
-    dtype: str
-    """numpy's name of the stored type."""
-    bands: tuple[Band, ...]
-    """All of them, in file order."""
-    block: tuple[int, int]
-    """(rows, columns) of a TIFF block."""
-    has_mask: bool
-    """True with an internal mask."""
-    alpha: int | None
-    """Index of the alpha band, where there is one: 0 is invalid."""
-    point: bool
-    """True if AREA_OR_POINT is Point."""
-
-    @property
-    def is_tiled(self) -> bool:
-        """True where a block does not span the scene's width."""
-        return self.block[1] < self.geobox.width
-
-    @property
-    def strip_rows(self) -> int:
-        """Rows that one read brings: whole blocks."""
-        height = self.block[0]
-        if self.is_tiled:
-            return height
-        row_bytes = self.geobox.width * len(self.bands) * np.dtype(self.dtype).itemsize
-        rows = min(_STRIP_ROWS, _STRIP_BYTES // row_bytes)
-        return height * max(1, rows // height)
-
-    def pixel_bytes(self, bands: tuple[Band, ...]) -> int:
-        """Return what one pixel of a strip takes, its validity included."""
-        return len(bands) * min(4, np.dtype(self.dtype).itemsize) + 1
-
-    def select(self, wanted: tuple[str | int, ...]) -> tuple[Band, ...]:
-        """Find bands by name (any case) or index from 1, in the order given.
-
-        Raises:
-            UsageError: one is missing, or a name occurs twice.
-        """
-        return tuple(self._band(key) for key in wanted)
-
-    def _band(self, key: str | int) -> Band:
-        found = [
-            band
-            for band in self.bands
-            if band.index == key
-            or (isinstance(key, str) and (band.name or "").casefold() == key.casefold())
-        ]
-        if len(found) == 1:
-            return found[0]
-        has = ", ".join(
-            f"{band.index}: {band.name or '(unnamed)'}" for band in self.bands
-        )
-        problem = "has no band" if not found else "has more than one band"
-        msg = (
-            f"{self.href}: {problem} {key!r}; it has {has}. Describe the bands in the "
-            f"file, or list them in the model's order in a job file: bands = [3, 2, 1]"
-        )
-        raise UsageError(msg)
-
-    def band_shards(self, grid: Grid, *, pixel_bytes: int) -> int:
-        """Return how many shards wide a run may be.
-
-        Wider runs decode less twice; the bound keeps what a run holds per row of
-        blocks under 48 MiB, in bands of equal width. Striped files are never cut,
-        since a strip decodes whole.
-
-        Args:
-            grid: the scene's grid.
-            pixel_bytes: held for each pixel of a strip.
-        """
-        if not self.is_tiled:
-            return grid.shape.width
-        width = _STRIP_BYTES // (self.strip_rows * pixel_bytes)
-        bands = -(-grid.shape.width // max(1, width // grid.shard))
-        return -(-grid.shape.width // bands)
-
-
-def open_scene(href: str) -> Scene:
-    """Open a local GeoTIFF and say what it is.
+    Args:
+        source: what it is put together from; a path or address for one file.
+        wish: what is wanted of it; None for the scene as it is.
 
     Raises:
-        UsageError: the path is remote, or its pixels are complex or a palette.
-        RefusedError: it is not a GeoTIFF, or its name asks GDAL for something else.
-        InputError: it is missing or damaged.
+        UsageError: one is at no address we read, its pixels are complex or a palette,
+            or the files do not fit together.
+        RefusedError: one is not a GeoTIFF, its name asks GDAL for something else, or
+            its server says no.
+        InputError: one is missing or damaged.
+        StorageError: a server kept failing.
     """
-    path = local_file(href)
+    wish = wish or Wish()
+    stacks = [[_open_layer(layer) for layer in stack] for stack in _mosaic(source)]
+    for item in (item for stack in stacks for item in stack if item.tie):
+        if not wish.may_lie_nowhere:
+            msg = (
+                f"{item.href}: placed by GCPs or RPCs only; rectify it first "
+                "(gdalwarp), or say allow_ungeoreferenced = true in a job file"
+            )
+            raise UsageError(msg)
+    own = tuple(rule for rule in wish.rules if rule.band)
+    scene = compose(stacks, replace(wish, rules=own))
+    for rule in wish.rules:
+        if not rule.band:
+            scene = _masked_by_file(scene, rule)
+    return scene
+
+
+def locate(source: Mosaic | str, wish: Wish | None = None) -> list[str]:
+    """Return the path or handle of each of a scene's files; open none as a raster.
+
+    Raises:
+        TilesegError: one does not begin like a TIFF, or cannot be had.
+    """
+    layers = [layer.href for stack in _mosaic(source) for layer in stack]
+    masks = [rule.source for rule in (wish or Wish()).rules if not rule.band]
+    return [_find(href)[0] for href in (*layers, *masks)]
+
+
+def _mosaic(source: Mosaic | str) -> Mosaic:
+    return ((Layer(href=source),),) if isinstance(source, str) else source
+
+
+def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
+    mask = _open_layer(Layer(href=rule.source))
+    if len(mask.bands) > 1:
+        msg = f"mask: {rule.source}: has {len(mask.bands)} bands, wanted one"
+        raise UsageError(msg)
+    return masked(scene, mask, mask.bands[0], rule)
+
+
+def _open_layer(layer: Layer) -> Scene:
+    """Open one file, and believe what a catalog says of its bands."""
+    href, (path, size) = shown(layer.href), _find(layer.href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
-            return _describe(href, path, dataset)
+            scene = _describe(href, path, size, dataset)
     except GDAL_ERRORS as err:
         msg = f"{href}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
+    if not layer.bands:
+        return scene
+    if len(layer.bands) != len(scene.bands):
+        msg = (
+            f"{href}: has {len(scene.bands)} bands, and the catalog speaks of "
+            f"{len(layer.bands)}; correct the catalog"
+        )
+        raise UsageError(msg)
+    pairs = zip(scene.bands, layer.bands, strict=True)
+    return replace(scene, bands=tuple(_with_facts(*pair) for pair in pairs))
 
 
-def local_file(href: str) -> Path:
-    """Return the absolute path of a file that begins like a TIFF.
+def _with_facts(band: Band, facts: BandFacts) -> Band:
+    said = {key: value for key, value in asdict(facts).items() if value is not None}
+    return replace(band, **said)
+
+
+def _find(href: str) -> tuple[str, int]:
+    """Return a file's path or handle, and its size.
 
     Raises:
-        UsageError: the path is remote.
-        RefusedError: it begins otherwise, or its name asks GDAL for something else.
-        InputError: it cannot be read.
+        RefusedError: it does not begin like a TIFF.
     """
-    if href.startswith("/vsi"):
-        msg = f"{href}: GDAL's virtual file names are refused; give a plain path"
+    path, size, magic = (_remote_file if split(href) else _local_file)(href)
+    if magic not in _MAGIC:
+        # Not with what: it may be a link to what nobody may read.
+        msg = f"{shown(href)}: not a GeoTIFF: it does not begin as one"
         raise RefusedError(msg)
-    if "://" in href:
-        msg = f"{href}: only local files can be read so far; download it first"
-        raise UsageError(msg)
+    return path, size
+
+
+def _remote_file(href: str) -> tuple[str, int, bytes]:
+    """Return a file's handle, its size now, and its first four bytes."""
+    handle = keep(href)
+    source = fetcher(handle)
+    return handle, source.look().size, source.read(0, 4)
+
+
+def _local_file(href: str) -> tuple[str, int, bytes]:
+    """Return a file's absolute path, its size and its first four bytes."""
     try:
         href.encode()
     except UnicodeEncodeError as err:
@@ -164,19 +137,15 @@ def local_file(href: str) -> Path:
     path = Path(href).absolute()
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic, size = file.read(4), path.stat().st_size
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or err
         msg = f"{href}: cannot be read: {reason}"
         raise InputError(msg) from err
-    if magic not in _MAGIC:
-        # Not with what: it may be a link to what nobody may read.
-        msg = f"{href}: not a GeoTIFF: it does not begin as one"
-        raise RefusedError(msg)
-    return path
+    return str(path), size, magic
 
 
-def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
@@ -184,21 +153,39 @@ def _describe(href: str, path: Path, dataset: Any) -> Scene:  # noqa: ANN401  (r
     if ColorInterp.palette in dataset.colorinterp:
         msg = f"{href}: a palette image holds colour numbers, not measurements"
         raise UsageError(msg)
-    if dataset.transform.is_identity and (dataset.gcps[0] or dataset.rpcs):
-        msg = f"{href}: placed by GCPs or RPCs only; rectify it first (gdalwarp)"
-        raise UsageError(msg)
+    if dataset.subdatasets:
+        text = "%s: holds %d images, of which the first is read"
+        logger.warning(text, href, len(dataset.subdatasets))
     crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
     return Scene(
         href=href,
-        path=str(path),
-        size=path.stat().st_size,
         geobox=GeoBox(dataset.height, dataset.width, dataset.transform, crs),
         dtype=dataset.dtypes[0],
         bands=tuple(_band(dataset, index) for index in dataset.indexes),
         block=dataset.block_shapes[0],
-        has_mask=any(set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums),
-        alpha=_alpha(dataset),
+        tie=_tie(dataset),
         point=dataset.tags().get("AREA_OR_POINT") == "Point",
+        origin=File(
+            href=href,
+            path=path,
+            size=size,
+            has_mask=any(
+                set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums
+            ),
+            alpha=_alpha(dataset),
+        ),
+    )
+
+
+def _tie(dataset: Any) -> Tie | None:  # noqa: ANN401  (rasterio is untyped)
+    """Return what places a raster that has no transform."""
+    points, crs = dataset.gcps
+    if not dataset.transform.is_identity or not (points or dataset.rpcs):
+        return None
+    return Tie(
+        points=tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points),
+        crs=crs.to_wkt(version="WKT2_2019") if crs else None,
+        rpc=tuple(sorted(dataset.tags(ns="RPC").items())),
     )
 
 

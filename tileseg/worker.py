@@ -13,6 +13,8 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from tileseg import remote
+from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.card import NODATA, Card
@@ -20,7 +22,7 @@ from tileseg.encode import shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
-from tileseg.identity import Identity
+from tileseg.identity import Identities
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
@@ -29,6 +31,7 @@ from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
+from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import default_model, is_remote
 from tileseg.task import Task
@@ -47,10 +50,12 @@ class Recipe:
     """All a worker needs; plain values, so that it travels to where the worker is."""
 
     scene: Scene
-    identity: Identity
-    """Of the scene's bytes."""
+    identity: Identities
+    """Of the scene's files."""
     bands: tuple[Band, ...]
     grid: Grid
+    outline: bytes | None
+    """What of the grid's area is asked for, see `Region`; None for all."""
     model: str
     """Model folder; empty for the model that comes with tileseg, wherever that is."""
     card: Card
@@ -62,6 +67,8 @@ class Recipe:
     polygons: bool
     folder: str
     """The plan's directory, wherever it is."""
+    hosts: tuple[str, ...] = ()
+    """Those that may be read from, wherever they are."""
     read_threads: int = 1
     """GDAL's decoding threads."""
 
@@ -73,6 +80,7 @@ class Recipe:
             identity=task.identity,
             bands=task.bands,
             grid=task.grid,
+            outline=task.region.outline if task.region else None,
             model=task.job.model and str(task.job.model_path.absolute()),
             card=task.card,
             device=device,
@@ -82,12 +90,15 @@ class Recipe:
             confidence=task.job.confidence,
             polygons=bool(task.job.polygons),
             folder=ledger.folder.address,
+            hosts=task.job.hosts,
         )
 
     @property
     def store_seconds(self) -> float:
-        """How long its storage may be silent before that says why."""
-        return GIVE_UP_SECONDS if is_remote(self.folder) else 0
+        """How long what it reads or writes may be silent before that says why."""
+        paths = [file.path for file in self.scene.files]
+        reads = remote.GIVE_UP_SECONDS if any(map(is_address, paths)) else 0
+        return reads + (GIVE_UP_SECONDS if is_remote(self.folder) else 0)
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
         """Return the recipe for a worker on a device of its own."""
@@ -125,6 +136,7 @@ class Worker:
             batch=recipe.batch,
             stop=stop,
         )
+        self._stencil = Stencil(recipe.outline) if recipe.outline else None
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
 
@@ -166,8 +178,19 @@ class Worker:
         """
         for run in runs:
             yield run
-            yield from self._reader.strips(run, ring=self._blend.ring)
+            for strip in self._reader.strips(run, ring=self._blend.ring):
+                yield self._asked(strip)
             yield None
+
+    def _asked(self, strip: Strip) -> Strip:
+        """Return a strip that knows which of its pixels are asked for."""
+        if self._stencil is None:
+            return strip
+        grid = self._recipe.grid
+        seen = strip.tiles.scale(grid.stride).pad(grid.halo)
+        inside = self._stencil.inside(seen)
+        masked = None if strip.masked is None else strip.masked & inside
+        return replace(strip, inside=inside, masked=masked)
 
     def _waited(self, items: Iterator[T]) -> Iterator[T]:
         """Pass items through, and count the seconds spent waiting for them."""
@@ -185,7 +208,8 @@ class Worker:
         """Write a shard's files and return its receipt."""
         start = perf_counter()
         shard, rows = item
-        box = self._recipe.scene.geobox.crop(self._recipe.grid.pixels(shard))
+        window = self._recipe.grid.pixels(shard)
+        box = self._recipe.scene.geobox.crop(window)
         layers = {"mask": rows.labels, "confidence": rows.confidence}
         artifacts = {
             product: self._write_layer(shard, product, pixels, box)
@@ -195,12 +219,17 @@ class Worker:
         if self._recipe.polygons:
             artifacts["polygons"] = self._write_pieces(shard, rows, box)
         pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
+        outside = 0
+        if self._stencil:
+            outside = int((~self._stencil.inside(window)).sum())
         self._write += perf_counter() - start
         return Receipt(
             shard=shard,
             artifacts=artifacts,
             pixels=pixels,
+            masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
+            outside=outside,
             work=self._since_last(),
         )
 
@@ -234,6 +263,9 @@ class Worker:
             "tiles": self._predictor.tiles,
             "tiles_skipped": self._predictor.tiles_skipped,
             "decoded_pixels": self._reader.decoded_pixels,
+            "requests": self._reader.traffic.requests,
+            "read_retries": self._reader.traffic.retries,
+            "bytes_fetched": self._reader.traffic.bytes,
             "read": self._reader.seconds,
             "wait": self._wait,
             "forward": self._predictor.seconds,
@@ -283,9 +315,11 @@ def _height(rows: list[LabelRows]) -> int:
 def _part(held: list[LabelRows], rows: slice, columns: slice) -> LabelRows:
     """Return a rectangle of what is held, in memory of its own."""
     layers = [item.confidence for item in held if item.confidence is not None]
+    masked = [item.masked.view(np.uint8) for item in held if item.masked is not None]
     return LabelRows(
         _stacked([item.labels for item in held], rows, columns),
         _stacked(layers, rows, columns) if layers else None,
+        _stacked(masked, rows, columns).view(np.bool_) if masked else None,
     )
 
 

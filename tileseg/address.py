@@ -1,0 +1,151 @@
+"""What leads to a scene: a local path or an address; and what may be shown of it.
+
+An address may carry a secret in its query (a signed one). Such a query never leaves
+this process: a scene goes by its handle, the address with `#1` in the query's place.
+"""
+
+import re
+from collections.abc import Iterable
+from threading import Lock
+from urllib.parse import SplitResult, quote, urlsplit
+
+from tileseg.errors import RefusedError, UsageError
+
+__all__ = [
+    "STORES",
+    "allow",
+    "has_secret",
+    "is_address",
+    "is_allowed",
+    "keep",
+    "netloc",
+    "shown",
+    "split",
+    "whole",
+]
+
+STORES = ("s3", "gs", "az")
+"""The schemes of object stores."""
+
+_PORTS = {"http": 80, "https": 443}
+# What GDAL would take for something else than a file.
+_MAGIC_NAME = re.compile(r"/vsi|<|GTIFF_\w+:|MEM:|vrt:", re.IGNORECASE)
+_HANDLE = re.compile(r"(.*)#\d+", re.DOTALL)
+_NOT_IN_ADDRESS = re.compile(r"[\x00-\x20\x7f\\]")
+_SAFE = "/%:@!$&'()*+,;=~"
+
+_lock = Lock()
+_allowed: set[str] = set()
+_queries: dict[str, str] = {}
+
+
+def is_address(href: str) -> bool:
+    """Return whether it leads off this machine's disks."""
+    return "://" in href
+
+
+def split(href: str) -> SplitResult | None:
+    """Return the parts of an address; None for a local path.
+
+    Raises:
+        RefusedError: it is a name that GDAL takes for something else.
+        UsageError: it is no address that can be read, or holds a password.
+    """
+    if _MAGIC_NAME.match(href):
+        name = shown(href).partition("\n")[0][:200]  # it may be a whole document
+        msg = f"{name}: GDAL's virtual file names are refused; give a plain path"
+        raise RefusedError(msg)
+    if not is_address(href):
+        return None
+    parts = _parsed(href)
+    if parts is None or parts.scheme not in (*_PORTS, *STORES):
+        msg = f"{shown(href)}: wanted a path or an address: https, s3, gs or az"
+        raise UsageError(msg)
+    if "@" in parts.netloc:
+        msg = f"{shown(href)}: user and password are refused; put them into ~/.netrc"
+        raise UsageError(msg)
+    if parts.scheme in STORES and (parts.query or not parts.path.strip("/")):
+        msg = f"{shown(href)}: wanted bucket and object: {parts.scheme}://maps/a.tif"
+        raise UsageError(msg)
+    return parts
+
+
+def _parsed(href: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(href)
+        is_good = bool(parts.hostname) and (parts.port or 0) >= 0
+    except ValueError:
+        return None
+    is_store = parts.scheme in STORES  # whose objects may be named as no URL can be
+    is_good = is_good and (is_store or not _NOT_IN_ADDRESS.search(href))
+    return parts if is_good else None
+
+
+def shown(href: str) -> str:
+    """Return what may be seen by anyone: no query, fragment, user or password."""
+    if not is_address(href):
+        return href
+    scheme, _, rest = href.partition("://")
+    host, slash, path = re.split("[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def netloc(parts: SplitResult) -> tuple[str, int]:
+    """Return host and port of an address on the web."""
+    return (parts.hostname or "").lower(), parts.port or _PORTS[parts.scheme]
+
+
+def keep(href: str) -> str:
+    """Return the handle of a scene; an address's query is kept, by this process alone.
+
+    What has no query is its own handle, and so is a handle.
+
+    Raises:
+        RefusedError, UsageError: see `split`.
+    """
+    parts = split(href)
+    if parts is None or parts.scheme in STORES:
+        return href
+    with _lock:
+        if href in _queries:
+            return href
+        handles = (item for item in _queries if shown(item) == shown(href))
+        known = next((it for it in handles if _queries[it] == parts.query), None)
+        if known or not parts.query:
+            return known or shown(href)
+        handle = f"{shown(href)}#{len(_queries) + 1}"
+        _queries[handle] = parts.query
+    return handle
+
+
+def has_secret(handle: str) -> bool:
+    """Return whether the address has a query that only this process knows."""
+    return handle in _queries
+
+
+def whole(handle: str) -> str:
+    """Return the address itself, to be sent and never to be shown.
+
+    Raises:
+        UsageError: its query is another process's secret.
+    """
+    if handle in _queries:
+        address = f"{shown(handle)}?{_queries[handle]}"
+    elif is_address(handle) and _HANDLE.fullmatch(handle):
+        msg = f"{shown(handle)}: its query is not known here; give the whole address"
+        raise UsageError(msg)
+    else:
+        address = handle
+    plain, _, query = address.partition("?")
+    return quote(plain, safe=_SAFE) + (f"?{query}" if query else "")
+
+
+def allow(hosts: Iterable[str]) -> None:
+    """Let this process read from these, whatever their addresses: `host[:port]`."""
+    with _lock:
+        _allowed.update(host.lower() for host in hosts)
+
+
+def is_allowed(host: str, port: int) -> bool:
+    """Return whether the user named this host, with this port or with none."""
+    return bool(_allowed & {host, f"{host}:{port}", f"[{host}]:{port}", f"[{host}]"})
