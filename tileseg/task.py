@@ -225,9 +225,7 @@ def _region(job: Job, scene: Scene) -> "Region | None":
     from tileseg.region import region_of_bbox, region_of_file
 
     if scene.tie and (job.bbox or job.aoi):
-        msg = (
-            f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
-        )
+        msg = f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
         raise UsageError(msg)
     if job.bbox:
         return region_of_bbox(job.bbox, scene.geobox, job.href)
