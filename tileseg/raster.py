@@ -48,7 +48,7 @@ class File:
     size: int
     """In bytes."""
     has_mask: bool
-    """True with an internal mask."""
+    """True with a mask for all bands: an internal one, or NODATA_VALUES."""
     alpha: int | None
     """Index of the alpha band, where there is one: 0 is invalid."""
 

@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -339,6 +340,13 @@ def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
             f"{card.unit}: give --scale and --offset ({card.unit} = number * scale + "
             f"offset; 1 and 0 if they are {card.unit} already), or write them into the "
             "file's GDAL tags"
+        )
+        raise UsageError(msg)
+    if not (isfinite(band.scale) and isfinite(band.offset) and band.scale):
+        msg = (
+            f"{job.input}: band {band.index} says scale {band.scale} and offset "
+            f"{band.offset}, wanted finite numbers and a scale other than 0: correct "
+            "its GDAL tags, or give --scale and --offset"
         )
         raise UsageError(msg)
     return band.scale, band.offset
