@@ -42,9 +42,9 @@ class File:
     """The pixels of one raster file."""
 
     href: str
-    """As the user or a catalog wrote it."""
+    """As the user or a catalog wrote it, of an address what may be shown."""
     path: str
-    """What is opened; of a local file absolute."""
+    """What is opened: absolute, or an address's handle."""
     size: int
     """In bytes."""
     has_mask: bool

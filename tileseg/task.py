@@ -23,7 +23,7 @@ from tileseg.ledger import digest
 from tileseg.objects import open_storage
 from tileseg.pixels import HANDLES
 from tileseg.probe import examine
-from tileseg.remote import MEMORY_BYTES
+from tileseg.remote import memory_bytes
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote
@@ -134,7 +134,7 @@ class Task:
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
         remote = sum(is_address(file.path) for file in self.scene.files)
-        fetched = MEMORY_BYTES * min(remote, HANDLES)
+        fetched = memory_bytes(min(remote, HANDLES))
         known = strips + sums + labels + tiles + pieces + fetched
         return (_FIXED_BYTES + known) / 1e6
 
