@@ -124,7 +124,7 @@ def test_a_part_has_pixels_of_the_scene_only(part):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     at=st.tuples(st.floats(-20, 160), st.floats(-20, 120)),
     size=st.tuples(st.floats(0.2, 90), st.floats(0.2, 90)),
@@ -244,7 +244,7 @@ def outlines(draw):
     return _surfaces(shapely.union_all(shapely.make_valid(parts)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(outline=outlines(), cut=st.integers(1, 39))
 def test_a_pixel_is_inside_by_its_centre_whatever_window_is_asked_for(outline, cut):
     assume(not outline.is_empty)
@@ -393,8 +393,22 @@ def scene_at(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("blend", ["crop", "cosine"])
+@pytest.mark.parametrize(
+    ("place", "blend"),
+    [
+        ("rotated", "crop"),
+        ("degrees", "cosine"),
+        *(
+            pytest.param(place, blend, marks=pytest.mark.slow)
+            for place, blend in [
+                ("north-up", "crop"),
+                ("north-up", "cosine"),
+                ("south-up", "crop"),
+                ("rotated", "cosine"),
+            ]
+        ),
+    ],
+)
 def test_a_part_is_the_crop_of_the_whole(segment, scene_at, place, blend):
     scene, geobox = scene_at(place), geobox_of(*PLACES[place])
     box = bbox_round(geobox, 31.3, 57.2, 61, 30)
@@ -431,7 +445,16 @@ def test_only_what_is_asked_for_is_computed(segment, scene_at):
     assert counts["shards"] == estimate["shards"] == 2
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "south-up",
+        *(
+            pytest.param(place, marks=pytest.mark.slow)
+            for place in ("rotated", "degrees")
+        ),
+    ],
+)
 def test_outside_the_polygons_is_nodata_and_inside_is_the_whole(
     segment, scene_at, tmp_path, place
 ):
