@@ -74,6 +74,10 @@ def compose(stacks: Sequence[Sequence[Scene]], wish: Wish) -> Scene:
         UsageError: they do not fit together, or do not lead to the target.
     """
     needed = [_needed(stack, wish.bands) for stack in stacks]
+    for item in (item for stack in needed for item in stack):
+        if any(file.is_palette for file in item.files):
+            msg = f"{item.href}: a palette image holds colour numbers, not measurements"
+            raise UsageError(msg)
     target = wish.target
     if not (wish.resample or target.is_given):
         for stack in needed:

@@ -51,6 +51,8 @@ class File:
     """True with an internal mask."""
     alpha: int | None
     """Index of the alpha band, where there is one: 0 is invalid."""
+    is_palette: bool
+    """True where values are numbers of colours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -150,9 +150,6 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
         raise UsageError(msg)
-    if ColorInterp.palette in dataset.colorinterp:
-        msg = f"{href}: a palette image holds colour numbers, not measurements"
-        raise UsageError(msg)
     if dataset.subdatasets:
         text = "%s: holds %d images, of which the first is read"
         logger.warning(text, href, len(dataset.subdatasets))
@@ -173,6 +170,7 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
                 set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums
             ),
             alpha=_alpha(dataset),
+            is_palette=_is_palette(dataset),
         ),
     )
 
@@ -187,6 +185,12 @@ def _tie(dataset: Any) -> Tie | None:  # noqa: ANN401  (rasterio is untyped)
         crs=crs.to_wkt(version="WKT2_2019") if crs else None,
         rpc=tuple(sorted(dataset.tags(ns="RPC").items())),
     )
+
+
+def _is_palette(dataset: Any) -> bool:  # noqa: ANN401  (rasterio is untyped)
+    """Return whether values are colour numbers; GDAL gives one bit a palette too."""
+    is_bit = dataset.tags(1, ns="IMAGE_STRUCTURE").get("NBITS") == "1"
+    return ColorInterp.palette in dataset.colorinterp and not is_bit
 
 
 def _alpha(dataset: Any) -> int | None:  # noqa: ANN401  (rasterio is untyped)

@@ -179,11 +179,7 @@ def prepare(job: Job) -> Task:
             "is meant, say so in a job file: max_pixels"
         )
         raise RefusedError(msg)
-    if scene.geobox.transform.is_identity:
-        text = (
-            "%s: says not where it lies (world files are not read), nor will its mask"
-        )
-        logger.warning(text, job.href)
+    _tell_of_place(scene)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
     _compare_scales(scene, card)
@@ -265,6 +261,18 @@ def _rule(job: Job, text: str) -> Rule:
         raise UsageError(msg)
     href = asset_href(job.inputs[0], rule.source.removeprefix(_ASSET))
     return replace(rule, source=href)
+
+
+def _tell_of_place(scene: Scene) -> None:
+    """Warn of a scene whose mask cannot lie where it should."""
+    if scene.tie:
+        text = "%s: placed by GCPs or RPCs only; its mask will be likewise, in pixels"
+        logger.warning(text, scene.href)
+    elif scene.geobox.transform.is_identity:
+        text = (
+            "%s: says not where it lies (world files are not read), nor will its mask"
+        )
+        logger.warning(text, scene.href)
 
 
 def _compare_scales(scene: Scene, card: Card) -> None:
