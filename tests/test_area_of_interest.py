@@ -198,6 +198,33 @@ def test_a_scene_with_the_pole_in_it_has_every_longitude():
     assert abs(window.row_stop + window.row - 100) <= 1
 
 
+def test_a_scene_of_the_whole_earth_is_cut_where_its_projection_is():
+    """Though it is some meters wider than that."""
+    edge = -20_037_508, 20_037_508
+    geobox = geobox_of(
+        Affine(10_000, 0, edge[0], 0, -10_000, edge[1]), "EPSG:3857", 4008, 4008
+    )
+
+    def window(*box):
+        return region_of_bbox(box, geobox, "earth.tif").window
+
+    assert window(-180, -90, 180, 90) == geobox.window
+    part = window(-10, 40, 20, 50)
+    assert abs(part.col - (1 - 10 / 180) * 2004) < 2
+    assert abs(part.width - 30 / 360 * 4008) < 3
+
+
+def test_an_area_that_reaches_beyond_what_a_scene_can_see_is_named():
+    """A satellite's full disk: some of the box is behind the horizon."""
+    crs = "+proj=geos +h=35785831 +lon_0=0 +sweep=y"
+    corner = Affine(3000, 0, -5_567_248, 0, -3000, 5_570_248)
+    geobox = geobox_of(corner, crs, 3712, 3712)
+
+    assert region_of_bbox((2, 48, 3, 49), geobox, "disk.tif").window.size > 100
+    with pytest.raises(UsageError, match="has no place in its CRS"):
+        region_of_bbox((-90, -90, 90, 90), geobox, "disk.tif")
+
+
 @pytest.mark.parametrize(
     ("box", "crs"),
     [((20, 40, 21, 41), "EPSG:32631"), ((-177, -42, -176, -41), "EPSG:32631")],
