@@ -219,14 +219,16 @@ def prepare(job: Job) -> Task:
 
 def _region(job: Job, scene: Scene) -> "Region | None":
     """Return the part of the scene that is asked for; None for all."""
+    if not (job.bbox or job.aoi):
+        return None
     from tileseg.region import region_of_bbox, region_of_file
 
-    if scene.tie and (job.bbox or job.aoi):
+    if scene.tie:
         msg = f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
         raise UsageError(msg)
     if job.bbox:
         return region_of_bbox(job.bbox, scene.geobox, job.href)
-    return region_of_file(job.aoi, scene.geobox, job.href) if job.aoi else None
+    return region_of_file(job.aoi, scene.geobox, job.href)
 
 
 def _wish(job: Job, card: Card) -> Wish:
