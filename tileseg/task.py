@@ -134,7 +134,6 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    _refuse_telling(job)
     allow(job.hosts)
     work = open_storage(job.workplace)
     if not job.trusted and (files := unknown(locate(job.input), work)):
@@ -142,6 +141,7 @@ def prepare(job: Job) -> Task:
     paths = (file.path for file in open_scene(job.input).files)
     identity = identify(paths, work)
     scene = open_scene(job.input)
+    _refuse_telling(job, scene)
     if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
         msg = (
             f"{job.input}: has {size} pixels, wanted at most {job.max_pixels}; if that "
@@ -201,11 +201,12 @@ def _refuse_vanishing(job: Job) -> None:
             raise UsageError(msg)
 
 
-def _refuse_telling(job: Job) -> None:
+def _refuse_telling(job: Job, scene: Scene) -> None:
     """Refuse to send a secret through Ray, which shows what it is given."""
-    if job.engine_kind == "ray" and has_secret(job.input):
+    secret = next((file for file in scene.files if has_secret(file.path)), None)
+    if job.engine_kind == "ray" and secret:
         msg = (
-            f"{job.input}: a signed address is a secret that a cluster's nodes would "
+            f"{secret.href}: a signed address is a secret that a cluster's nodes would "
             "have to be told; use s3://, gs:// or az:// with credentials of their own, "
             "or --engine local"
         )
