@@ -10,7 +10,6 @@ from tileseg.address import (
     netloc,
     shown,
     split,
-    stem,
     whole,
 )
 from tileseg.errors import RefusedError, UsageError
@@ -37,18 +36,6 @@ def test_what_is_shown_has_no_query_fragment_user_or_password(href, expected):
 
 
 @pytest.mark.parametrize(
-    ("href", "expected"),
-    [
-        ("a/scene.tif", "scene"),
-        ("https://host/a/scene.x.tif?sig=a/b.c", "scene.x"),
-        ("s3://bucket/scene", "scene"),
-    ],
-)
-def test_results_are_named_after_the_file(href, expected):
-    assert expected == stem(href)
-
-
-@pytest.mark.parametrize(
     "href",
     [
         "https:///scene.tif",
@@ -64,7 +51,7 @@ def test_results_are_named_after_the_file(href, expected):
     ],
 )
 def test_what_is_no_address_of_ours_is_refused(href):
-    with pytest.raises(UsageError, match="wanted|refused"):
+    with pytest.raises(UsageError, match=r"wanted|refused"):
         split(href)
 
 
@@ -128,7 +115,7 @@ def test_a_server_is_named_by_host_and_port():
     "ip",
     [
         *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
-        *("100.64.0.1", "0.0.0.0", "224.0.0.1", "255.255.255.255"),
+        *("100.64.0.1", "0.0.0.1", "224.0.0.1", "255.255.255.255"),
         *("::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"),
         *("64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "ff02::1", "::"),
     ],
