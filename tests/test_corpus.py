@@ -85,7 +85,7 @@ def job_of(case, folder, models, output):
         "output": str(output),
         "bands": case.used,
         "scale": 1 / peak,
-        "shard": 96,
+        "shard": 1536 if case.kind == "hostile" else 96,
         "precision": "fp32",
         "engine": "local",
         "dry_run": case.is_huge,
@@ -133,9 +133,12 @@ def test_a_small_file_that_asks_for_much_gets_little(
     name, cases, folder, models, child
 ):
     """All that a job does before it reads, by a process that may die of it."""
+    case = cases[name]
+
     answer = child.look(folder / name, model=models[1])
 
-    assert answer.code == cases[name].code, answer.says
+    is_seen_later = case.says.startswith("cannot read")  # when its pixels are read
+    assert answer.code == (0 if is_seen_later else case.code), answer.says
     assert not answer.fault
 
 

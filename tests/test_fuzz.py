@@ -19,7 +19,7 @@ def told(faults, seed):
     [range(320), pytest.param(range(320, 3_000), marks=pytest.mark.slow)],
     ids=str,
 )
-def test_a_mutated_raster_ends_well_or_by_name(numbers, tmp_path):
+def test_a_mutated_raster_ends_well_or_by_name(numbers):
     """Exit 0, 2, 3 or 4, each in seconds and few megabytes."""
     keep = Path("out/fuzz")
 
