@@ -12,12 +12,12 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-import rasterio
 import tifffile
 from fuzz import Child
 from making import make_model
 from rasterio.crs import CRS
 
+from tileseg.gdal import open_dataset
 from tileseg.grid import Grid, Run
 from tileseg.job import Staff, run
 from tileseg.reader import Reader
@@ -192,7 +192,7 @@ def test_a_file_that_is_looked_at_first_ends_alike(
 def assert_mask_fits(path, case, scene_path):
     """The six terms and the CRS of the mask are the scene's; nodata is where it is."""
     box = open_scene(str(scene_path)).geobox
-    with rasterio.open(path) as mask:
+    with open_dataset(path) as mask:
         labels = mask.read(1)
         crs = mask.crs.to_wkt(version="WKT2_2019") if mask.crs else None
         transform = mask.transform
