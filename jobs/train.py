@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import click
 
 import tileseg
+from tileseg.area import pixel_metres
 from tileseg.evaluate import Confusion, check_points
 from tileseg.scene import open_scene
 from tileseg.train import Training, burn_polygons, read_reflectance, train, write_card
@@ -52,13 +53,14 @@ def main(folder: str, steps: int) -> None:
     card = train(training, pixels, labels, Path(folder))
     score = measure(folder)
     click.echo(score)
+    gsd = pixel_metres(source.geobox)
     about = {
         **ABOUT,
         "score": f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f} at "
         f"{score.points} check points on the same scene, in blocks of 128 x 128 "
         "pixels that no training polygon touches (examples/README.md)",
     }
-    write_card(Path(folder), replace(card, about=about))
+    write_card(Path(folder), replace(card, about=about, gsd=gsd))
 
 
 def measure(folder: str) -> Confusion:

@@ -38,6 +38,7 @@ def finish(ledger, row=0, col=0, data=b"labels"):
         shard=Shard(row, col),
         artifacts={"mask": artifact},
         pixels={0: 12, 1: 34, 255: 56},
+        masked=0,
         hectares={0: 0.12, 1: 1 / 3},
         work={"tiles": 20, "read": 0.1},
     )
@@ -74,6 +75,7 @@ def test_a_receipt_survives_json(hectares):
         shard=Shard(3, 14),
         artifacts={"mask": Artifact("shards/3_14.tif", 15, "9" * 64)},
         pixels={0: 1, 254: 2**40, 255: 3},
+        masked=0,
         hectares=hectares,
         work={"tiles": 256, "forward": 0.1},
     )

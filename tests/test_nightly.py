@@ -8,7 +8,7 @@ from making import digests, make_scene, random_pixels, snapshot
 
 from tileseg.cli import main
 from tileseg.errors import InputError
-from tileseg.nightly import find_scenes
+from tileseg.inputs import find_many
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_no_scene_is_a_quiet_night(night, tmp_path):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="nowhere"):
-        find_scenes(str(tmp_path / "nowhere"))
+        find_many(str(tmp_path / "nowhere"))
 
 
 def test_a_stopped_night_says_who_waits(night, monkeypatch):

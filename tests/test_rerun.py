@@ -17,7 +17,9 @@ from tileseg.settings import Job, read_job
 ROOT = Path(__file__).parents[1]
 NOT_NEEDED = {"matplotlib", "obstore", "pyarrow", "pyogrio", "ray", "shapely", "torch"}
 EVERYTHING = {
-    "input": "scene.tif",
+    "input": ("a.tif", "b.tif"),
+    "join": "mosaic",
+    "bbox": (-1.5, 2, 3, 4.25),
     "model": "model",
     "output": "s3://maps/2024",
     "work": "w",
@@ -40,6 +42,9 @@ EVERYTHING = {
     "grace": 1.5,
     "patience": 7.0,
     "wait": 9.0,
+    "hosts": ("example.org", "localhost:8000"),
+    "max_pixels": 10_000,
+    "trusted": True,
 }
 
 
@@ -74,6 +79,7 @@ def test_every_field_of_a_job_comes_back_from_its_record(tmp_path):
     assert {item.name for item in fields(Job)} - set(EVERYTHING) == {
         "overwrite",
         "dry_run",
+        "aoi",  # in the place of bbox
     }
     assert read_job(str(path)) == EVERYTHING
 

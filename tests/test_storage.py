@@ -75,6 +75,7 @@ def finish(ledger, row=0, col=0, data=b"labels"):
         shard=Shard(row, col),
         artifacts={"mask": artifact},
         pixels={0: 12, 255: 56},
+        masked=0,
         hectares={0: 0.12},
         work={"tiles": 20},
     )

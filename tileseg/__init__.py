@@ -8,11 +8,14 @@ __all__ = ["__version__", "segment"]
 __version__ = "0.1.0"
 
 
-def segment(input: str | PathLike[str], **options: Any) -> dict[str, Any]:  # noqa: A002, ANN401  (the command line's word; any field of a Job)
+def segment(
+    input: str | PathLike[str] | list[str | PathLike[str]],  # noqa: A002  (the command line's word)
+    **options: Any,  # noqa: ANN401  (any field of a Job)
+) -> dict[str, Any]:
     """Segment one scene, as `tileseg segment` does, and return its `run.json`.
 
     Args:
-        input: a local GeoTIFF.
+        input: a GeoTIFF or STAC Item; several files with `join`.
         options: fields of `tileseg.task.Job`: `model`, `output`, `confidence` ...
 
     Raises:
@@ -26,7 +29,12 @@ def segment(input: str | PathLike[str], **options: Any) -> dict[str, Any]:  # no
     for key, value in options.items():
         if isinstance(value, (PathLike, list)):
             options[key] = tuple(value) if isinstance(value, list) else fspath(value)
-    record = run(Job(input=fspath(input), **options))
+    files = (
+        tuple(fspath(item) for item in input)
+        if isinstance(input, list)
+        else fspath(input)
+    )
+    record = run(Job(input=files, **options))
     if isinstance(record.error, InterruptedRunError):
         raise KeyboardInterrupt from record.error
     if record.error:

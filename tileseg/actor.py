@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import ray
 
-from tileseg.address import allow
+from tileseg.address import allow, shown
 from tileseg.crew import Crew, Outcome
 from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
@@ -179,7 +179,7 @@ def _check_scene(scene: Identities) -> None:
     """
     for file in scene.files:
         if look(file.path, file).facts() != file.facts():
-            msg = f"{file.path}: is another file here than where the driver runs"
+            msg = f"{shown(file.path)}: is another file here than where the driver runs"
             raise InputError(msg)
 
 

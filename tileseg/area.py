@@ -10,7 +10,7 @@ from pyproj.exceptions import CRSError, ProjError
 from tileseg.geobox import GeoBox
 from tileseg.window import Window
 
-__all__ = ["lonlat_digits", "pixel_metres", "row_hectares"]
+__all__ = ["lonlat_digits", "metres_per_unit", "pixel_metres", "row_hectares"]
 
 _HECTARE = 10_000.0  # square metres
 _DIGITS = 7  # of a degree: a centimetre
@@ -40,6 +40,17 @@ def row_hectares(geobox: GeoBox) -> NDArray[np.float64] | None:
     unit = degrees(crs.axis_info[0].unit_conversion_factor)  # grads are no degrees
     rows = range(geobox.height)
     return np.array([_pixel(geobox, geod, row, unit) for row in rows])
+
+
+def metres_per_unit(crs: str | None) -> float | None:
+    """Return how many metres a unit of a projected CRS is; None of any other."""
+    try:
+        found = CRS.from_user_input(crs) if crs else None
+    except CRSError:
+        return None
+    if found is None or not found.is_projected:
+        return None
+    return float(found.axis_info[0].unit_conversion_factor)
 
 
 def pixel_metres(geobox: GeoBox) -> float | None:

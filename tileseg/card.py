@@ -81,6 +81,8 @@ class Card:
     """Poolings of the U-Net."""
     sha256: str
     """Of the weights file, 64 hexadecimal digits."""
+    gsd: float | None = None
+    """Side of a pixel it was trained on, in metres; None where it does not say."""
     weights: str = "weights.safetensors"
     """File name beside the card."""
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -131,6 +133,9 @@ class Card:
             f"got tile {self.tile}, stride {self.stride}": (
                 self.tile % step == self.stride % step == 0
             ),
+            f"needs a gsd > 0, got {self.gsd}": (
+                self.gsd is None or (isfinite(self.gsd) and self.gsd > 0)
+            ),
             f"has no sha256 of its weights, got {self.sha256!r}": (
                 re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
             ),
@@ -167,6 +172,7 @@ class Card:
                 "mlm:output": [self._output()],
                 "tileseg:unit": self.unit,
                 "tileseg:halo": self.halo,
+                **({} if self.gsd is None else {"tileseg:gsd": self.gsd}),
                 "tileseg:about": dict(self.about),
             },
             "links": [],
@@ -306,6 +312,7 @@ def _from_stac(item: dict[str, Any]) -> Card:
         width=int(properties["mlm:hyperparameters"]["width"]),
         depth=int(properties["mlm:hyperparameters"]["depth"]),
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
+        gsd=None if (gsd := properties.get("tileseg:gsd")) is None else float(gsd),
         weights=str(asset["href"]),
         about=dict(properties.get("tileseg:about", {})),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from tileseg import __version__
-from tileseg.address import shown
+from tileseg.address import allow
 from tileseg.console import (
     configure_logging,
     leave,
@@ -21,7 +21,6 @@ from tileseg.console import (
 )
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
-from tileseg.names import stem
 from tileseg.options import job_options
 from tileseg.stopping import StopSignal
 
@@ -47,7 +46,8 @@ def main() -> None:
     "inputs",
     multiple=True,
     metavar="SCENE",
-    help="GeoTIFF, a path or an address; may be given several times.",
+    help="GeoTIFF, 'pattern*.tif', folder, list.txt or STAC Item, a path or an address;"
+    " may be given several times.",
 )
 @job_options
 def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
@@ -74,11 +74,11 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     "--scenes",
     metavar="DIR|FILE",
     required=True,
-    help="A folder of GeoTIFFs, or a text file with one path a line.",
+    help="A folder of GeoTIFFs, a text file with one path a line, or any --input.",
 )
 @job_options
 def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
-    """Segment every scene of a folder or list that has no result yet.
+    """Segment every scene of a folder, list or collection that has no result yet.
 
     A directory for each goes into --output, beside night.json, the summary. A scene
     that fails stops no other. One line of JSON per scene goes to stdout, then the
@@ -86,12 +86,17 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
     scrub()
+    from tileseg.inputs import find_many
     from tileseg.job import Staff
-    from tileseg.nightly import Night, find_scenes
+    from tileseg.nightly import Night
 
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
         values = {**_job_file(options.pop("config"), is_one=False), **_given(options)}
-        night = Night(find_scenes(options["scenes"]))
+        if values.get("join"):
+            msg = "join: makes one scene of several files, and a night has many scenes"
+            raise UsageError(msg)
+        allow(values.get("hosts", ()))
+        night = Night(list(find_many(options["scenes"])))
         output = values.get("output", "out")
         for facts in _one_each(list(night.waiting), values):
             record = _run(facts, staff, is_taken=night.has(facts["output"]))
@@ -169,22 +174,27 @@ def _scenes(options: dict[str, Any]) -> list[dict[str, Any]]:
     Raises:
         UsageError: no scene, two scenes of one name, or a bad job file.
     """
-    inputs = options.pop("inputs")
-    file = _job_file(options.pop("config"), is_one=len(inputs) <= 1)
-    values = {**file, **_given(options)}
+    from tileseg.inputs import find_scenes
+    from tileseg.settings import scene_name
+
+    given, config = options.pop("inputs"), options.pop("config")
+    values = {**_job_file(config, is_one=True), **_given(options)}
+    allow(values.get("hosts", ()))
     listed = values.pop("input", ())
-    inputs = inputs or ((listed,) if isinstance(listed, str) else listed)
+    inputs = find_scenes(given or ((listed,) if isinstance(listed, str) else listed))
     if not inputs:
         msg = "no scene: give --input SCENE"
         raise UsageError(msg)
     if len(inputs) == 1:
         return [{**values, "input": inputs[0]}]
-    stems = [stem(name) for name in inputs]
-    if len(set(stems)) < len(stems):
-        double = next(stem for stem in stems if stems.count(stem) > 1)
+    if values.get("join"):
+        return [{**values, "input": inputs}]
+    names = [scene_name(item) for item in inputs]
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
         msg = f"two inputs are named {double!r}: they would share an output directory"
         raise UsageError(msg)
-    return _one_each(inputs, values)
+    return _one_each(inputs, {**_job_file(config, is_one=False), **_given(options)})
 
 
 def _job_file(path: str | None, *, is_one: bool) -> dict[str, Any]:
@@ -223,7 +233,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the fields of a job for each scene, with directories of their own."""
-    from tileseg.settings import within
+    from tileseg.settings import scene_name, within
 
     output = values.get("output", "out")
     work = values.get("work")
@@ -231,8 +241,8 @@ def _one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, A
         {
             **values,
             "input": name,
-            "output": within("output", output, stem(name)),
-            "work": within("work", work, stem(name)) if work else "",
+            "output": within("output", output, scene_name(name)),
+            "work": within("work", work, scene_name(name)) if work else "",
         }
         for name in inputs
     ]
@@ -246,16 +256,16 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
     """
     from tileseg.job import run
     from tileseg.record import Record
-    from tileseg.settings import Job
+    from tileseg.settings import Job, called
 
-    record = Record(facts["input"])
+    record = Record(called(facts["input"]))
     try:
         if is_taken:
-            scene, output = shown(facts["input"]), facts["output"]
+            scene, output = called(facts["input"]), facts["output"]
             msg = f"{scene}: another scene's results go to {output}"
             raise UsageError(msg)
         job = Job(**facts)
-        with progress(job.input) as told:
+        with progress(job.href) as told:
             record = run(job, told, staff)
         if record.values["status"] == "dry-run":
             _print_estimate(job, record.values)
@@ -278,7 +288,7 @@ def _is_over(record: "Record", staff: "Staff") -> bool:
 def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
     estimate = values["estimate"]
     tell(
-        f"{job.input}: {estimate['shards']} shards in {estimate['runs']} runs, "
+        f"{job.href}: {estimate['shards']} shards in {estimate['runs']} runs, "
         f"{estimate['tiles']} tiles, {estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
         f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
         f"the results would go to {job.destination}",

@@ -11,7 +11,7 @@ from math import sqrt
 
 import numpy as np
 
-from tileseg.area import pixel_metres
+from tileseg.area import metres_per_unit, pixel_metres
 from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
 from tileseg.raster import Band, Beside, File, Mask, Resampled, Scene, Stacked
@@ -21,7 +21,8 @@ from tileseg.window import Window
 
 __all__ = ["Target", "Wish", "compose", "masked"]
 
-_BLOCK = 512  # side of what is resampled at once
+_BLOCK, _LEAST = 512, 16  # sides of what is resampled at once
+_COARSEST = 1 / 128  # pixels for one
 _OFF = 1e-6  # pixels by which grids of one stack may differ
 _AWRY = 1e-3  # pixels by which rasters side by side may
 _EXACT = {"uint8", "int8", "uint16", "int16", "float32"}  # fp32 holds all their values
@@ -35,6 +36,8 @@ class Target:
     """Anything that PROJ knows; empty for the scene's own."""
     resolution: float | None = None
     """Side of a pixel in the CRS's unit; None for the scene's own, about."""
+    is_metres: bool = False
+    """Whether the resolution is in metres, whatever the CRS's unit."""
     method: str = "bilinear"
     """`nearest`, `bilinear` or `cubic`."""
 
@@ -56,6 +59,8 @@ class Wish:
     """Whether files of other grids are brought to the finest one."""
     rules: tuple[Rule, ...] = ()
     """What makes pixels invalid from outside."""
+    may_lie_nowhere: bool = False
+    """Whether it may be placed by GCPs or RPCs only."""
 
 
 def compose(stacks: Sequence[Sequence[Scene]], wish: Wish) -> Scene:
@@ -76,12 +81,13 @@ def compose(stacks: Sequence[Sequence[Scene]], wish: Wish) -> Scene:
     boxes = [_finest(stack) for stack in needed]
     if not target.is_given:
         return _beside(list(map(_place, stacks, boxes, repeat(wish))))
+    side = _resolution(target, boxes[0])
     if len(stacks) > 1 and not wish.rules and _is_one_grid(needed):
         plain = replace(wish, target=Target())
         whole = _beside(list(map(_place, stacks, boxes, repeat(plain))))
-        box = covering_box((whole.geobox,), target.crs, target.resolution)
+        box = covering_box((whole.geobox,), target.crs, side)
         return resampled(whole, box, target.method)
-    box = covering_box(boxes, target.crs, target.resolution)
+    box = covering_box(boxes, target.crs, side)
     parts = [covering_box((item,), box.crs or "", None, on=box) for item in boxes]
     return _beside(list(map(_place, stacks, parts, repeat(wish))))
 
@@ -126,16 +132,39 @@ def _bare(raster: Scene) -> Scene:
     raise AssertionError(msg)
 
 
+def _resolution(target: Target, box: GeoBox) -> float | None:
+    if not (target.resolution and target.is_metres):
+        return target.resolution
+    unit = metres_per_unit(target.crs or box.crs)
+    if unit is None:
+        msg = (
+            f"resolution: the CRS knows no metres, and the model's is "
+            f"{target.resolution:g} m: give a crs in metres too, as EPSG:32631"
+        )
+        raise UsageError(msg)
+    return target.resolution / unit
+
+
 def resampled(raster: Scene, box: GeoBox, method: str) -> Scene:
     """Return a raster on another grid; itself if that is its own."""
     if _is_same(raster.geobox, box):
         return raster
     scale = scale_between(raster.geobox, box)
+    if min(scale) < _COARSEST:
+        msg = (
+            f"{raster.href}: pixels {1 / min(scale):.0f} times as large are too far "
+            f"from what is there; wanted at most {1 / _COARSEST:.0f} times"
+        )
+        raise UsageError(msg)
+    side = _BLOCK
+    while side > _LEAST and side / min(scale) > 2 * _BLOCK:
+        side //= 2  # of what is much coarser a block rests on many pixels
     return replace(
         raster,
         geobox=box,
-        block=(_BLOCK, _BLOCK),
+        block=(side, side),
         origin=Resampled(raster, method, scale),
+        tie=None,
         masks=(),
     )
 
@@ -206,6 +235,7 @@ def _check_alike(first: Scene, item: Scene) -> None:
     """Refuse rasters that cannot be one picture."""
     got, wanted = (
         {
+            "GCPs or RPCs": raster.tie,
             "bands": [band.name for band in raster.bands],
             "scale and offset": [(band.scale, band.offset) for band in raster.bands],
         }

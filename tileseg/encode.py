@@ -10,12 +10,15 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from tileseg.card import NODATA
 from tileseg.geobox import GeoBox
+from tileseg.raster import Tie
 
 __all__ = ["Look", "create", "shard_bytes", "write_cog"]
 
@@ -59,13 +62,20 @@ def _profile(geobox: GeoBox) -> dict[str, Any]:
     }
 
 
-def create(path: Path, geobox: GeoBox, look: Look, *, point: bool) -> Any:  # noqa: ANN401  (rasterio is untyped)
+def create(
+    path: Path, geobox: GeoBox, look: Look, *, point: bool, tie: Tie | None = None
+) -> Any:  # noqa: ANN401  (rasterio is untyped)
     """Open a new GeoTIFF of one uint8 band for writing window by window."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         dataset = rasterio.open(path, "w", **_profile(geobox))
     dataset.update_tags(AREA_OR_POINT="Point" if point else "Area", **look.tags)
     dataset.set_band_description(1, look.description)
+    if tie and tie.points:
+        points = [GroundControlPoint(*point) for point in tie.points]
+        dataset.gcps = points, tie.crs and CRS.from_wkt(tie.crs)
+    if tie and tie.rpc:
+        dataset.update_tags(ns="RPC", **dict(tie.rpc))
     if look.colors:
         dataset.colorinterp = [ColorInterp.palette]
         transparent = {NODATA: (0, 0, 0, 0)}

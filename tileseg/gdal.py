@@ -18,7 +18,7 @@ from rasterio.io import MemoryFile
 
 from tileseg.address import is_address, shown
 from tileseg.errors import RefusedError
-from tileseg.remote import File, fetcher
+from tileseg.remote import RemoteFile, fetcher
 from tileseg.source import Traffic
 from tileseg.window import Window
 
@@ -98,7 +98,7 @@ def _open_local(path: str | Path, _traffic: Traffic | None, options: Any) -> Any
 
 
 def _open_remote(path: str | Path, traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
-    file = File(fetcher(str(path)), traffic)
+    file = RemoteFile(fetcher(str(path)), traffic)
     with _told(file):
         dataset = rasterio.open(_NAME, driver="GTiff", opener=_Only(file), **options)
     for name in ("read", "read_masks", "get_tag_item"):
@@ -109,10 +109,10 @@ def _open_remote(path: str | Path, traffic: Traffic | None, options: Any) -> Any
 class _Only(FileContainer):  # type: ignore[misc]  # rasterio is untyped
     """All that GDAL may see of the world: one file, of a name that says nothing."""
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: RemoteFile) -> None:
         self._file = file
 
-    def open(self, path: str, mode: str = "rb", **_options: object) -> File:
+    def open(self, path: str, mode: str = "rb", **_options: object) -> RemoteFile:
         if path != _NAME or mode not in ("r", "rb"):
             raise FileNotFoundError(path)
         return self._file
@@ -137,7 +137,7 @@ class _Only(FileContainer):  # type: ignore[misc]  # rasterio is untyped
 
 
 @contextmanager
-def _told(file: File) -> Iterator[None]:
+def _told(file: RemoteFile) -> Iterator[None]:
     """Raise what a remote file has to say, whatever GDAL made of it."""
     try:
         yield
@@ -149,7 +149,7 @@ def _told(file: File) -> Iterator[None]:
         raise file.error
 
 
-def _telling(file: File, method: Callable[..., Any]) -> Callable[..., Any]:
+def _telling(file: RemoteFile, method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def told(*args: object, **options: object) -> Any:  # noqa: ANN401  (rasterio is untyped)
         with _told(file):

@@ -62,6 +62,13 @@ class Strip:
     """Same rows and columns; True where every band is a measurement."""
     masked: NDArray[np.bool_] | None = None
     """True where it would be but for a mask from outside; None if there is none."""
+    inside: NDArray[np.bool_] | None = None
+    """Same rows and columns; True where a label is asked for; None: everywhere."""
+
+    @property
+    def wanted(self) -> NDArray[np.bool_]:
+        """True where the network's answer is of use."""
+        return self.valid if self.inside is None else self.valid & self.inside
 
 
 def shard_size(tile: int, halo: int) -> tuple[int, int]:
@@ -88,7 +95,7 @@ def shard_size(tile: int, halo: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The one tile grid of a scene."""
+    """The one tile grid of a scene, and the part of it that is asked for."""
 
     height: int
     """Scene rows in pixels."""
@@ -100,6 +107,8 @@ class Grid:
     """Margin round a core, in pixels; at most a quarter of the tile."""
     shard: int
     """Side of a shard in pixels, a multiple of the stride."""
+    part: Window | None = None
+    """The pixels that are asked for; None for all of the scene."""
 
     def __post_init__(self) -> None:
         """Refuse a geometry that cannot tile a scene."""
@@ -111,6 +120,9 @@ class Grid:
             raise ValueError(msg)
         if self.shard < 1 or self.shard % self.stride:
             msg = f"shard must be a multiple of {self.stride}, got {self.shard}"
+            raise ValueError(msg)
+        if not self.area.size or self.area != self.area.intersect(self.scene):
+            msg = f"part must be pixels of the scene, got {self.part}"
             raise ValueError(msg)
 
     @property
@@ -124,28 +136,36 @@ class Grid:
         return Window(0, 0, self.height, self.width)
 
     @property
+    def area(self) -> Window:
+        """The pixels that are asked for; the grid's origin is still the scene's."""
+        return self.part or self.scene
+
+    @property
     def shape(self) -> Window:
-        """All shards, as a rectangle counted in shards."""
-        return Window(0, 0, -(-self.height // self.shard), -(-self.width // self.shard))
+        """The shards that meet the area, as a rectangle counted in shards."""
+        return self.area.coarsen(self.shard)
 
     @property
     def tiles(self) -> Window:
-        """All tiles, as a rectangle counted in cores; each core meets the scene."""
-        stride = self.stride
-        return Window(0, 0, -(-self.height // stride), -(-self.width // stride))
+        """The tiles whose core meets the area, as a rectangle counted in cores."""
+        return self.area.coarsen(self.stride)
 
     def pixels(self, part: Shard | Run) -> Window:
-        """Return the pixels of a shard or run, clipped to the scene.
+        """Return the pixels of a shard or run, clipped to the area.
 
-        Every pixel of the scene lies in exactly one shard.
+        Every pixel of the area lies in exactly one shard.
         """
         box = part.shards if isinstance(part, Run) else Window(*part, 1, 1)
-        return box.scale(self.shard).intersect(self.scene)
+        return box.scale(self.shard).intersect(self.area)
 
     def cores(self, run: Run, *, ring: int = 0) -> Window:
-        """Return a run's tiles, counted in cores, with `ring` neighbours around."""
-        box = run.shards.scale(self.shard // self.stride)
-        return box.pad(ring).intersect(self.tiles)
+        """Return a run's tiles, counted in cores, with `ring` neighbours around.
+
+        The neighbours may lie outside the area, but not outside the scene: what a
+        pixel becomes does not depend on how much is asked for.
+        """
+        box = run.shards.scale(self.shard // self.stride).intersect(self.tiles)
+        return box.pad(ring).intersect(self.scene.coarsen(self.stride))
 
     def runs(self, todo: Collection[Shard], *, band: int, rows: int) -> tuple[Run, ...]:
         """Cut `todo` into runs of at most `rows` x `band` shards.
@@ -156,16 +176,16 @@ class Grid:
         wanted = set(todo)
         return tuple(
             run
-            for left in range(0, self.shape.width, band)
+            for left in range(self.shape.col, self.shape.col_stop, band)
             for run in _stack(_spans(wanted, self.shape, left, band), rows)
         )
 
 
 def _spans(wanted: set[Shard], shape: Window, left: int, band: int) -> list[Window]:
     """Return the one-row rectangles of wanted shards in one column band."""
-    columns = range(left, min(left + band, shape.width))
+    columns = range(left, min(left + band, shape.col_stop))
     spans = []
-    for row in range(shape.height):
+    for row in range(shape.row, shape.row_stop):
         for is_wanted, group in groupby(columns, lambda c: Shard(row, c) in wanted):  # noqa: B023  (used before the next row)
             cells = list(group)
             if is_wanted:

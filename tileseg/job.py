@@ -112,7 +112,7 @@ def run(
         progress: told how far it is.
         staff: who does it; without it an engine is hired for this job alone.
     """
-    record = Record(job.input)
+    record = Record(job.href)
     record.values["job"] = job.given()
     with ExitStack() as stack:
         staff = staff or stack.enter_context(Staff())
@@ -179,7 +179,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
 
 def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -> None:
     job, request = task.job, task.request_id
-    publish.check_free(place, held, request, href=job.input, overwrite=job.overwrite)
+    publish.check_free(place, held, request, href=job.href, overwrite=job.overwrite)
 
 
 def _plan(task: Task, staff: Staff, record: Record) -> Plan:
@@ -194,7 +194,7 @@ def _adopt(
     held: dict[str, Any], place: publish.Place, job: Job, record: Record
 ) -> None:
     """Do nothing: what is published answers the request."""
-    logger.info("%s: nothing to do, %s is complete", job.input, place)
+    logger.info("%s: nothing to do, %s is complete", job.href, place)
     record.adopt(held)
     if job.dry_run:
         return
@@ -246,7 +246,7 @@ def _process(
     todo = [shard for shard in shards if shard not in receipts]
     device = device_of(ledger.plan)
     runs = task.runs(todo, len(engine.workers(device)))
-    logger.info("%s: %d shards, %d to do", task.job.input, len(shards), len(todo))
+    logger.info("%s: %d shards, %d to do", task.job.href, len(shards), len(todo))
     total = task.grid.tiles.size
     before = total - sum(task.grid.cores(run).size for run in runs)
 

@@ -87,10 +87,14 @@ class Receipt:
     """Product (`mask`, `confidence`, `polygons`) to file."""
     pixels: Mapping[int, int]
     """Mask value to number of pixels, nodata too."""
+    masked: int
+    """Pixels that are nodata only because a mask from outside says so."""
     hectares: Mapping[int, float] | None
     """Class value to area; None where the CRS knows no metres."""
     work: Mapping[str, float]
     """Tiles, seconds by stage and pixels decoded since the worker's last receipt."""
+    outside: int = 0
+    """Pixels that lie outside the polygons asked for; nodata, whatever they are."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Receipt":
@@ -100,7 +104,9 @@ class Receipt:
             shard=Shard(*value["shard"]),
             artifacts={k: Artifact(**item) for k, item in value["artifacts"].items()},
             pixels={int(k): int(n) for k, n in value["pixels"].items()},
+            masked=int(value["masked"]),
             hectares=hectares and {int(k): float(x) for k, x in hectares.items()},
+            outside=int(value["outside"]),
             work=dict(value["work"]),
         )
 

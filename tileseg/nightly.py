@@ -4,47 +4,18 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from tileseg.errors import ExitCode, InputError, OtherPlanError, worst
+from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.record import Record
 from tileseg.redact import redact
 
-__all__ = ["SUMMARY", "Night", "find_scenes"]
+__all__ = ["SUMMARY", "Night"]
 
 SUMMARY = "night.json"
-_SUFFIXES = (".tif", ".tiff")
 _STATES = ("done", "unchanged", "kept", "partial", "failed", "waiting")
-
-
-def find_scenes(source: str) -> list[str]:
-    """Return the scenes of a folder, by name, or of a text file with one path a line.
-
-    Paths in a file are relative to it; empty lines and those with # are left out.
-
-    Raises:
-        InputError: there is no such folder or file.
-    """
-    path = Path(source)
-    try:
-        if path.is_dir():
-            found = sorted(path.iterdir())
-            return [str(item) for item in found if _is_scene(item)]
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or "not a list of paths"
-        msg = f"{source}: cannot be read as a folder or list of scenes: {reason}"
-        raise InputError(msg) from err
-    named = [line.strip() for line in lines]
-    return [str(path.parent / name) for name in named if name and name[0] != "#"]
-
-
-def _is_scene(path: Path) -> bool:
-    """Tell a scene from sidecars, folders and files still being copied (`.name`)."""
-    return path.suffix.lower() in _SUFFIXES and path.name[0] != "." and path.is_file()
 
 
 @dataclass(slots=True)

@@ -9,6 +9,25 @@ __all__ = ["job_options"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
+
+class _Numbers(click.ParamType[tuple[float, ...]]):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401  (as click has it)
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[float, ...]:
+        """Return the numbers that a text says."""
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers", param, ctx)
+
+
 _OPTIONS = (
     click.option(
         "--model",
@@ -69,6 +88,24 @@ _OPTIONS = (
         help="reflectance = stored value * scale + offset.  [default: the file's tags]",
     ),
     click.option("--offset", type=float, help="See --scale."),
+    click.option(
+        "--join",
+        type=click.Choice(["bands", "mosaic"]),
+        help="Make one scene of all inputs: its bands, in this order, or the adjoining"
+        " parts of one grid; needs --output.",
+    ),
+    click.option(
+        "--bbox",
+        type=_Numbers(),
+        metavar="W,S,E,N",
+        help="Only this box of longitudes and latitudes; W > E crosses longitude 180.",
+    ),
+    click.option(
+        "--aoi",
+        metavar="FILE",
+        help="Only what lies in the polygons of a GeoJSON, GeoPackage, FlatGeobuf or"
+        " GeoParquet file.",
+    ),
     click.option(
         "--host",
         "hosts",

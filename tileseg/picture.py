@@ -28,6 +28,8 @@ class LabelRows:
     """(rows, width of the run), 255 where invalid."""
     confidence: NDArray[np.uint8] | None
     """Same shape: round(254 p) of the label, 255 where invalid; None if not wanted."""
+    masked: NDArray[np.bool_] | None = None
+    """Same shape: True where only a mask makes it invalid; None if there is none."""
 
 
 class Picture:
@@ -57,12 +59,15 @@ class Picture:
         self._weights_y = self._fold.weight_sum(self._tiles.height).to(device)
         self._weights_x = self._fold.weight_sum(self._tiles.width).to(device)
         self._valid = np.zeros((0, self._run.width), dtype=np.bool_)
+        self._hidden = self._valid
 
     def see(self, strip: Strip) -> None:
-        """Remember which pixels of the run are valid."""
+        """Remember which pixels of the run get a label."""
         box = strip.tiles.scale(self._grid.stride)
         part = self._run.intersect(box).relative_to(box.pad(self._grid.halo))
-        self._valid = np.concatenate((self._valid, strip.valid[part.slices]))
+        self._valid = np.concatenate((self._valid, strip.wanted[part.slices]))
+        if strip.masked is not None:
+            self._hidden = np.concatenate((self._hidden, strip.masked[part.slices]))
 
     @property
     def stop(self) -> int:
@@ -103,7 +108,9 @@ class Picture:
                 self._weights_y[above : above + stride][rows], self._weights_x[columns]
             )
             confidence = _masked(_confidence(sums / weights), valid)
-        return LabelRows(_masked(_labels(sums), valid), confidence)
+        hidden, self._hidden = np.split(self._hidden, [window.height])
+        masked = hidden if len(hidden) else None  # else no strip has any
+        return LabelRows(_masked(_labels(sums), valid), confidence, masked)
 
 
 def _labels(sums_KHW: Tensor) -> Tensor:

@@ -76,8 +76,9 @@ def _labels(task: Task, device: Device) -> tuple[NDArray[np.uint8], int]:
 
 
 def _spots(grid: Grid) -> Iterator[Run]:
-    """Yield small runs in an even lattice over the scene."""
+    """Yield small runs in an even lattice over what is asked for."""
+    shape = grid.shape
     steps = range(1, 2 * _SPOTS, 2)
-    for row in sorted({grid.shape.height * step // (2 * _SPOTS) for step in steps}):
-        for col in sorted({grid.shape.width * step // (2 * _SPOTS) for step in steps}):
-            yield Run(Window(row, col, 1, 1))
+    for row in sorted({shape.height * step // (2 * _SPOTS) for step in steps}):
+        for col in sorted({shape.width * step // (2 * _SPOTS) for step in steps}):
+            yield Run(Window(shape.row + row, shape.col + col, 1, 1))

@@ -142,15 +142,15 @@ class Predictor:
             yield _Step(index, batch, done=0)
 
     def _wanted(self, run: Run, strip: Strip) -> Tensor:
-        """Return (row, column) within the strip of tiles that some valid pixel needs.
+        """Return (row, column) within the strip of tiles that some pixel needs.
 
-        A tile is needed where a valid pixel of the run lies at a weight > 0.
+        A tile is needed where a wanted pixel of the run lies at a weight > 0.
         """
         grid, tiles = self._grid, strip.tiles
         seen = tiles.scale(grid.stride).pad(grid.halo)
         rows, columns = grid.pixels(run).intersect(seen).relative_to(seen).slices
         target = torch.zeros(strip.valid.shape, dtype=torch.bool)
-        target[rows, columns] = torch.from_numpy(strip.valid[rows, columns])
+        target[rows, columns] = torch.from_numpy(strip.wanted[rows, columns])
         support = self._blend.support()
         inner = slice(grid.halo - support, None)
         side = grid.stride + 2 * support

@@ -66,7 +66,7 @@ def _check_room(needs: list[_Need]) -> None:
 
 def _needs(task: Task) -> list[_Need]:
     """Return what each local place is asked to hold."""
-    job, pixels = task.job, task.grid.scene.size
+    job, pixels = task.job, task.grid.area.size
     layers = 1 + job.confidence
     polygons = _POLYGON_BYTES * bool(job.polygons)
     # The products, and beside them the one that is being made: first without overviews.

@@ -30,10 +30,10 @@ def build(
     from tileseg.stitch import looks, stitch
     from tileseg.verify import verify_confidence, verify_mask
 
-    box, mask = task.scene.geobox, folder / "mask.tif"
+    box, mask = task.geobox, folder / "mask.tif"
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
-            logger.info("%s: stitching %s.tif", task.job.input, product)
+            logger.info("%s: stitching %s.tif", task.job.href, product)
             files = ledger.files(receipts, product)
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
@@ -48,8 +48,8 @@ def build(
     if failures := record.values["failures"]:
         from tileseg.features import write_failures
 
-        write_failures(failures, box, folder / "failures.geojson")
-    picture = quicklook(task.scene, task.bands, mask, task.card, polygons)
+        write_failures(failures, task.scene.geobox, folder / "failures.geojson")
+    picture = quicklook(task, mask, polygons)
     write_whole(folder / "quicklook.png", picture)
 
 
@@ -61,7 +61,7 @@ def _vectorize(
     from tileseg.vectorize import Pieces, join
 
     path = folder / f"polygons.{task.job.polygons}"
-    logger.info("%s: joining %s", task.job.input, path.name)
+    logger.info("%s: joining %s", task.job.href, path.name)
     files = ledger.files(receipts, "polygons")
     pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
     names = {item.value: item.name for item in task.card.classes}

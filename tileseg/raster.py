@@ -5,6 +5,7 @@ A scene is such a tree; it travels to workers. Opens no file, reads no pixel.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from tileseg.grid import Grid
 from tileseg.rules import Rule
 from tileseg.window import Window
 
-__all__ = ["Band", "Beside", "File", "Mask", "Resampled", "Scene", "Stacked"]
+__all__ = ["Band", "Beside", "File", "Mask", "Resampled", "Scene", "Stacked", "Tie"]
 
 _STRIP_ROWS = 512  # rows of one read where blocks are lower than that
 _STRIP_BYTES = 48 << 20  # one read's decoded pixels, about
@@ -41,15 +42,27 @@ class File:
     """The pixels of one raster file."""
 
     href: str
-    """As the user or a catalog wrote it."""
+    """As the user or a catalog wrote it, of an address what may be shown."""
     path: str
-    """What is opened; of a local file absolute."""
+    """What is opened: absolute, or an address's handle."""
     size: int
     """In bytes."""
     has_mask: bool
     """True with a mask for all bands: an internal one, or NODATA_VALUES."""
     alpha: int | None
     """Index of the alpha band, where there is one: 0 is invalid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tie:
+    """What places a raster on the ground that has no transform."""
+
+    points: tuple[tuple[float, float, float, float, float], ...]
+    """Ground control points: row, column, x, y, z."""
+    crs: str | None
+    """Of their x and y, as WKT2."""
+    rpc: tuple[tuple[str, str], ...]
+    """Rational polynomials, as GDAL words them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +122,8 @@ class Scene:
     """True if AREA_OR_POINT is Point."""
     origin: File | Stacked | Beside | Resampled
     """Where its pixels come from."""
+    tie: "Tie | None" = None
+    """What places it where no transform does."""
     masks: tuple[Mask, ...] = ()
     """What makes them invalid from outside."""
 
@@ -128,6 +143,37 @@ class Scene:
                 yield from raster._files()  # noqa: SLF001
         for mask in self.masks:
             yield from mask.raster._files()  # noqa: SLF001
+
+    def facts(self) -> list[Any]:
+        """Return how its pixels come from its files, by their number, as JSON has it.
+
+        What decides a pixel beside the files' bytes; names of places are none of it.
+        """
+        numbers = {file.path: at for at, file in enumerate(self.files)}
+        return self._facts(numbers)
+
+    def _facts(self, numbers: dict[str, int]) -> list[Any]:
+        made: list[Any]
+        match self.origin:
+            case File(path=path, has_mask=has_mask, alpha=alpha):
+                nodata = [str(band.nodata) for band in self.bands]
+                made = [numbers[path], has_mask, alpha, nodata]
+            case Stacked(rasters):
+                made = [item._facts(numbers) for item in rasters]  # noqa: SLF001
+            case Beside(places, rasters):
+                made = [
+                    [place.row, place.col, item._facts(numbers)]  # noqa: SLF001
+                    for place, item in zip(places, rasters, strict=True)
+                ]
+            case Resampled(raster, method, scale):
+                made = [raster._facts(numbers), method, *scale]  # noqa: SLF001
+        box = self.geobox
+        masks = [
+            [mask.raster._facts(numbers), mask.band.index, mask.rule.facts()]  # noqa: SLF001
+            for mask in self.masks
+        ]
+        grid = [box.height, box.width, *list(box.transform)[:6], box.crs]
+        return [type(self.origin).__name__, self.dtype, grid, made, masks]
 
     @property
     def size(self) -> int:

@@ -31,11 +31,11 @@ _KEYS: dict[str, str] = {
     "seconds": "total open read wait forward write stitch verify vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256 etag files",
     "model": "name version sha256 classes",
-    "grid": "tile halo stride shard blend",
+    "grid": "tile halo stride shard blend area",
     "engine": "kind workers devices precision precision_asked batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
     "shards_distrusted shards_failed retries worker_restarts requests read_retries",
-    "pixels": "total nodata by_class",
+    "pixels": "total nodata masked outside by_class",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
@@ -116,6 +116,7 @@ class Record:
             "stride": grid.stride,
             "shard": grid.shard,
             "blend": task.job.blend,
+            "area": [grid.area.row, grid.area.col, grid.area.height, grid.area.width],
         }
         self.values["engine"] = {
             "kind": engine,
@@ -130,7 +131,7 @@ class Record:
             "runs": len(runs),
             "shards": grid.shape.size,
             "tiles": grid.tiles.size,
-            "bytes_to_read": task.scene.size,
+            "bytes_to_read": task.scene.size * grid.area.size // grid.scene.size,
             "memory_mb": task.memory_mb(runs, resolved["batch_size"]),
         }
 
@@ -189,10 +190,12 @@ class Record:
             "read_retries": int(_work(done, "read_retries")),
         }
         pixels = count_pixels(done)
-        total = task.grid.scene.size
+        total = task.grid.area.size
         self.values["pixels"] = {
             "total": total,
             "nodata": total - sum(pixels[item.value] for item in classes),
+            "masked": sum(item.masked for item in done),
+            "outside": sum(item.outside for item in done),
             "by_class": {item.name: pixels[item.value] for item in classes},
         }
         if all(item.hectares is not None for item in done):

@@ -1,7 +1,7 @@
 """Remote files that read like local ones: fetched by ranges, again where that fails.
 
-GDAL never asks the network: what it reads comes through a `File` from here, so none of
-its settings, and nothing that a file names, can lead anywhere else.
+GDAL never asks the network: what it reads comes through a `RemoteFile` from here, so
+none of its settings, and nothing that a file names, can lead anywhere else.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from tileseg.address import STORES, netloc, shown, split
 from tileseg.errors import InputError, StorageError, TilesegError
 from tileseg.source import Later, Source, Traffic, Version
 
-__all__ = ["GIVE_UP_SECONDS", "MEMORY_BYTES", "Fetcher", "File", "fetcher"]
+__all__ = ["GIVE_UP_SECONDS", "Fetcher", "RemoteFile", "fetcher", "memory_bytes"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,18 @@ _WAIT_SECONDS = 0.2  # before the first repetition, then twice as long
 _LONGEST_WAIT = 10.0
 _LONGEST_PAUSE = 30.0  # of those that servers ask for
 _BLOCK_BYTES = 1 << 20
-_BLOCKS = 32  # held of one file
+_BLOCKS = 32  # held by one reader, of all its files
+_FEWEST_BLOCKS = 3  # of one file: that in use, and two on their way
 _AHEAD = 8  # of them on their way
 _PLACES = 8  # requests to one server at once, of all its files
 _FREE_RATE = 100.0  # requests a second of a server that is not held back
 _LOWEST_RATE = 0.2
 
-MEMORY_BYTES = (_BLOCKS + _AHEAD) * _BLOCK_BYTES
-"""What one open file may hold."""
+
+def memory_bytes(files: int) -> int:
+    """Return what a reader with so many remote files open may hold of them."""
+    blocks = max(_BLOCKS, _FEWEST_BLOCKS * files) + _AHEAD
+    return blocks * _BLOCK_BYTES if files else 0
 
 
 class Gate:
@@ -127,7 +131,7 @@ class Fetcher:
     def sha256(self) -> str:
         """Return the digest of all its bytes, read in order."""
         digest = hashlib.sha256()
-        with File(self) as file:
+        with RemoteFile(self) as file:
             while data := file.read(_BLOCK_BYTES):
                 digest.update(data)
         if file.error:
@@ -222,7 +226,7 @@ def _gate(_scheme: str, _host: str, _port: int) -> Gate:
     return Gate()
 
 
-class File:
+class RemoteFile:
     """A remote file as Python knows files; read by one thread at a time.
 
     It fetches whole blocks, and the next ones before they are asked for where reading
@@ -241,6 +245,7 @@ class File:
         self._blocks: OrderedDict[int, Future[bytes]] = OrderedDict()
         self._passed: set[int] = set()
         self._streaks: OrderedDict[int, int] = OrderedDict()
+        self._traffic.add(files=1)
 
     def __enter__(self) -> Self:
         return self
@@ -255,6 +260,8 @@ class File:
 
     def close(self) -> None:
         """Let go of what is held and on its way."""
+        if not self._closed.is_set():
+            self._traffic.add(files=-1)
         self._closed.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._blocks.clear()
@@ -299,6 +306,7 @@ class File:
         """
         ahead = min(_AHEAD, max(wanted, self._likely(number)))
         block = self._fetch(number)
+        self._passed.discard(number)  # reading came back to it
         last = (self.size - 1) // _BLOCK_BYTES
         for later in range(number + 1, min(number + ahead, last) + 1):
             if later not in self._blocks and not self._make_room():
@@ -320,7 +328,7 @@ class File:
         if number in self._blocks:
             self._blocks.move_to_end(number)
             return self._blocks[number]
-        if not self._make_room():
+        if not self._make_room() and self._blocks:
             self._drop(next(iter(self._blocks)))
         start = number * _BLOCK_BYTES
         stop = min(start + _BLOCK_BYTES, self.size)
@@ -331,13 +339,15 @@ class File:
         return block
 
     def _make_room(self) -> bool:
-        """Drop the oldest block that reading has left; return whether there is room."""
-        if len(self._blocks) < _BLOCKS:
-            return True
-        oldest = next((item for item in self._blocks if item in self._passed), None)
-        if oldest is not None:
-            self._drop(oldest)
-        return oldest is not None
+        """Drop the oldest blocks that reading has left; return whether there is room.
+
+        Files that are read side by side share what their reader may hold.
+        """
+        places = max(_FEWEST_BLOCKS, _BLOCKS // max(1, self._traffic.files))
+        left = [number for number in self._blocks if number in self._passed]
+        for number in left[: max(0, len(self._blocks) + 1 - places)]:
+            self._drop(number)
+        return len(self._blocks) < places
 
     def _drop(self, number: int) -> None:
         self._blocks.pop(number).cancel()

@@ -16,6 +16,7 @@ from tileseg.errors import TilesegError
 from tileseg.gdal import gdal_env, open_dataset
 from tileseg.glance import glance
 from tileseg.scene import Band, Scene
+from tileseg.task import Task
 from tileseg.vectorize import Polygons
 from tileseg.window import Window
 
@@ -30,25 +31,18 @@ _DETAIL = 256  # pixels of the side of what is shown with polygons
 _DISPLAY = ("red", "green", "blue")
 
 
-def quicklook(
-    scene: Scene,
-    bands: tuple[Band, ...],
-    mask: Path,
-    card: Card,
-    polygons: Polygons | None = None,
-) -> bytes:
+def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes:
     """Return a PNG: the scene, its mask and the legend; a detail with its polygons.
 
     Args:
-        scene: the scene.
-        bands: those that the network saw, in its order.
-        mask: its finished mask.
-        card: the model's, for class names and colours.
+        task: of what scene, by which model.
+        mask: the finished mask, of the grid's area.
         polygons: the mask's, if they were made.
     """
-    whole = scene.geobox.window
+    scene, bands, card = task.scene, task.bands, task.card
+    whole = task.grid.area
     shape = _fit(whole)
-    labels = _labels(mask, whole, shape)
+    labels = _labels(mask, whole.relative_to(whole), shape)
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
     panels = 2
     if polygons is not None:
@@ -64,7 +58,7 @@ def quicklook(
         frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)
         frame.set(edgecolor="white", linewidth=1.5)
         left.add_patch(frame)
-        part = _labels(mask, at, (at.height, at.width))
+        part = _labels(mask, at.relative_to(whole), (at.height, at.width))
         _show(more[0], _rgb(scene, bands, part == NODATA, at), at)
         more[0].add_collection(_outlines(polygons, at, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
@@ -143,7 +137,8 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
         share = counts[:NODATA] / max(1, counts.sum())
         return -float((share * np.log(np.maximum(share, 1e-9))).sum())
 
-    return Window(*max(corners, key=mixture), *side)
+    row, col = max(corners, key=mixture)
+    return Window(whole.row + row, whole.col + col, *side)
 
 
 def _outlines(polygons: Polygons, window: Window, card: Card) -> LineCollection:

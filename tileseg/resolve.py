@@ -56,9 +56,9 @@ def _checked(
     check = engine.compare(task, device)
     if check.agreement is not None and check.agreement < ENOUGH:
         text = "%s: only %.4f of the labels in %s are those of fp32"
-        logger.warning(text, task.job.input, check.agreement, device.precision)
+        logger.warning(text, task.job.href, check.agreement, device.precision)
         if task.job.precision == "auto":
-            logger.warning("%s: going on in fp32", task.job.input)
+            logger.warning("%s: going on in fp32", task.job.href)
             device = replace(device, precision="fp32")
     return device, asdict(check)
 

@@ -14,7 +14,7 @@ __all__ = ["Rule", "parse_rule"]
 _NUMBER = r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _LIST = rf"{_NUMBER}(?:\s*,\s*{_NUMBER})*"
 _RULE = re.compile(
-    rf"(?P<source>.*\S)\s+(?:(?P<verb>in|not\s+in|bits)\s+(?P<values>{_LIST})"
+    rf"(?P<source>.*\S)(?<!\snot)\s+(?:(?P<verb>in|not\s+in|bits)\s+(?P<values>{_LIST})"
     rf"|(?P<sign>>=|<=|>|<)\s*(?P<bound>{_NUMBER}))"
 )
 _MOST_BITS = 64
@@ -31,6 +31,10 @@ class Rule:
     """`in`, `not in`, `bits` (any of them set), `>`, `>=`, `<` or `<=`."""
     values: tuple[float, ...]
     """What the value is compared with; of `bits` their numbers, from 0."""
+
+    def facts(self) -> list[Any]:
+        """Return what it does, as JSON has it; not where the mask lies."""
+        return [self.verb, *self.values]
 
     @property
     def band(self) -> str:

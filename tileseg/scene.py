@@ -1,5 +1,6 @@
 """Opening a raster safely, and saying what it is. Reads no pixel."""
 
+import logging
 from dataclasses import asdict, replace
 from itertools import chain
 from math import isfinite
@@ -16,11 +17,13 @@ from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.layer import BandFacts, Layer, Mosaic
-from tileseg.raster import Band, File, Scene
+from tileseg.raster import Band, File, Scene, Tie
 from tileseg.remote import fetcher
 from tileseg.rules import Rule
 
 __all__ = ["Band", "Scene", "locate", "open_scene"]
+
+logger = logging.getLogger(__name__)
 
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 
@@ -42,6 +45,13 @@ def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
     """
     wish = wish or Wish()
     stacks = [[_open_layer(layer) for layer in stack] for stack in _mosaic(source)]
+    for item in (item for stack in stacks for item in stack if item.tie):
+        if not wish.may_lie_nowhere:
+            msg = (
+                f"{item.href}: placed by GCPs or RPCs only; rectify it first "
+                "(gdalwarp), or say allow_ungeoreferenced = true in a job file"
+            )
+            raise UsageError(msg)
     own = tuple(rule for rule in wish.rules if rule.band)
     scene = compose(stacks, replace(wish, rules=own))
     for rule in wish.rules:
@@ -158,9 +168,6 @@ def _refuse(href: str, dataset: Any) -> None:  # noqa: ANN401  (rasterio is unty
         # GDAL gives red, green, blue and alpha made of them; a JPEG is RGB by nature.
         msg = f"{href}: pixels stored as {colors} colours hold no measurements"
         raise UsageError(msg)
-    if dataset.transform.is_identity and (dataset.gcps[0] or dataset.rpcs):
-        msg = f"{href}: placed by GCPs or RPCs only; rectify it first (gdalwarp)"
-        raise UsageError(msg)
     if _is_nowhere(dataset.transform, dataset.width, dataset.height):
         terms = dataset.transform[:6]
         msg = f"{href}: its transform {terms} tells no pixels apart; correct it"
@@ -178,6 +185,9 @@ def _is_nowhere(transform: Affine, width: int, height: int) -> bool:
 
 
 def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+    if dataset.subdatasets:
+        text = "%s: holds %d images, of which the first is read"
+        logger.warning(text, href, len(dataset.subdatasets))
     crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
     return Scene(
         href=href,
@@ -185,6 +195,7 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
         dtype=dataset.dtypes[0],
         bands=tuple(_band(dataset, index) for index in dataset.indexes),
         block=dataset.block_shapes[0],
+        tie=_tie(dataset),
         point=dataset.tags().get("AREA_OR_POINT") == "Point",
         origin=File(
             href=href,
@@ -193,6 +204,18 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
             has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
             alpha=_alpha(dataset),
         ),
+    )
+
+
+def _tie(dataset: Any) -> Tie | None:  # noqa: ANN401  (rasterio is untyped)
+    """Return what places a raster that has no transform."""
+    points, crs = dataset.gcps
+    if not dataset.transform.is_identity or not (points or dataset.rpcs):
+        return None
+    return Tie(
+        points=tuple((p.row, p.col, p.x, p.y, p.z or 0.0) for p in points),
+        crs=crs.to_wkt(version="WKT2_2019") if crs else None,
+        rpc=tuple(sorted(dataset.tags(ns="RPC").items())),
     )
 
 

@@ -2,29 +2,34 @@
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from importlib.resources import files
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 from tileseg.address import keep, shown
 from tileseg.errors import UsageError
-from tileseg.names import stem
+from tileseg.names import slug, stem
 
 __all__ = [
     "Job",
+    "called",
     "default_model",
     "is_record",
     "is_remote",
     "read_job",
+    "scene_name",
     "within",
 ]
 
 _LONGEST = 10 * 86_400  # seconds
+_ITEM = re.compile(r"(?P<document>[^?]+\.(?:geo)?json)#(?P<id>.+)", re.IGNORECASE)
+_HALF_TURN = 180  # degrees
 _STORES = ("s3://", "gs://", "az://")
 
 
@@ -32,14 +37,21 @@ _STORES = ("s3://", "gs://", "az://")
 class Job:
     """One scene to segment. Every field but `input` has a default that fits most."""
 
-    input: str
-    """A GeoTIFF: a path or an address, https, s3, gs or az.
+    input: str | tuple[str, ...]
+    """The scene, a path or an address (https, s3, gs or az): a GeoTIFF or a STAC Item.
 
-    Of an address with a query only its handle is kept here: see `address.keep`."""
+    Several files only with `join`. Of an address with a query only its handle is kept
+    here: see `address.keep`."""
+    join: str = ""
+    """Several files as one scene: `bands` of one place, or the parts of a `mosaic`."""
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east, north of what is asked for, in degrees; None for all."""
+    aoi: str = ""
+    """A vector file whose polygons are what is asked for; empty for all."""
     model: str = ""
     """Model folder; empty for the land-cover model that comes with tileseg."""
     output: str = ""
-    """Output directory or s3://bucket/prefix; empty for out/<scene stem>."""
+    """Output directory or s3://bucket/prefix; empty for out/<name of the scene>."""
     work: str = ""
     """Work directory or s3://bucket/prefix; empty for <output>.work, locally."""
     engine: str = "auto"
@@ -64,6 +76,16 @@ class Job:
     """See `scale`; 0 if only that is given."""
     hosts: tuple[str, ...] = ()
     """`host[:port]` that may be read over plain http, or in a private network."""
+    crs: str = ""
+    """CRS that the scene is brought to, as EPSG:32631; empty for its own."""
+    resolution: float | str | None = None
+    """Side of a pixel it is brought to, in the CRS's unit; `card` for the model's."""
+    resampling: str = "bilinear"
+    """How that is done: `nearest`, `bilinear` or `cubic`."""
+    mask: tuple[str, ...] = ()
+    """What makes pixels invalid: `scl.tif in 3,8,9,10`, `band:qa bits 1,3` ..."""
+    allow_ungeoreferenced: bool = False
+    """Take a scene that is placed by GCPs or RPCs only; its mask is placed alike."""
     bands: tuple[str | int, ...] = ()
     """The scene's bands in the model's order, by name or index; empty for by name."""
     overwrite: bool = False
@@ -96,7 +118,7 @@ class Job:
         _check_address("output", self.output)
         _check_address("work", self.work)
         if isinstance(self.input, str):
-            object.__setattr__(self, "input", keep(self.input))
+            object.__setattr__(self, "input", _kept(self.input))
         for item in fields(self):
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
@@ -105,9 +127,40 @@ class Job:
             if (got := getattr(self, name)) is not None and not is_good(got):
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
+        self._check_inputs()
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
             raise UsageError(msg)
+
+    def _check_inputs(self) -> None:
+        """Refuse several files that are no one scene, or one without a name."""
+        if isinstance(self.input, tuple):
+            object.__setattr__(self, "input", tuple(map(_kept, self.input)))
+        if not self.inputs or not all(self.inputs):
+            msg = f"input: got {self.input!r}, wanted a scene"
+            raise UsageError(msg)
+        if len(self.inputs) > 1 and not self.join:
+            msg = (
+                "input: several files are a scene each, and a job has one: join them "
+                "as its bands or as a mosaic (--join), or run a job for each"
+            )
+            raise UsageError(msg)
+        if len(self.inputs) > 1 and not self.output:
+            msg = "output: wanted a directory, since files that are joined have no name"
+            raise UsageError(msg)
+        if self.bbox and self.aoi:
+            msg = "bbox, aoi: wanted one of them, got both"
+            raise UsageError(msg)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Every file, or STAC Item, that the scene is made of."""
+        return (self.input,) if isinstance(self.input, str) else self.input
+
+    @property
+    def href(self) -> str:
+        """What the scene is called in messages and records."""
+        return called(self.input)
 
     def given(self) -> dict[str, Any]:
         """Return the fields that are no defaults, as JSON has them.
@@ -120,7 +173,8 @@ class Job:
             if (value := getattr(self, item.name)) != item.default
             and item.name not in ("overwrite", "dry_run")
         }
-        return {**given, "input": shown(self.input)}
+        inputs = [_shown(source) for source in self.inputs]
+        return {**given, "input": inputs if len(inputs) > 1 else inputs[0]}
 
     @staticmethod
     def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
@@ -141,6 +195,13 @@ class Job:
             "device": one_of("auto", "cpu", "cuda"),
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
             "blend": one_of("crop", "cosine"),
+            "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
+            "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),
+            "resampling": one_of("nearest", "bilinear", "cubic"),
+            "resolution": (
+                lambda x: x == "card" if isinstance(x, str) else 0 < x < inf,
+                "a number > 0, or card",
+            ),
             "polygons": (
                 lambda name: name in ("", *formats),
                 one_of(*formats)[1],
@@ -179,7 +240,7 @@ class Job:
     @property
     def destination(self) -> str:
         """Where the outputs go: a local path, or an address in an object store."""
-        return self.output or str(Path("out") / stem(self.input))
+        return self.output or str(Path("out") / scene_name(self.inputs[0]))
 
     @property
     def output_path(self) -> Path:
@@ -215,6 +276,30 @@ def is_remote(address: str) -> bool:
     return address.startswith(_STORES)
 
 
+def called(source: str | tuple[str, ...]) -> str:
+    """Return what a scene is called that is made of one file or several."""
+    first, *more = (source,) if isinstance(source, str) else source
+    first = _shown(first)
+    return f"{first} and {len(more)} more" if more else first
+
+
+def scene_name(source: str) -> str:
+    """Return the name of a scene's results: its file's stem, or its STAC Item's id."""
+    found = _ITEM.fullmatch(source)
+    return slug(found["id"]) if found else stem(source)
+
+
+def _shown(source: str) -> str:
+    """Return what may be seen by anyone; of a STAC document which Item is meant."""
+    found = _ITEM.fullmatch(source)
+    return f"{shown(found['document'])}#{found['id']}" if found else shown(source)
+
+
+def _kept(source: str) -> str:
+    """Return the handle of an input; which Item is meant is no secret."""
+    return source if _ITEM.fullmatch(source) else keep(source)
+
+
 def within(field: str, shared: str, name: str) -> str:
     """Return the place of one scene among those that share an output or work directory.
 
@@ -225,6 +310,12 @@ def within(field: str, shared: str, name: str) -> str:
     if is_remote(shared):
         return f"{shared.rstrip('/')}/{name}"
     return str(Path(shared) / name)
+
+
+def _is_bbox(box: tuple[float, float, float, float]) -> bool:
+    west, south, east, north = box
+    is_wide = west != east and all(abs(x) <= _HALF_TURN for x in (west, east))
+    return is_wide and -_HALF_TURN / 2 <= south < north <= _HALF_TURN / 2
 
 
 def _check_address(field: str, address: object) -> None:
@@ -287,7 +378,6 @@ def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
         raise UsageError(msg) from err
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints = {item.name: item.type for item in fields(Job)}
-    hints["input"] = str | tuple[str, ...]  # of several scenes, a job each
     for key, value in values.items():
         if key not in hints:
             msg = f"{path}: unknown key {key!r}; a job has {', '.join(hints)}"

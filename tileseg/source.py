@@ -57,16 +57,19 @@ class Source(Protocol):
 
 
 class Traffic:
-    """What reading cost; threads add to it."""
+    """What reading remote files cost, and how many are open; threads add to it."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
         self._lock = Lock()
-        self.requests = self.retries = self.bytes = 0
+        self.files = self.requests = self.retries = self.bytes = 0
 
-    def add(self, *, requests: int = 0, retries: int = 0, size: int = 0) -> None:
-        """Count requests, those among them that repeat one, and bytes that came."""
+    def add(
+        self, *, files: int = 0, requests: int = 0, retries: int = 0, size: int = 0
+    ) -> None:
+        """Count files, requests, those that repeat one, and bytes that came."""
         with self._lock:
+            self.files += files
             self.requests += requests
             self.retries += retries
             self.bytes += size

@@ -45,7 +45,7 @@ def stitch(
     Args:
         shards: every shard there is, and its file; where one is missing stays nodata.
         grid: the scene's grid.
-        scene: where it lies.
+        scene: where it lies; the raster is what of it the grid's area is.
         look: what the raster says about its values.
         path: the file to make.
 
@@ -55,10 +55,11 @@ def stitch(
     whole = path.with_suffix(".whole.tif")
     try:
         with gdal_env():
-            with create(whole, scene.geobox, look, point=scene.point) as dataset:
+            box, tie = scene.geobox.crop(grid.area), scene.tie
+            with create(whole, box, look, point=scene.point, tie=tie) as dataset:
                 for shard, data in shards:
                     _place(dataset, grid, shard, data)
-            write_cog(whole, path, look, width=grid.width)
+            write_cog(whole, path, look, width=box.width)
     except GDAL_ERRORS as err:
         msg = f"{path}: cannot be written: {err}"
         raise OutputError(msg) from err
@@ -68,4 +69,5 @@ def stitch(
 
 def _place(dataset: Any, grid: Grid, shard: Shard, data: bytes) -> None:  # noqa: ANN401  (rasterio is untyped)
     with open_bytes(data) as source:
-        dataset.write(source.read(1), 1, window=grid.pixels(shard).slices)
+        window = grid.pixels(shard).relative_to(grid.area)
+        dataset.write(source.read(1), 1, window=window.slices)

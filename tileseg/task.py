@@ -3,32 +3,43 @@
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tileseg.address import allow, has_secret, is_address
+from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
+from tileseg.catalog import asset_href, is_catalog
+from tileseg.compose import Target, Wish
 from tileseg.errors import RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
+from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identities, identify, unknown
+from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
 from tileseg.objects import open_storage
 from tileseg.pixels import HANDLES
 from tileseg.probe import examine
-from tileseg.remote import MEMORY_BYTES
+from tileseg.remote import memory_bytes
+from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote
+
+if TYPE_CHECKING:
+    from tileseg.region import Region
 
 __all__ = ["Task", "prepare", "versions"]
 
 logger = logging.getLogger(__name__)
 
+_FAR = 1.5  # times as large or small as a pixel that the model knows
 _SUMS_BYTES = 4  # of one logit being summed
 _PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
+_ASSET = "asset:"
 _FIXED_BYTES = CACHE_BYTES + 160_000_000  # with what libraries and the picture take
 
 
@@ -46,6 +57,14 @@ class Task:
     scale: tuple[tuple[float, float], ...]
     """(scale, offset) of each of them: stored values to the card's unit."""
     grid: Grid
+    """Of the scene; its area is what is asked for."""
+    region: "Region | None"
+    """What part of the scene that is; None for all of it."""
+
+    @property
+    def geobox(self) -> GeoBox:
+        """Where the products lie: the grid's area."""
+        return self.scene.geobox.crop(self.grid.area)
 
     @property
     def request(self) -> dict[str, Any]:
@@ -56,9 +75,12 @@ class Task:
             products.append(f"polygons.{job.polygons}")
         return {
             "input": self.identity.facts(),
+            "scene": digest(self.scene.facts()),
             "model": self.card.facts(),
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
+            "area": list(astuple(self.grid.area)),
+            "outline": self.region and self.region.sha256,
             "shard": self.grid.shard,
             "blend": job.blend,
             "device": job.device,
@@ -105,7 +127,7 @@ class Task:
         and labels as often while they are joined and masked; a U-Net's activations
         come to about a dozen layers of the first stage's size.
         """
-        width = max((self.grid.pixels(run).width for run in runs), default=0)
+        width = max((self._width(run) for run in runs), default=0)
         rows = self.scene.strip_rows + 2 * self.grid.tile
         strips = 4 * rows * width * self.scene.pixel_bytes(self.bands)
         sums = 4 * self.card.outputs * self.grid.tile * width * _SUMS_BYTES
@@ -113,9 +135,14 @@ class Task:
         tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
         pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
         remote = sum(is_address(file.path) for file in self.scene.files)
-        fetched = MEMORY_BYTES * min(remote, HANDLES)
+        fetched = memory_bytes(min(remote, HANDLES))
         known = strips + sums + labels + tiles + pieces + fetched
         return (_FIXED_BYTES + known) / 1e6
+
+    def _width(self, run: Run) -> int:
+        """Return how many columns are held of a run: whole blocks, with its margin."""
+        cores = self.grid.cores(run, ring=1).width * self.grid.stride
+        return min(cores + 2 * (self.grid.halo + self.scene.block[1]), self.grid.width)
 
 
 def versions(*, polygons: bool = False) -> dict[str, str]:
@@ -135,17 +162,21 @@ def prepare(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    _refuse_telling(job)
     allow(job.hosts)
     work = open_storage(job.workplace)
-    if not job.trusted and (files := unknown(locate(job.input), work)):
+    card = read_card(job.model_path)
+    wish = _wish(job, card)
+    mosaic = mosaic_of(job, wish.bands)
+    paths = locate(mosaic, wish)
+    _refuse_telling(job, paths)
+    if not job.trusted and (files := unknown(paths, work)):
         examine(files)  # before this process opens them
-    paths = (file.path for file in open_scene(job.input).files)
+    paths = [file.path for file in open_scene(mosaic, wish).files]
     identity = identify(paths, work)
-    scene = open_scene(job.input)
+    scene = open_scene(mosaic, wish)
     if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
         msg = (
-            f"{job.input}: has {size} pixels, wanted at most {job.max_pixels}; if that "
+            f"{job.href}: has {size} pixels, wanted at most {job.max_pixels}; if that "
             "is meant, say so in a job file: max_pixels"
         )
         raise RefusedError(msg)
@@ -153,18 +184,19 @@ def prepare(job: Job) -> Task:
         text = (
             "%s: says not where it lies (world files are not read), nor will its mask"
         )
-        logger.warning(text, job.input)
+        logger.warning(text, job.href)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    card = read_card(job.model_path)
-    bands = scene.select(job.bands or card.bands)
+    _compare_scales(scene, card)
+    bands = scene.select(wish.bands)
     if len(bands) != len(card.bands):
         msg = (
-            f"{job.input}: the model needs {len(card.bands)} bands "
+            f"{job.href}: the model needs {len(card.bands)} bands "
             f"({', '.join(card.bands)}), got {len(bands)}"
         )
         raise UsageError(msg)
     identity.check_unchanged()  # what was just described is what was hashed
+    region = _region(job, scene)
     shard = job.shard or shard_size(card.tile, card.halo)[0]
     try:
         grid = Grid(
@@ -173,6 +205,7 @@ def prepare(job: Job) -> Task:
             tile=card.tile,
             halo=card.halo,
             shard=shard,
+            part=region.window if region else None,
         )
     except ValueError as err:
         raise UsageError(str(err)) from err
@@ -184,7 +217,64 @@ def prepare(job: Job) -> Task:
         bands=bands,
         scale=tuple(_scale(job, card, band) for band in bands),
         grid=grid,
+        region=region,
     )
+
+
+def _region(job: Job, scene: Scene) -> "Region | None":
+    """Return the part of the scene that is asked for; None for all."""
+    from tileseg.region import region_of_bbox, region_of_file
+
+    if scene.tie and (job.bbox or job.aoi):
+        msg = f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
+        raise UsageError(msg)
+    if job.bbox:
+        return region_of_bbox(job.bbox, scene.geobox, job.href)
+    return region_of_file(job.aoi, scene.geobox, job.href) if job.aoi else None
+
+
+def _wish(job: Job, card: Card) -> Wish:
+    """Return what the job and the card want of the scene.
+
+    Raises:
+        UsageError: the card does not say its resolution, or a mask is no rule.
+    """
+    resolution, is_card = job.resolution, job.resolution == "card"
+    if is_card and card.gsd is None:
+        msg = f"resolution card: {job.model_path} does not say it (tileseg:gsd)"
+        raise UsageError(msg)
+    side = card.gsd if isinstance(resolution, str) else resolution
+    return Wish(
+        bands=job.bands or card.bands,
+        target=Target(job.crs, side, is_metres=is_card, method=job.resampling),
+        # What a catalog names may be of any resolution; what one names is as meant.
+        resample=any(map(is_catalog, job.inputs)),
+        rules=tuple(_rule(job, text) for text in job.mask),
+        may_lie_nowhere=job.allow_ungeoreferenced,
+    )
+
+
+def _rule(job: Job, text: str) -> Rule:
+    """Return a rule; a mask that is an asset of the scene's STAC Item as its file."""
+    rule = parse_rule(text)
+    if not rule.source.startswith(_ASSET):
+        return rule
+    if len(job.inputs) > 1 or not is_catalog(job.inputs[0]):
+        msg = f"mask: got {text!r}, wanted a file: the scene is no one STAC Item"
+        raise UsageError(msg)
+    href = asset_href(job.inputs[0], rule.source.removeprefix(_ASSET))
+    return replace(rule, source=href)
+
+
+def _compare_scales(scene: Scene, card: Card) -> None:
+    """Warn of pixels of another size than those that the model knows."""
+    side = pixel_metres(scene.geobox)
+    if side and card.gsd and not 1 / _FAR <= side / card.gsd <= _FAR:
+        text = (
+            "%s: has pixels of %.3g m, the model knows such of %.3g m: expect a worse "
+            "mask, or say resolution = 'card' in a job file"
+        )
+        logger.warning(text, scene.href, side, card.gsd)
 
 
 def _refuse_vanishing(job: Job) -> None:
@@ -202,11 +292,11 @@ def _refuse_vanishing(job: Job) -> None:
             raise UsageError(msg)
 
 
-def _refuse_telling(job: Job) -> None:
+def _refuse_telling(job: Job, paths: list[str]) -> None:
     """Refuse to send a secret through Ray, which shows what it is given."""
-    if job.engine_kind == "ray" and has_secret(job.input):
+    if job.engine_kind == "ray" and any(map(has_secret, paths)):
         msg = (
-            f"{job.input}: a signed address is a secret that a cluster's nodes would "
+            f"{job.href}: a signed address is a secret that a cluster's nodes would "
             "have to be told; use s3://, gs:// or az:// with credentials of their own, "
             "or --engine local"
         )
@@ -232,7 +322,7 @@ def _check_lonlat(job: Job, scene: Scene) -> None:
 
     if lonlat_digits(scene.geobox) is None:
         msg = (
-            f"{job.input}: the scene does not say where on the Earth it lies, and "
+            f"{job.href}: the scene does not say where on the Earth it lies, and "
             "GeoJSON is in longitude and latitude: use --polygons gpkg, parquet or fgb"
         )
         raise UsageError(msg)
@@ -246,7 +336,7 @@ def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
         return 1.0, 0.0
     if (band.scale, band.offset) == (1.0, 0.0):
         msg = (
-            f"{job.input}: band {band.index} does not say how its numbers become "
+            f"{job.href}: band {band.index} does not say how its numbers become "
             f"{card.unit}: give --scale and --offset ({card.unit} = number * scale + "
             f"offset; 1 and 0 if they are {card.unit} already), or write them into the "
             "file's GDAL tags"

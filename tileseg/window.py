@@ -74,3 +74,10 @@ class Window:
             self.height * factor,
             self.width * factor,
         )
+
+    def coarsen(self, factor: int) -> "Window":
+        """Return the cells `factor` times coarser that the rectangle meets."""
+        row, col = self.row // factor, self.col // factor
+        height = -(-self.row_stop // factor) - row
+        width = -(-self.col_stop // factor) - col
+        return Window(row, col, height, width)

@@ -31,6 +31,7 @@ from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
+from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import default_model, is_remote
 from tileseg.task import Task
@@ -53,6 +54,8 @@ class Recipe:
     """Of the scene's files."""
     bands: tuple[Band, ...]
     grid: Grid
+    outline: bytes | None
+    """What of the grid's area is asked for, see `Region`; None for all."""
     model: str
     """Model folder; empty for the model that comes with tileseg, wherever that is."""
     card: Card
@@ -77,6 +80,7 @@ class Recipe:
             identity=task.identity,
             bands=task.bands,
             grid=task.grid,
+            outline=task.region.outline if task.region else None,
             model=task.job.model and str(task.job.model_path.absolute()),
             card=task.card,
             device=device,
@@ -132,6 +136,7 @@ class Worker:
             batch=recipe.batch,
             stop=stop,
         )
+        self._stencil = Stencil(recipe.outline) if recipe.outline else None
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
 
@@ -173,8 +178,19 @@ class Worker:
         """
         for run in runs:
             yield run
-            yield from self._reader.strips(run, ring=self._blend.ring)
+            for strip in self._reader.strips(run, ring=self._blend.ring):
+                yield self._asked(strip)
             yield None
+
+    def _asked(self, strip: Strip) -> Strip:
+        """Return a strip that knows which of its pixels are asked for."""
+        if self._stencil is None:
+            return strip
+        grid = self._recipe.grid
+        seen = strip.tiles.scale(grid.stride).pad(grid.halo)
+        inside = self._stencil.inside(seen)
+        masked = None if strip.masked is None else strip.masked & inside
+        return replace(strip, inside=inside, masked=masked)
 
     def _waited(self, items: Iterator[T]) -> Iterator[T]:
         """Pass items through, and count the seconds spent waiting for them."""
@@ -192,7 +208,8 @@ class Worker:
         """Write a shard's files and return its receipt."""
         start = perf_counter()
         shard, rows = item
-        box = self._recipe.scene.geobox.crop(self._recipe.grid.pixels(shard))
+        window = self._recipe.grid.pixels(shard)
+        box = self._recipe.scene.geobox.crop(window)
         layers = {"mask": rows.labels, "confidence": rows.confidence}
         artifacts = {
             product: self._write_layer(shard, product, pixels, box)
@@ -202,12 +219,17 @@ class Worker:
         if self._recipe.polygons:
             artifacts["polygons"] = self._write_pieces(shard, rows, box)
         pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
+        outside = 0
+        if self._stencil:
+            outside = int((~self._stencil.inside(window)).sum())
         self._write += perf_counter() - start
         return Receipt(
             shard=shard,
             artifacts=artifacts,
             pixels=pixels,
+            masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
+            outside=outside,
             work=self._since_last(),
         )
 
@@ -293,9 +315,11 @@ def _height(rows: list[LabelRows]) -> int:
 def _part(held: list[LabelRows], rows: slice, columns: slice) -> LabelRows:
     """Return a rectangle of what is held, in memory of its own."""
     layers = [item.confidence for item in held if item.confidence is not None]
+    masked = [item.masked.view(np.uint8) for item in held if item.masked is not None]
     return LabelRows(
         _stacked([item.labels for item in held], rows, columns),
         _stacked(layers, rows, columns) if layers else None,
+        _stacked(masked, rows, columns).view(np.bool_) if masked else None,
     )
 
 

@@ -1,0 +1,144 @@
+"""From where scenes come: what an input names, and what one scene is made of.
+
+Files, patterns, folders, text lists and STAC documents, on a disk or in a store.
+"""
+
+import glob
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from tileseg.catalog import is_catalog, scenes_of, stack_of
+from tileseg.errors import InputError
+from tileseg.layer import Layer, Mosaic, Stack
+from tileseg.objects import Objects
+from tileseg.settings import Job, is_remote
+
+__all__ = ["find_many", "find_scenes", "mosaic_of"]
+
+_SUFFIXES = (".tif", ".tiff")
+_LIST = ".txt"
+_PATTERN = re.compile(r"[*?\[]")
+
+
+def find_scenes(sources: Iterable[str]) -> tuple[str, ...]:
+    """Return the scenes that inputs name, in their order, each once.
+
+    What names one file is not looked at here: whether it is there is said of the scene.
+
+    Raises:
+        InputError: a pattern, folder or list names none, or cannot be read.
+        TilesegError: a STAC document or an object store cannot be read.
+    """
+    found: dict[str, None] = {}
+    for source in sources:
+        named = _scenes(source)
+        if not named:
+            msg = f"{source}: names no scene: wanted files that end in .tif or .tiff"
+            raise InputError(msg)
+        found |= dict.fromkeys(named)
+    return tuple(found)
+
+
+def find_many(source: str) -> tuple[str, ...]:
+    """Return the scenes that one input names, perhaps none; any file may be a list.
+
+    Raises:
+        InputError: it cannot be read.
+        TilesegError: see `find_scenes`.
+    """
+    path = Path(source)
+    is_one = "://" in source or is_catalog(source) or _is_named(path)
+    if is_one or path.is_dir() or (_PATTERN.search(source) and not path.exists()):
+        return tuple(dict.fromkeys(_scenes(source)))
+    return tuple(dict.fromkeys(_read_list(path)))
+
+
+def _read_list(path: Path) -> list[str]:
+    """Return the scenes that the lines of a text file name.
+
+    Paths are relative to the file; empty lines and those with # are left out.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or "not a list of paths"
+        msg = f"{path}: cannot be read as a folder or list of scenes: {reason}"
+        raise InputError(msg) from err
+    named = [line.strip() for line in lines]
+    named = [name for name in named if name and name[0] != "#"]
+    paths = [name if "://" in name else str(path.parent / name) for name in named]
+    return [it for name in paths for it in _scenes(name, in_list=True)]
+
+
+def mosaic_of(job: Job, bands: tuple[str | int, ...]) -> Mosaic:
+    """Return what a job's scene is put together from.
+
+    Args:
+        job: its inputs, and how they are joined.
+        bands: what is wanted of it; of STAC Items only the files that hold these.
+
+    Raises:
+        TilesegError: a STAC Item cannot be read, or lacks a band.
+    """
+    with_scale = job.scale is None
+    stacks: list[Stack] = [
+        stack_of(source, bands, with_scale=with_scale)
+        if is_catalog(source)
+        else (Layer(href=source),)
+        for source in job.inputs
+    ]
+    if job.join == "mosaic":
+        return tuple(stacks)
+    return (tuple(layer for stack in stacks for layer in stack),)
+
+
+def _scenes(source: str, *, in_list: bool = False) -> list[str]:
+    if is_catalog(source):
+        return scenes_of(source)
+    if "://" in source:
+        return _listed(source) if is_remote(source) else [source]
+    path = Path(source)
+    if path.suffix.lower() == _LIST and not in_list:
+        return _read_list(path)
+    if path.is_dir():
+        named = sorted(path.iterdir())
+    elif _PATTERN.search(source) and not path.exists():
+        named = sorted(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207  (an absolute pattern too)
+    else:
+        return [source]
+    return [str(item) for item in named if _is_named(item) and item.is_file()]
+
+
+def _listed(source: str) -> list[str]:
+    """Return the objects that a pattern or a prefix with a slash at its end names.
+
+    `*` and `?` stop at a slash, `**/` is any number of folders.
+    """
+    found = _PATTERN.search(source)
+    if not (found or source.endswith("/")):
+        return [source]
+    folder = source[: found.start() if found else None].rpartition("/")[0]
+    pattern = source[len(folder) + 1 :] or "*"
+    objects = Objects(folder)
+    names = sorted(it for it in objects.names() if _matches(it, pattern))
+    return [f"{objects}/{name}" for name in names if _is_named(Path(name))]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Return whether the parts of a name are those of a pattern."""
+    return _match(name.split("/"), pattern.split("/"))
+
+
+def _match(names: list[str], patterns: list[str]) -> bool:
+    if not (names and patterns):
+        return not names and set(patterns) <= {"**"}
+    if patterns[0] == "**":
+        return _match(names, patterns[1:]) or _match(names[1:], patterns)
+    return fnmatchcase(names[0], patterns[0]) and _match(names[1:], patterns[1:])
+
+
+def _is_named(path: Path) -> bool:
+    """Tell a scene from sidecars and files still being copied (`.name`)."""
+    return path.suffix.lower() in _SUFFIXES and path.name[0] != "."
