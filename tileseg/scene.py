@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import asdict, replace
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 
 from tileseg.address import keep, shown, split
@@ -163,10 +165,20 @@ def _refuse(href: str, dataset: Any) -> None:  # noqa: ANN401  (rasterio is unty
         # GDAL gives red, green, blue and alpha made of them; a JPEG is RGB by nature.
         msg = f"{href}: pixels stored as {colors} colours hold no measurements"
         raise UsageError(msg)
-    terms = dataset.transform[:6]
-    if not all(map(isfinite, terms)) or dataset.transform.is_degenerate:
-        msg = f"{href}: its transform {terms} puts no pixel anywhere; correct it"
+    if _is_nowhere(dataset.transform, dataset.width, dataset.height):
+        terms = dataset.transform[:6]
+        msg = f"{href}: its transform {terms} tells no pixels apart; correct it"
         raise InputError(msg)
+
+
+def _is_nowhere(transform: Affine, width: int, height: int) -> bool:
+    """Return whether a corner's place does not lead back to it, within half a pixel."""
+    if not all(map(isfinite, transform)) or transform.is_degenerate:
+        return True
+    corners = (0, 0), (width, height)
+    found = [~transform @ (transform @ corner) for corner in corners]
+    pairs = zip(chain(*found), chain(*corners), strict=True)
+    return not all(abs(there - here) < 0.5 for there, here in pairs)  # noqa: PLR2004
 
 
 def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
