@@ -83,6 +83,7 @@ ORDER = (
     "record",
     "products",
     "job",
+    "check",
     "nightly",
     "options",
     "console",

@@ -56,7 +56,7 @@ def test_auto_falls_back_where_labels_differ(
         module.final_conv.bias += 3000  # beside it, bf16 loses what differs
     model = make_model(tmp_path / "model", module=module)
     monkeypatch.setattr(
-        "tileseg.model.resolve_device",
+        "tileseg.engine.resolve_device",
         lambda _device, precision: Device(
             "cpu", "any", "bf16" if precision == "auto" else precision
         ),

@@ -115,6 +115,35 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     leave(worst(codes), is_broken=staff.is_broken)
 
 
+@main.command()
+@click.argument("inputs", metavar="SCENE...", nargs=-1)
+@job_options
+def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
+    """Open scenes as a job would, and say what a person should know.
+
+    What each is and what is odd about it, whether the model fits, what the job would
+    take. Takes the options of `segment`; writes nothing. Exits as the job would if it
+    could not begin.
+    """
+    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
+    from tileseg.check import check as look_at
+    from tileseg.settings import Job
+
+    codes = [0]
+    with results(), one_line_errors(), signals():
+        for facts in _scenes(options):
+            try:
+                job = Job(**facts)
+                tell(job.href)
+                for finding in look_at(job):
+                    tell(f"  {finding.topic:<6} {finding.text}")
+            except TilesegError as err:
+                tell(f"tileseg: {err}", err=True)
+                codes.append(int(err.exit_code))
+    leave(worst(codes), is_broken=False)
+
+
 @main.group()
 def model() -> None:
     """Look at model folders."""

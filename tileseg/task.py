@@ -32,7 +32,7 @@ from tileseg.settings import Job, is_remote
 if TYPE_CHECKING:
     from tileseg.region import Region
 
-__all__ = ["Task", "draft", "prepare", "versions"]
+__all__ = ["Task", "draft", "meet", "prepare", "versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +178,7 @@ def draft(job: Job) -> Task:
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    card = read_card(job.model_path)
-    _meet(job, card)
-    scene = _open(job, card)
+    card, scene = meet(job)
     if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
         msg = (
             f"{job.href}: has {size} pixels, wanted at most {job.max_pixels}; if that "
@@ -211,15 +209,21 @@ def draft(job: Job) -> Task:
     )
 
 
-def _meet(job: Job, card: Card) -> None:
-    """Let files that nobody knows be looked at before this process opens them."""
+def meet(job: Job) -> tuple[Card, Scene]:
+    """Open a job's scene; files that nobody knows are looked at elsewhere before.
+
+    Raises:
+        TilesegError: the card or the scene cannot be used.
+    """
     allow(job.hosts)
+    card = read_card(job.model_path)
     wish = _wish(job, card)
     paths = locate(mosaic_of(job, wish.bands), wish)
     _refuse_telling(job, paths)
     work = open_storage(job.workplace)
     if not job.trusted and (files := unknown(paths, work)):
         examine(files)
+    return card, _open(job, card)
 
 
 def _open(job: Job, card: Card) -> Scene:

@@ -1,0 +1,130 @@
+"""`tileseg check`: what a job would meet is said, and nothing written."""
+
+import numpy as np
+import pytest
+from affine import Affine
+from click.testing import CliRunner
+from making import make_model, make_scene, random_pixels, snapshot
+
+from tileseg.check import check
+from tileseg.cli import main
+from tileseg.job import run
+from tileseg.settings import Job
+
+SOUTH_UP = Affine(10, 0, 500_000, 0, 10, 4_600_000)
+ROTATED = Affine(10, 2, 500_000, 2, -10, 4_600_000)
+PLAIN = random_pixels(230, 170)
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Check a scene in a folder of its own; return exit code, lines, errors."""
+    monkeypatch.chdir(tmp_path)
+    make_model(tmp_path / "model")
+
+    def asked(*words):
+        before = snapshot(tmp_path)
+        told = CliRunner().invoke(main, ["check", *map(str, words), "--model", "model"])
+        assert snapshot(tmp_path) == before
+        return told.exit_code, told.stdout, told.stderr
+
+    return asked
+
+
+def test_a_plain_scene_has_nothing_odd(ask, tmp_path):
+    make_scene(tmp_path / "scene.tif", PLAIN)
+
+    code, said, err = ask("scene.tif")
+
+    assert (code, err) == (0, "")
+    assert "odd" not in said
+    assert "230 rows x 170 columns of uint16" in said
+    assert "band 2: green, stored * 0.0001 + 0, nodata 0" in said
+    assert "WGS 84 / UTM zone 31N, pixels of 10 x 10" in said
+    assert "tiles/s" in said
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"transform": SOUTH_UP}, "south at the top"),
+        ({"transform": ROTATED}, "rotated"),
+        ({"nodata": None}, "every pixel will have a class"),
+        ({"dtype": "uint32"}, "are rounded"),
+        ({"tiled": False, "blockysize": 230}, "strips of 230 rows"),
+        ({"transform": Affine.identity(), "crs": None}, "does not say where it lies"),
+        ({"scale": 1.0, "offset": 1.0}, "far from what the model knows"),
+    ],
+)
+def test_what_is_odd_is_said(ask, tmp_path, profile, said):
+    pixels = PLAIN.astype(profile.get("dtype", "uint16"))
+    make_scene(tmp_path / "scene.tif", pixels, **profile)
+
+    code, told, _ = ask("scene.tif")
+
+    assert code == 0
+    assert said in told
+    assert all("odd" in line for line in told.splitlines() if said in line)
+
+
+def test_sidecars_are_named(ask, tmp_path):
+    make_scene(tmp_path / "scene.tif", PLAIN)
+    for name in ("scene.tfw", "scene.tif.ovr", "scene.tif.aux.xml"):
+        (tmp_path / name).write_bytes(b"")
+
+    _, told, _ = ask("scene.tif")
+
+    assert told.count("beside it, which is not read") == 3
+
+
+def test_it_ends_as_the_job_would_begin(ask, tmp_path):
+    """What a scene is is said even if the model does not fit it."""
+    make_scene(tmp_path / "unnamed.tif", PLAIN, names=None)
+    make_scene(tmp_path / "unscaled.tif", PLAIN, scale=None)
+    (tmp_path / "text.tif").write_text("no raster")
+    scenes = ("unnamed.tif", "unscaled.tif", "text.tif", "missing.tif")
+    for name in scenes:
+        values = run(Job(input=name, model="model", output="out")).values
+
+        code, said, err = ask(name)
+
+        assert code == values["exit_code"] != 0
+        assert err == f"tileseg: {values['error']}\n"
+        assert ("230 rows" in said) == name.startswith("un")
+
+
+def test_several_scenes_end_with_the_worst(ask, tmp_path):
+    make_scene(tmp_path / "scene.tif", PLAIN)
+
+    code, said, err = ask("scene.tif", "missing.tif")
+
+    assert code == 4
+    assert "tiles/s" in said
+    assert "missing.tif" in err
+
+
+def test_without_data_it_says_so_and_no_time(ask, tmp_path):
+    make_scene(tmp_path / "scene.tif", np.zeros((3, 130, 171), np.uint16))
+
+    code, said, _ = ask("scene.tif")
+
+    assert code == 0
+    assert "no valid pixel" in said
+    assert "tiles/s" not in said
+
+
+def test_what_it_counts_is_what_the_job_does(tmp_path):
+    scene = make_scene(tmp_path / "scene.tif", PLAIN)
+    model = make_model(tmp_path / "model")
+    job = Job(
+        input=str(scene), model=str(model), output=str(tmp_path / "out"), shard=96
+    )
+
+    found = [item.text for item in check(job) if item.topic == "job"]
+    counts = run(job).values["counts"]
+
+    todo = (
+        f"{counts['shards']} shards, {counts['tiles'] + counts['tiles_skipped']} tiles"
+    )
+    assert len(found) == 1
+    assert found[0].startswith(todo)

@@ -1,0 +1,212 @@
+"""A scene opened as a job would, and what a person should know before the night.
+
+Computes a few tiles, to tell how long the rest would take; writes nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import hypot
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.area import row_hectares
+from tileseg.blend import Blend
+from tileseg.errors import InputError
+from tileseg.grid import Run
+from tileseg.model import default_batch, load, resolve_device, worker_devices
+from tileseg.precision import spots
+from tileseg.predict import Predictor, Scaling
+from tileseg.raster import Scene
+from tileseg.reader import Reader
+from tileseg.settings import Job
+from tileseg.task import Task, draft, meet
+
+__all__ = ["Finding", "check"]
+
+_SIDECARS = (".aux.xml", ".ovr", ".msk")
+_WORLD_FILES = (".tfw", ".tifw", ".wld")
+_EXACT = 1 << 24  # whole numbers up to here are exact in fp32
+_WIDE = ("int32", "uint32", "int64", "uint64", "float64")
+_FAR = 3.0  # of the model's standard deviations
+_TALL = 64  # rows of a strip, from where a person should know
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know."""
+
+    topic: str
+    """What it is about: `is`, `lies`, `odd`, `model`, `data`, `job` or `cost`."""
+    text: str
+    """One line."""
+
+
+def check(job: Job) -> Iterator[Finding]:
+    """Say what a job's scene is, what is odd about it, and what the job would take.
+
+    Raises:
+        TilesegError: what would end the job before it began.
+    """
+    _, scene = meet(job)
+    yield from _describe(scene)
+    yield from _oddities(scene)
+    task = draft(job)
+    yield from _fit(task)
+    yield from _cost(task)
+
+
+def _describe(scene: Scene) -> Iterator[Finding]:
+    """Say what a scene is."""
+    box, files = scene.geobox, len(scene.files)
+    size = f"{box.height:,} rows x {box.width:,} columns of {scene.dtype}"
+    yield Finding("is", f"{size}, {scene.size / 1e6:,.1f} MB in {files} file(s)")
+    for band in scene.bands:
+        facts = [f"band {band.index}: {band.name or '(unnamed)'}"]
+        if (band.scale, band.offset) != (1, 0):
+            facts.append(f"stored * {band.scale:g} + {band.offset:g}")
+        if band.nodata is not None:
+            facts.append(f"nodata {band.nodata:g}")
+        yield Finding("is", ", ".join(facts))
+    for mask in scene.masks:
+        yield Finding("is", f"masked by {mask.raster.href}")
+    yield Finding("lies", _place(scene))
+
+
+def _place(scene: Scene) -> str:
+    box = scene.geobox
+    if box.crs is None:
+        return "nowhere: it has no CRS"
+    name = box.crs.partition('["')[2].partition('"')[0]
+    transform = box.transform
+    across = hypot(transform.a, transform.d)
+    down = hypot(transform.b, transform.e)
+    hectares = row_hectares(box)
+    area = "" if hectares is None else f", {hectares.sum() * box.width:,.0f} ha in all"
+    return f"{name}, pixels of {across:.6g} x {down:.6g} of its units{area}"
+
+
+def _oddities(scene: Scene) -> Iterator[Finding]:
+    """Say what most scenes are not, and what tileseg makes of it."""
+    box, (height, width) = scene.geobox, scene.block
+    transform = box.transform
+    odd = {
+        "does not say where it lies; nor will its mask": transform.is_identity,
+        "is rotated or sheared; its mask will be too": (
+            (transform.b, transform.d) != (0, 0)
+        ),
+        "has its south at the top; its mask will too": transform.e > 0,
+        "is placed by pixels' centres (AREA_OR_POINT=Point); its mask will too": (
+            scene.point
+        ),
+        "has unnamed bands: list them in the model's order in a job file (bands)": (
+            not all(band.name for band in scene.bands)
+        ),
+        f"is stored in strips of {height} rows: all of its width is read at once": (
+            width == box.width and _TALL < height
+        ),
+        "has no nodata value, mask or alpha: every pixel will have a class": (
+            not any(file.has_mask or file.alpha for file in scene.files)
+            and all(band.nodata is None for band in scene.bands)
+        ),
+        f"is of {scene.dtype}: whole numbers beyond {_EXACT:,} are rounded": (
+            scene.dtype in _WIDE
+        ),
+        "is resampled": scene.is_resampled,
+    }
+    yield from (Finding("odd", text) for text, is_so in odd.items() if is_so)
+    for file in scene.files:
+        for name in _beside(Path(file.path)):
+            yield Finding("odd", f"has {name} beside it, which is not read")
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the names of a local file's sidecars."""
+    names = [f"{path.name}{end}" for end in _SIDECARS]
+    names += [path.with_suffix(end).name for end in _WORLD_FILES]
+    return [name for name in names if (path.parent / name).exists()]
+
+
+def _fit(task: Task) -> Iterator[Finding]:
+    """Say whether the model was made for pixels like these."""
+    card, pixels, looked_at, unreadable = task.card, *_sample(task)
+    yield Finding("model", f"{card.name} {card.version}, {len(card.classes)} classes")
+    if unreadable:
+        yield Finding("odd", f"cannot be read at {unreadable} of the places tried")
+    if not pixels.size:
+        yield Finding("odd", "has no valid pixel at the places looked at")
+        return
+    share = f"{pixels.shape[1] / looked_at:.0%} of {looked_at:,} pixels looked at"
+    yield Finding("data", f"{share} are valid")
+    facts = zip(task.bands, card.bands, card.mean, card.std, pixels, strict=True)
+    for band, name, mean, std, values in facts:
+        low, middle, high = np.percentile(values, (2, 50, 98))
+        text = (
+            f"{name} from band {band.index}: {low:.4g} to {high:.4g} {card.unit}, "
+            f"median {middle:.4g}; trained on {mean:.4g} ± {std:.4g}"
+        )
+        yield Finding("data", text)
+        if abs(middle - mean) > _FAR * std:
+            text = f"{name} is far from what the model knows: look at scale and offset"
+            yield Finding("odd", text)
+
+
+def _sample(task: Task) -> tuple[NDArray[np.float32], int, int]:
+    """Read small places all over the scene.
+
+    Returns valid pixels, (bands, N), in the card's unit; how many were looked at; and
+    how many places cannot be read.
+    """
+    grid = replace(task.grid, shard=2 * task.grid.stride)
+    reader = Reader(task.scene, task.bands, grid)
+    gain, offset = np.array(task.scale, np.float32).T[:, :, np.newaxis]
+    held, looked_at, unreadable = [np.empty((len(gain), 0), np.float32)], 0, 0
+    for spot in spots(grid):
+        try:
+            for strip in reader.strips(spot):
+                looked_at += strip.valid.size
+                held.append(strip.pixels[:, strip.valid] * gain + offset)
+        except InputError:
+            unreadable += 1
+    return np.concatenate(held, axis=1), looked_at, unreadable
+
+
+def _cost(task: Task) -> Iterator[Finding]:
+    """Say what the job would do and take, from a few tiles on this machine.
+
+    Raises:
+        ModelError: the network or the device fails on them.
+    """
+    job = task.job
+    device = resolve_device(job.device, job.precision)
+    batch = job.batch_size or default_batch(device)
+    workers = worker_devices(device, job.workers)
+    tiles = task.grid.tiles.size
+    todo = f"{task.grid.shape.size:,} shards, {tiles:,} tiles"
+    yield Finding("job", f"{todo}; its results would go to {job.destination}")
+    runs = task.runs(list(Run(task.grid.shape)), len(workers))
+    memory = task.memory_mb(runs, batch)
+    yield Finding("cost", f"at most {memory:,.0f} MB above the loaded network")
+    network = load(job.model_path, task.card, device)
+    grid = replace(task.grid, shard=int(batch**0.5) * task.grid.stride)
+    reader = Reader(task.scene, task.bands, grid)
+    blend, scaling = Blend(grid.stride, grid.halo, "crop"), Scaling(*task.gains())
+    for spot in spots(grid):
+        try:
+            strips = list(reader.strips(spot))
+        except InputError:
+            continue
+        for _ in range(2):  # the first one warms up
+            predictor = Predictor(network, grid, blend, scaling, batch=batch)
+            for _rows in predictor.rows(spot, strips):
+                pass
+        if predictor.tiles:
+            rate = predictor.tiles / predictor.seconds
+            who = f"{len(workers)} x {device.name} ({device.hardware})"
+            text = (
+                f"about {tiles / rate / len(workers) / 60:.1f} minutes on {who}: "
+                f"{rate:.0f} tiles/s in {device.precision}, measured here on one"
+            )
+            yield Finding("cost", text)
+            return
