@@ -5,10 +5,12 @@ python jobs/bench.py --engine local --engine ray
 python jobs/bench.py --simulate 300            a device that takes 300 tiles a second
 python jobs/bench.py --simulate 300 --storage 0.5 [--in-turn]
                                                and a slow disk; without any overlap
+python jobs/bench.py --latency 0.03            the scene also from a web server
 
 Every figure is the median over rounds in which all of them take turns, so that a busy
 machine is unfair to none. `ratio` is tiles a second over those of the network alone,
-`resumed` what it takes to find all shards done, as a share of what making them took.
+`resumed` what it takes to find all shards done, as a share of what making them took,
+`of_local` the rate of the whole job from the web, over that from the disk.
 """
 
 import json
@@ -18,13 +20,14 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import numpy as np
@@ -51,6 +54,7 @@ from tileseg.worker import Recipe, Worker
 
 BLOCK = 512
 SEGMENT = Path(__file__).with_name("segment.py")
+SERVER = Path(__file__).parents[1] / "tests" / "web.py"
 
 
 class SimulatedNetwork(Network):
@@ -180,6 +184,8 @@ class Bench:
     storage: float = 0.0
     in_turn: bool = False
     """See `SimulatedRecipe`."""
+    served: str = ""
+    """The scene's address on a web server, for whole jobs from there too."""
 
     @property
     def batch(self) -> int:
@@ -223,11 +229,14 @@ class Bench:
             **facts, rate=self.rate, storage=self.storage, in_turn=self.in_turn
         )
 
-    def whole_job(self, engine: str, folder: Path) -> dict[str, float]:
+    def whole_job(
+        self, engine: str, folder: Path, source: str = ""
+    ) -> dict[str, float]:
         """Run `jobs/segment.py` in a process of its own; say what its JSON says."""
         job = self.task.job
         options = {
-            "--input": job.input,
+            "--input": source or job.input,
+            "--host": urlsplit(source).netloc or "localhost",
             "--output": folder / "out",
             "--engine": engine,
             "--workers": job.workers,
@@ -286,12 +295,37 @@ def _round(
             yield f"engine {name}", bench.engine(engine, folder)
         # The workers are gone: the whole job needs the processors for its own.
         if not bench.rate:
-            yield f"job {name}", bench.whole_job(name, folder)
+            figures = bench.whole_job(name, folder)
+            yield f"job {name}", figures
+            if bench.served:
+                fetched = bench.whole_job(name, folder, bench.served)
+                share = fetched["mpx_s"] / figures["mpx_s"]
+                yield f"job {name}, web", {**fetched, "of_local": share}
+
+
+@contextmanager
+def web_server(folder: Path, latency: float) -> Iterator[str]:
+    """Serve a folder on loopback, every answer `latency` seconds late."""
+    with TemporaryDirectory() as place:
+        (Path(place) / "settings.json").write_text(json.dumps({"latency": latency}))
+        command = [sys.executable, str(SERVER), str(folder), place]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  (our own program)
+            assert process.stdout, "it is a pipe"
+            yield process.stdout.readline().strip()
+            process.kill()
 
 
 def print_table(rows: dict[str, dict[str, float]]) -> None:
     """Print the figures, tiles a second for one worker."""
-    keys = ["tiles_s", "ratio", "mpx_s", "decoded", "peak_rss_mb", "resumed"]
+    keys = [
+        "tiles_s",
+        "ratio",
+        "mpx_s",
+        "decoded",
+        "peak_rss_mb",
+        "resumed",
+        "of_local",
+    ]
     click.echo(f"{'':<16}" + "".join(f"{key:>13}" for key in keys))
     for name, figures in rows.items():
         cells = [
@@ -315,10 +349,12 @@ def print_table(rows: dict[str, dict[str, float]]) -> None:
               help="Of the device's time that reading takes, and writing.")  # fmt: skip
 @click.option("--in-turn", is_flag=True,
               help="Let reading, forward and writing wait in turn.")  # fmt: skip
+@click.option("--latency", type=float, metavar="SECONDS",
+              help="Also from a web server that answers so late.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, no table.")
 def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
     """Measure, on a scene made for it, and print medians."""
-    with one_line_errors(), TemporaryDirectory() as place:
+    with one_line_errors(), TemporaryDirectory() as place, ExitStack() as stack:
         job = Job(
             input=str(make_scene(Path(place) / "scene.tif", *options["size"])),
             model=options["model"],
@@ -336,6 +372,9 @@ def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
             storage=options["storage"],
             in_turn=options["in_turn"],
         )
+        if options["latency"] is not None:
+            server = web_server(Path(place), options["latency"])
+            bench = replace(bench, served=f"{stack.enter_context(server)}/scene.tif")
         rows = measure(bench, options["engines"], options["rounds"])
     click.echo(json.dumps(rows)) if options["as_json"] else print_table(rows)
 

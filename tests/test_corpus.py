@@ -12,12 +12,12 @@ from time import perf_counter
 
 import numpy as np
 import pytest
-import rasterio
 import tifffile
 from fuzz import Child
 from making import make_model
 from rasterio.crs import CRS
 
+from tileseg.gdal import open_dataset
 from tileseg.grid import Grid, Run
 from tileseg.job import Staff, run
 from tileseg.reader import Reader
@@ -85,7 +85,7 @@ def job_of(case, folder, models, output):
         "output": str(output),
         "bands": case.used,
         "scale": 1 / peak,
-        "shard": 96,
+        "shard": 1536 if case.kind == "hostile" else 96,
         "precision": "fp32",
         "engine": "local",
         "dry_run": case.is_huge,
@@ -133,9 +133,12 @@ def test_a_small_file_that_asks_for_much_gets_little(
     name, cases, folder, models, child
 ):
     """All that a job does before it reads, by a process that may die of it."""
+    case = cases[name]
+
     answer = child.look(folder / name, model=models[1])
 
-    assert answer.code == cases[name].code, answer.says
+    is_seen_later = case.says.startswith("cannot read")  # when its pixels are read
+    assert answer.code == (0 if is_seen_later else case.code), answer.says
     assert not answer.fault
 
 
@@ -189,7 +192,7 @@ def test_a_file_that_is_looked_at_first_ends_alike(
 def assert_mask_fits(path, case, scene_path):
     """The six terms and the CRS of the mask are the scene's; nodata is where it is."""
     box = open_scene(str(scene_path)).geobox
-    with rasterio.open(path) as mask:
+    with open_dataset(path) as mask:
         labels = mask.read(1)
         crs = mask.crs.to_wkt(version="WKT2_2019") if mask.crs else None
         transform = mask.transform

@@ -11,7 +11,9 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from hashlib import sha256
 from itertools import pairwise
+from pathlib import Path
 from shutil import copyfile
 
 import numpy as np
@@ -45,6 +47,8 @@ from tileseg.source import Traffic
 from tileseg.task import prepare
 
 BLOCK = 4096
+ROOT = Path(__file__).parents[1]
+BENCH = ROOT / "jobs" / "bench.py"
 SECRET = "canary-0815"  # noqa: S105  (it is to be found nowhere)
 FAULTS = [
     {"action": "answer", "status": 500},
@@ -174,6 +178,7 @@ def test_every_block_is_fetched_once_and_every_failure_made_good(
     assert not rules or faults >= len(FAULTS)
 
 
+@pytest.mark.slow
 def test_a_job_gives_the_mask_that_it_gives_from_disk(remotely, folder, job, tmp_path):
     line, address = remotely
     assert run(job(folder / "scene.tif", "local")).error is None
@@ -442,6 +447,7 @@ def rate(log, start):
     return sum(entry["time"] > start for entry in log) / (log[-1]["time"] - start)
 
 
+@pytest.mark.slow
 def test_throttling_lowers_the_request_rate_and_it_recovers(remotely):
     line, address = remotely
     source = fetcher(address)
@@ -490,6 +496,7 @@ def test_blocks_that_follow_are_on_their_way_before_they_are_asked_for(site, fol
     assert time.monotonic() - start < 100 * 0.03 / 2
 
 
+@pytest.mark.slow
 def test_a_secret_is_told_to_the_server_and_to_nobody_else(site, tmp_path, model_path):
     address = f"{site.address}/scene.tif?sig={SECRET}"
     words = [
@@ -576,3 +583,64 @@ def test_retries_wait_longer_each_time(proxies):
     gaps = [second - first for first, second in pairwise(times)]
     assert len(times) == 6
     assert gaps[-1] > 2 * gaps[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["http", "s3"])
+def test_300_mb_with_every_7th_request_failing(name, proxies, folder, monkeypatch):
+    """Blocks and time-outs of the size that is in use, but for the patience."""
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 1 << 20)
+    monkeypatch.setattr(remote, "_STALL_SECONDS", 2)
+    path, line = folder / "scene-300.tif", proxies[name]
+    noise = np.random.default_rng(0).integers(1, 10_000, (3, 7300, 7100), np.uint16)
+    make_scene(path, noise, compress=None, blockxsize=512, blockysize=512)
+    assert path.stat().st_size > 300e6
+    line.obey()
+    address = "s3://maps/a b/scene-300.tif"
+    if name == "http":
+        allow([line.address.partition("://")[2]])
+        address = f"{line.address}/scene-300.tif"
+    else:
+        monkeypatch.setenv("AWS_TIMEOUT", "60s")
+        obstore.put(from_url("s3://maps/a b"), path.name, path)
+        monkeypatch.setenv("AWS_TIMEOUT", "2s")
+    line.obey(*EVERY_7TH)
+    traffic, digest = Traffic(), sha256()
+    with gdal_env(), open_dataset(address, traffic, num_threads=2) as dataset:
+        for row in range(0, 7300, 512):
+            digest.update(dataset.read(window=((row, row + 512), (0, 7100))))
+    path.unlink()
+
+    rows = (noise[:, row : row + 512] for row in range(0, 7300, 512))
+    expected = sha256(b"".join(part.tobytes() for part in rows))
+    assert digest.digest() == expected.digest()
+    assert traffic.retries > 40
+
+
+@pytest.mark.slow
+def test_a_server_that_answers_late_costs_little():
+    """The whole job, 30 ms before every answer; the aim is 0.8, measured alone."""
+    words = ["--latency", "0.03", "--size", "1600", "2100", "--rounds", "1", "--json"]
+
+    out = subprocess.run(
+        [sys.executable, BENCH, *words], check=True, capture_output=True, cwd=ROOT
+    ).stdout
+
+    share = json.loads(out)["job local, web"]["of_local"]
+    print(f"of the rate from disk: {share:.2f}")  # noqa: T201  (a measurement)
+    assert share > 0.5
+
+
+@pytest.mark.slow
+def test_nodes_of_a_cluster_read_for_themselves(site, folder, job, tmp_path):
+    """And see the same version as the driver, and give the same bytes."""
+    here = run(job(folder / "scene.tif", "local"))
+    allow([site.host])
+
+    there = run(
+        job(f"{site.address}/scene.tif", engine="ray", workers=1, hosts=(site.host,))
+    )
+
+    assert here.error is there.error is None
+    assert digests(tmp_path / "local") == digests(tmp_path / "remote")
+    assert there.values["counts"]["requests"] > 0

@@ -16,7 +16,7 @@ from tileseg.reader import Reader
 from tileseg.task import Task
 from tileseg.window import Window
 
-__all__ = ["ENOUGH", "Check", "compare"]
+__all__ = ["ENOUGH", "Check", "compare", "spots"]
 
 ENOUGH = 0.999
 """Share of labels that must agree for `--precision auto` to keep the fast numbers."""
@@ -66,7 +66,7 @@ def _labels(task: Task, device: Device) -> tuple[NDArray[np.uint8], int]:
         batch=_SPOT**2,
     )
     labels = [np.empty(0, np.uint8)]
-    for spot in _spots(grid):
+    for spot in spots(grid):
         try:
             strips = list(reader.strips(spot))
         except InputError:
@@ -75,7 +75,7 @@ def _labels(task: Task, device: Device) -> tuple[NDArray[np.uint8], int]:
     return np.concatenate(labels), predictor.tiles
 
 
-def _spots(grid: Grid) -> Iterator[Run]:
+def spots(grid: Grid) -> Iterator[Run]:
     """Yield small runs in an even lattice over what is asked for."""
     shape = grid.shape
     steps = range(1, 2 * _SPOTS, 2)

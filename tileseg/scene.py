@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import asdict, replace
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 
 from tileseg.address import keep, shown, split
@@ -76,7 +78,7 @@ def _mosaic(source: Mosaic | str) -> Mosaic:
 def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
     mask = _open_layer(Layer(href=rule.source))
     if len(mask.bands) > 1:
-        msg = f"mask: {rule.source}: has {len(mask.bands)} bands, wanted one"
+        msg = f"mask: {mask.href}: has {len(mask.bands)} bands, wanted one"
         raise UsageError(msg)
     return masked(scene, mask, mask.bands[0], rule)
 
@@ -157,19 +159,26 @@ def _refuse(href: str, dataset: Any) -> None:  # noqa: ANN401  (rasterio is unty
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
         raise UsageError(msg)
-    if ColorInterp.palette in dataset.colorinterp:
-        msg = f"{href}: a palette image holds colour numbers, not measurements"
-        raise UsageError(msg)
     layout = dataset.tags(ns="IMAGE_STRUCTURE")
     colors = layout.get("SOURCE_COLOR_SPACE")
     if colors and layout.get("COMPRESSION") != "YCbCr JPEG":
         # GDAL gives red, green, blue and alpha made of them; a JPEG is RGB by nature.
         msg = f"{href}: pixels stored as {colors} colours hold no measurements"
         raise UsageError(msg)
-    terms = dataset.transform[:6]
-    if not all(map(isfinite, terms)) or dataset.transform.is_degenerate:
-        msg = f"{href}: its transform {terms} puts no pixel anywhere; correct it"
+    if _is_nowhere(dataset.transform, dataset.width, dataset.height):
+        terms = dataset.transform[:6]
+        msg = f"{href}: its transform {terms} tells no pixels apart; correct it"
         raise InputError(msg)
+
+
+def _is_nowhere(transform: Affine, width: int, height: int) -> bool:
+    """Return whether a corner's place does not lead back to it, within half a pixel."""
+    if not all(map(isfinite, transform)) or transform.is_degenerate:
+        return True
+    corners = (0, 0), (width, height)
+    found = [~transform @ (transform @ corner) for corner in corners]
+    pairs = zip(chain(*found), chain(*corners), strict=True)
+    return not all(abs(there - here) < 0.5 for there, here in pairs)  # noqa: PLR2004
 
 
 def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
@@ -191,6 +200,7 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
             size=size,
             has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
             alpha=_alpha(dataset),
+            is_palette=ColorInterp.palette in dataset.colorinterp,
         ),
     )
 

@@ -14,7 +14,7 @@ from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
 from tileseg.catalog import asset_href, is_catalog
 from tileseg.compose import Target, Wish
-from tileseg.errors import RefusedError, UsageError
+from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
@@ -32,7 +32,7 @@ from tileseg.settings import Job, is_remote
 if TYPE_CHECKING:
     from tileseg.region import Region
 
-__all__ = ["Task", "prepare", "versions"]
+__all__ = ["Task", "draft", "prepare", "versions"]
 
 logger = logging.getLogger(__name__)
 
@@ -160,77 +160,99 @@ def prepare(job: Job) -> Task:
         UsageError: the scene lacks bands or scale, or the job contradicts itself.
         TilesegError: the scene or the card cannot be used.
     """
+    task = draft(job)
+    paths = [file.path for file in task.scene.files]
+    identity = identify(paths, open_storage(job.workplace))
+    if _open(job, task.card) != task.scene:  # what was described is what was hashed
+        msg = f"{job.href}: changed while it was being read; run again"
+        raise InputError(msg)
+    identity.check_unchanged()
+    return replace(task, identity=identity)
+
+
+def draft(job: Job) -> Task:
+    """Do as `prepare` does, but for the scene's identity: not all its bytes are read.
+
+    Raises:
+        TilesegError: see `prepare`.
+    """
     _refuse_vanishing(job)
     _refuse_nesting(job)
-    allow(job.hosts)
-    work = open_storage(job.workplace)
     card = read_card(job.model_path)
-    wish = _wish(job, card)
-    mosaic = mosaic_of(job, wish.bands)
-    paths = locate(mosaic, wish)
-    _refuse_telling(job, paths)
-    if not job.trusted and (files := unknown(paths, work)):
-        examine(files)  # before this process opens them
-    paths = [file.path for file in open_scene(mosaic, wish).files]
-    identity = identify(paths, work)
-    scene = open_scene(mosaic, wish)
+    _meet(job, card)
+    scene = _open(job, card)
     if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
         msg = (
             f"{job.href}: has {size} pixels, wanted at most {job.max_pixels}; if that "
             "is meant, say so in a job file: max_pixels"
         )
         raise RefusedError(msg)
-    if scene.geobox.transform.is_identity:
-        text = (
-            "%s: says not where it lies (world files are not read), nor will its mask"
-        )
-        logger.warning(text, job.href)
+    _tell_of_place(scene)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
     _compare_scales(scene, card)
-    bands = scene.select(wish.bands)
+    bands = scene.select(job.bands or card.bands)
     if len(bands) != len(card.bands):
         msg = (
             f"{job.href}: the model needs {len(card.bands)} bands "
             f"({', '.join(card.bands)}), got {len(bands)}"
         )
         raise UsageError(msg)
-    identity.check_unchanged()  # what was just described is what was hashed
     region = _region(job, scene)
-    shard = job.shard or shard_size(card.tile, card.halo)[0]
-    try:
-        grid = Grid(
-            height=scene.geobox.height,
-            width=scene.geobox.width,
-            tile=card.tile,
-            halo=card.halo,
-            shard=shard,
-            part=region.window if region else None,
-        )
-    except ValueError as err:
-        raise UsageError(str(err)) from err
     return Task(
         job=job,
         scene=scene,
-        identity=identity,
+        identity=Identities(()),
         card=card,
         bands=bands,
         scale=tuple(_scale(job, card, band) for band in bands),
-        grid=grid,
+        grid=_grid(job, card, scene, region),
         region=region,
     )
 
 
+def _meet(job: Job, card: Card) -> None:
+    """Let files that nobody knows be looked at before this process opens them."""
+    allow(job.hosts)
+    wish = _wish(job, card)
+    paths = locate(mosaic_of(job, wish.bands), wish)
+    _refuse_telling(job, paths)
+    work = open_storage(job.workplace)
+    if not job.trusted and (files := unknown(paths, work)):
+        examine(files)
+
+
+def _open(job: Job, card: Card) -> Scene:
+    wish = _wish(job, card)
+    return open_scene(mosaic_of(job, wish.bands), wish)
+
+
+def _grid(job: Job, card: Card, scene: Scene, region: "Region | None") -> Grid:
+    try:
+        return Grid(
+            height=scene.geobox.height,
+            width=scene.geobox.width,
+            tile=card.tile,
+            halo=card.halo,
+            shard=job.shard or shard_size(card.tile, card.halo)[0],
+            part=region.window if region else None,
+        )
+    except ValueError as err:
+        raise UsageError(str(err)) from err
+
+
 def _region(job: Job, scene: Scene) -> "Region | None":
     """Return the part of the scene that is asked for; None for all."""
+    if not (job.bbox or job.aoi):
+        return None
     from tileseg.region import region_of_bbox, region_of_file
 
-    if scene.tie and (job.bbox or job.aoi):
+    if scene.tie:
         msg = f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
         raise UsageError(msg)
     if job.bbox:
         return region_of_bbox(job.bbox, scene.geobox, job.href)
-    return region_of_file(job.aoi, scene.geobox, job.href) if job.aoi else None
+    return region_of_file(job.aoi, scene.geobox, job.href)
 
 
 def _wish(job: Job, card: Card) -> Wish:
@@ -264,6 +286,18 @@ def _rule(job: Job, text: str) -> Rule:
         raise UsageError(msg)
     href = asset_href(job.inputs[0], rule.source.removeprefix(_ASSET))
     return replace(rule, source=href)
+
+
+def _tell_of_place(scene: Scene) -> None:
+    """Warn of a scene whose mask cannot lie where it should."""
+    if scene.tie:
+        text = "%s: placed by GCPs or RPCs only; its mask will be likewise, in pixels"
+        logger.warning(text, scene.href)
+    elif scene.geobox.transform.is_identity:
+        text = (
+            "%s: says not where it lies (world files are not read), nor will its mask"
+        )
+        logger.warning(text, scene.href)
 
 
 def _compare_scales(scene: Scene, card: Card) -> None:

@@ -32,7 +32,7 @@ TRANSFORMS = {
     "axes-swapped": Affine(0, 10, 500_000, -10, 0, 4_600_000),
     "pixels-oblong": Affine(10, 0, 500_000, 0, -30, 4_600_000),
     "pixels-of-1000-km": Affine(1e6, 0, -3e7, 0, -1e6, 3e7),
-    "pixels-of-1-nm": Affine(1e-9, 0, 500_000, 0, -1e-9, 4_600_000),
+    "pixels-of-1-um": Affine(1e-6, 0, 500_000, 0, -1e-6, 4_600_000),
     "origin-no-round-number": Affine(10 / 3, 0, 5e5 / 7, 0, -10 / 3, 4.6e6 / 3),
     "origin-far": Affine(10, 0, 1e15, 0, -10, -1e15),
     "pixels-almost-round": Affine(
@@ -132,6 +132,15 @@ def _half_said(corpus):
         odd = f"pixels of size {step}"
         corpus.bad(f"pixels-{name}.tif", odd, data, code, says)
     data = assemble(page(PIXELS, tags=located(Affine(10, 5, 0, 20, 10, 0))))
+    for name, terms in {
+        "of-1-pm": (1e-12, 0, 500_000, 0, -1e-12, 4_600_000),
+        "at-1e100": (10, 0, 1e100, 0, -10, 4_600_000),
+        "of-1e200": (1e200, 0, 0, 0, -1e200, 0),
+        "of-1e-200": (1e-200, 0, 0, 0, -1e-200, 0),
+    }.items():
+        data = assemble(page(PIXELS, tags=located(Affine(*terms))))
+        odd = "pixels that no number of 64 bits tells apart"
+        corpus.bad(f"pixels-{name}.tif", odd, data, 4, "transform")
     odd = "all pixels on one line: the transform has no inverse"
     corpus.bad("pixels-on-a-line.tif", odd, data, 4, "transform")
 
