@@ -68,12 +68,15 @@ def _ask(paths: Sequence[str]) -> tuple[int, str]:
             capture_output=True,
             timeout=_WALL_SECONDS * len(paths),
             check=False,
+            start_new_session=True,  # Ctrl-C is for this process: no file is hostile
         )
     except subprocess.TimeoutExpired:
         return -signal.SIGKILL, f"no answer in {_WALL_SECONDS} s"
     code = answer.returncode
-    said = answer.stdout.decode(errors="replace").strip()
-    return code, said or (f"killed by signal {-code}" if code < 0 else f"exit {code}")
+    if code < 0:
+        return code, f"killed by signal {-code}"
+    said = answer.stdout if code in _ERRORS else answer.stderr
+    return code, said.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _environment() -> dict[str, str]:
