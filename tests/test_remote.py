@@ -254,6 +254,17 @@ def test_a_server_that_keeps_failing_is_given_up(fault, proxies, monkeypatch):
     assert len(line.log()) > 1
 
 
+def test_a_server_that_gives_a_byte_now_and_then_is_given_up(site, monkeypatch):
+    monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 1)
+    site.be(trickle=0.2)
+    start = time.monotonic()
+
+    with pytest.raises(StorageError, match="takes too long"):
+        open_scene(f"{site.address}/scene.tif")
+
+    assert time.monotonic() - start < 3 * 0.4 + 1 + 1
+
+
 def test_an_error_within_a_read_is_told_as_it_is(remotely, monkeypatch):
     """GDAL would say that a block is damaged, or nothing."""
     line, address = remotely
