@@ -8,7 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.pytorch.org/whl/$(TORCH))
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-slow lint infra types demo clean
+# requirements/<set>.in pins versions, requirements/<set>.txt has their hashes too.
+SETS := base ray dev tools
+TOOLS := .venv/tools/bin
+
+.PHONY: help venv test test-slow lint infra types demo lock sbom audit clean
 
 help:
 	@echo "make demo       segment the example scene; say which files to open"
@@ -18,6 +22,9 @@ help:
 	@echo "make infra      the Dockerfile and the Kubernetes manifests, as far as no cluster is needed"
 	@echo "make types      mypy"
 	@echo "make venv       .venv with everything, from the pinned versions"
+	@echo "make lock       requirements/*.txt with the hashes of what requirements/*.in pins"
+	@echo "make sbom       dist/sbom.json (CycloneDX) of all that is in .venv"
+	@echo "make audit      what is known of holes in it (pip-audit; needs the internet)"
 	@echo "make clean      remove .venv, builds and caches (never out/)"
 	@echo
 	@echo "PYTHON=$(PYTHON)  the Python (3.11 or newer) that .venv is made with"
@@ -72,6 +79,30 @@ demo: .venv/base.stamp
 	@echo "out/itaipu/polygons.gpkg  the same as polygons, with class and hectares"
 	@echo "out/itaipu/quicklook.png  the scene, its mask and some of its polygons"
 	@echo "out/itaipu/run.json       what was done, with which model, how fast"
+
+.venv/tools.stamp: requirements/tools.txt
+	@echo "venv: requirements/tools.txt, in .venv/tools"
+	@$(PYTHON) -m venv .venv/tools
+	@$(TOOLS)/python -m pip --disable-pip-version-check --no-input --quiet install -r requirements/tools.txt
+	@touch $@
+
+# Each set is told the versions of those before it, so that all can be installed together.
+lock: .venv/tools.stamp
+	@constraints=; for set in $(SETS); do \
+	  $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	    --no-annotate --no-emit-package torch --custom-compile-command "make lock" \
+	    $$constraints requirements/$$set.in --output-file requirements/$$set.txt || exit 1; \
+	  case $$set in base|ray) constraints="$$constraints --constraint requirements/$$set.txt";; esac; \
+	done
+
+sbom: .venv/dev.stamp .venv/tools.stamp
+	@mkdir -p dist
+	@$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+	  --output-file dist/sbom.json $(BIN)/python
+
+audit: .venv/tools.stamp
+	@for set in $(SETS); do $(TOOLS)/pip-audit --disable-pip --requirement requirements/$$set.txt || exit 1; done
+	@$(TOOLS)/pip-audit --disable-pip --no-deps --requirement requirements/torch.txt
 
 clean:
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

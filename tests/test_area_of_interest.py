@@ -124,7 +124,7 @@ def test_a_part_has_pixels_of_the_scene_only(part):
 
 
 @pytest.mark.parametrize("place", PLACES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     at=st.tuples(st.floats(-20, 160), st.floats(-20, 120)),
     size=st.tuples(st.floats(0.2, 90), st.floats(0.2, 90)),
@@ -198,6 +198,33 @@ def test_a_scene_with_the_pole_in_it_has_every_longitude():
     assert abs(window.row_stop + window.row - 100) <= 1
 
 
+def test_a_scene_of_the_whole_earth_is_cut_where_its_projection_is():
+    """Though it is some meters wider than that."""
+    edge = -20_037_508, 20_037_508
+    geobox = geobox_of(
+        Affine(10_000, 0, edge[0], 0, -10_000, edge[1]), "EPSG:3857", 4008, 4008
+    )
+
+    def window(*box):
+        return region_of_bbox(box, geobox, "earth.tif").window
+
+    assert window(-180, -90, 180, 90) == geobox.window
+    part = window(-10, 40, 20, 50)
+    assert abs(part.col - (1 - 10 / 180) * 2004) < 2
+    assert abs(part.width - 30 / 360 * 4008) < 3
+
+
+def test_an_area_that_reaches_beyond_what_a_scene_can_see_is_named():
+    """A satellite's full disk: some of the box is behind the horizon."""
+    crs = "+proj=geos +h=35785831 +lon_0=0 +sweep=y"
+    corner = Affine(3000, 0, -5_567_248, 0, -3000, 5_570_248)
+    geobox = geobox_of(corner, crs, 3712, 3712)
+
+    assert region_of_bbox((2, 48, 3, 49), geobox, "disk.tif").window.size > 100
+    with pytest.raises(UsageError, match="has no place in its CRS"):
+        region_of_bbox((-90, -90, 90, 90), geobox, "disk.tif")
+
+
 @pytest.mark.parametrize(
     ("box", "crs"),
     [((20, 40, 21, 41), "EPSG:32631"), ((-177, -42, -176, -41), "EPSG:32631")],
@@ -244,7 +271,7 @@ def outlines(draw):
     return _surfaces(shapely.union_all(shapely.make_valid(parts)))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(outline=outlines(), cut=st.integers(1, 39))
 def test_a_pixel_is_inside_by_its_centre_whatever_window_is_asked_for(outline, cut):
     assume(not outline.is_empty)
@@ -393,8 +420,22 @@ def scene_at(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("blend", ["crop", "cosine"])
+@pytest.mark.parametrize(
+    ("place", "blend"),
+    [
+        ("rotated", "crop"),
+        ("degrees", "cosine"),
+        *(
+            pytest.param(place, blend, marks=pytest.mark.slow)
+            for place, blend in [
+                ("north-up", "crop"),
+                ("north-up", "cosine"),
+                ("south-up", "crop"),
+                ("rotated", "cosine"),
+            ]
+        ),
+    ],
+)
 def test_a_part_is_the_crop_of_the_whole(segment, scene_at, place, blend):
     scene, geobox = scene_at(place), geobox_of(*PLACES[place])
     box = bbox_round(geobox, 31.3, 57.2, 61, 30)
@@ -431,7 +472,16 @@ def test_only_what_is_asked_for_is_computed(segment, scene_at):
     assert counts["shards"] == estimate["shards"] == 2
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [
+        "south-up",
+        *(
+            pytest.param(place, marks=pytest.mark.slow)
+            for place in ("rotated", "degrees")
+        ),
+    ],
+)
 def test_outside_the_polygons_is_nodata_and_inside_is_the_whole(
     segment, scene_at, tmp_path, place
 ):

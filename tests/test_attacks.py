@@ -7,13 +7,19 @@ import urllib.request
 from pathlib import Path
 from urllib.error import HTTPError
 
+import obstore
 import pytest
 import rasterio
+import s3
+import web
 from canary import Canary
-from hostile import odd_names, pretended
+from hostile import bombs, odd_names, pretended
 from making import digests, make_scene, random_pixels
+from obstore.store import from_url
 
+from tileseg.errors import TilesegError
 from tileseg.job import run
+from tileseg.record import Record
 from tileseg.settings import Job
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +50,11 @@ def attacked(tmp_path, canary, model_path, capfd, caplog):
         asked = len(canary.requests)
         out = tmp_path / "here" / "out"
         facts = {"model": str(model_path), "shard": 96, **facts}
-        record = run(Job(input=str(href), output=str(out), **facts))
+        try:
+            record = run(Job(input=str(href), output=str(out), **facts))
+        except TilesegError as err:  # no job could mean that
+            record = Record(str(href))
+            record.fail(err)
         texts = [json.dumps(record.values), caplog.text, *capfd.readouterr()]
         made = [item for item in (tmp_path / "here").rglob("*") if item.is_file()]
         for item in texts + [item.read_bytes().decode("latin-1") for item in made]:
@@ -88,6 +98,62 @@ def test_names_that_mean_something_to_gdal_are_refused(
 
     assert {name for name, code in codes.items() if code not in (2, 3, 4)} == set()
     assert {code for name, code in codes.items() if name.startswith("/vsi")} == {3}
+
+
+@pytest.fixture(scope="module")
+def served(canary, tmp_path_factory):
+    """The attack set, a bomb and a scene, in a folder that is served."""
+    folder = tmp_path_factory.mktemp("served")
+    secret = folder / "secret.txt"
+    secret.write_text(f"{CANARY}\n" * 300)
+    pretended(folder, canary.url, secret)
+    (folder / "bomb.tif").write_bytes(bombs()["a tile of 4 GB"])
+    scene = make_scene(folder / "scene.tif", random_pixels(40, 50))
+    led = make_scene(folder / "led_astray.tif", random_pixels(40, 50))
+    with rasterio.open(led, "r+") as dataset:
+        dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(scene))
+    return folder
+
+
+def _codes(attacked, served, href, **facts):
+    """Return the exit code of each file of the folder, read from elsewhere."""
+    return {
+        path.name: attacked(href.format(path.name), **facts).values["exit_code"]
+        for path in sorted(served.glob("*.tif"))
+    }
+
+
+def _all_refused(codes):
+    refused = {name: code for name, code in codes.items() if name != "scene.tif"}
+
+    assert codes["scene.tif"] == 0  # the negative control
+    assert len(refused) > len(PRETENDED)
+    assert refused.pop("nothing.tif") == 4  # it is empty, and said to be
+    assert set(refused.values()) == {3}, refused
+
+
+def test_the_attack_set_is_refused_from_a_web_server(attacked, served, tmp_path):
+    with web.serve(served, tmp_path / "web") as site:
+        codes = _codes(
+            attacked,
+            served,
+            site.address + "/{}",
+            hosts=(site.host,),
+            overwrite=True,
+        )
+
+    _all_refused(codes)
+
+
+@pytest.mark.slow
+def test_the_attack_set_is_refused_from_a_bucket(attacked, served, tmp_path):
+    (tmp_path / "s3").mkdir()
+    with s3.serve(tmp_path / "s3") as address, s3.environment(address):
+        for path in served.glob("*.tif"):
+            obstore.put(from_url("s3://maps/a"), path.name, path.read_bytes())
+        codes = _codes(attacked, served, "s3://maps/a/{}", overwrite=True)
+
+    _all_refused(codes)
 
 
 def _sidecars(scene, url, secret):

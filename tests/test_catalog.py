@@ -3,10 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
-from making import make_plain, random_pixels, read
+from making import NORTH_UP, make_plain, random_pixels, read
 from stac import (
     GEOTIFF,
     earth_search,
@@ -22,6 +24,7 @@ from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.inputs import mosaic_of
 from tileseg.job import run
 from tileseg.settings import Job, scene_name
+from tileseg.window import Window
 
 BGR = ("blue", "green", "red")
 
@@ -330,6 +333,64 @@ def test_an_item_is_segmented_like_the_one_file_that_has_its_bands(
     assert (mask == read(tmp_path / "b" / "mask.tif")).all()
     assert len(got.values["scene"]["files"]) == 3
     assert coarse.shape == (3, 65, 85)
+
+
+def test_an_asset_of_the_item_is_a_mask_within_the_area(tmp_path, write, model_path):
+    """Masked, outside and nodata pixels are counted apart, and each is nodata."""
+    pixels = random_pixels(130, 170)
+    place = {"crs": "EPSG:32631", "nodata": 0}
+    for name, layer in zip(BGR, pixels, strict=True):
+        make_plain(tmp_path / f"{name}.tif", layer[None], **place)
+    classes = np.full((1, 65, 85), 4, np.uint8)
+    classes[:, 20:40, 30:60] = 9
+    coarse = NORTH_UP @ Affine.scale(2)
+    make_plain(tmp_path / "SCL.tif", classes, crs="EPSG:32631", transform=coarse)
+    corners = [[500_400, 4_599_700], [501_300, 4_599_700], [500_400, 4_598_900]]
+    area = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32631"}}
+    feature = {"type": "Feature", "properties": {}, "geometry": area}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    aoi = write(collection, "area.geojson")
+    facts = {"input": write(earth_search()), "model": str(model_path), "shard": 48}
+
+    made = {}
+    for name, more in {
+        "plain": {},
+        "masked": {"mask": ("asset:scl in 8,9",)},
+        "both": {"mask": ("asset:scl in 8,9",), "aoi": aoi},
+    }.items():
+        job = Job(**facts, output=str(tmp_path / name), **more)
+        made[name] = run(job).values
+        assert made[name]["exit_code"] == 0, made[name]["error"]
+
+    mask = {name: read(tmp_path / name / "mask.tif") for name in made}
+    hidden = np.zeros((130, 170), bool)
+    hidden[40:80, 60:120] = True
+    assert (mask["masked"][hidden] == 255).all()
+    valid = (pixels > 0).all(axis=0)
+    assert made["masked"]["pixels"]["masked"] == (hidden & valid).sum()
+    window = Window(*made["both"]["grid"]["area"])
+    assert window == Window(30, 40, 80, 90)
+    rows, cols = np.mgrid[:80, :90] + 0.5
+    inside = rows / 80 + cols / 90 < 1
+    expected = np.where(inside, mask["masked"][window.slices], 255)
+    assert (mask["both"] != expected).sum() == 0
+    pixels_of = made["both"]["pixels"]
+    assert pixels_of["outside"] == (~inside).sum()
+    assert pixels_of["masked"] == (inside & (hidden & valid)[window.slices]).sum()
+
+
+def test_a_mask_that_is_no_asset_is_named(tmp_path, write, model_path):
+    facts = {"model": str(model_path), "output": str(tmp_path / "out")}
+    scene = str(make_plain(tmp_path / "blue.tif", random_pixels(20, 30)))
+    item = write(earth_search())
+
+    other = run(Job(input=item, mask=("asset:cloud in 1",), **facts)).values
+    none = run(Job(input=scene, mask=("asset:scl in 1",), **facts)).values
+
+    assert other["exit_code"] == none["exit_code"] == 2
+    assert "no asset 'cloud'" in other["error"]
+    assert "no one STAC Item" in none["error"]
 
 
 def test_a_scale_that_is_given_goes_before_the_items(write):

@@ -239,7 +239,7 @@ def test_a_failure_is_an_exit_code_and_one_line(options, tmp_path, code, case):
     assert code == result.exit_code, result.stderr
     assert_one_error_line(result, text)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    names_no_scene = re.search(r"\w+\.toml:|two inputs", result.stderr)
+    names_no_scene = re.search(r"\w+\.toml:|two inputs|names no scene", result.stderr)
     assert len(lines) == (not names_no_scene)
     left = {item.name for item in tmp_path.iterdir()} - names
     assert left <= ({"out.work"} if lines and lines[0]["plan_id"] else set())

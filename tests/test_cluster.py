@@ -134,6 +134,25 @@ def test_rays_mask_is_the_local_one_to_the_byte(job, expected, tmp_path, workers
     check(values, workers)
 
 
+def test_a_part_of_the_scene_is_the_same_on_a_cluster(job, tmp_path):
+    """Its polygons travel to the workers."""
+    corners = [[501_003, 4_599_001], [506_502, 4_596_004], [502_001, 4_590_003]]
+    area = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32631"}}
+    feature = {"type": "Feature", "properties": {}, "geometry": area}
+    collection = {"type": "FeatureCollection", "crs": crs, "features": [feature]}
+    (tmp_path / "area.geojson").write_text(json.dumps(collection))
+    options = {"aoi": str(tmp_path / "area.geojson"), **EVERYTHING}
+
+    here = succeed(job("here", engine="local", **options))
+    there = succeed(job("there", engine="ray", workers=2, **options))
+
+    assert products(tmp_path / "here") == products(tmp_path / "there")
+    assert here["pixels"] == there["pixels"]
+    assert here["pixels"]["outside"] > 0
+    assert here["counts"]["shards"] == there["counts"]["shards"] < 104
+
+
 def pids(staff, job):
     """Return the process of every actor."""
     actors = staff.engine(job).pool.actors.values()

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
+SECURITY = (ROOT / "docs" / "security.md").read_text()
 DOCUMENTS = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "infra/*.md", "examples/*.md")
@@ -21,7 +22,7 @@ def slug(heading):
 
 
 @pytest.mark.parametrize(
-    "named", sorted(set(re.findall(r"test_\w+::test_\w+", RELIABILITY)))
+    "named", sorted(set(re.findall(r"test_\w+::test_\w+", RELIABILITY + SECURITY)))
 )
 def test_every_test_that_shows_a_promise_is_there(named):
     file, name = named.split("::")
@@ -29,11 +30,16 @@ def test_every_test_that_shows_a_promise_is_there(named):
     assert f"\ndef {name}(" in (ROOT / "tests" / f"{file}.py").read_text()
 
 
-@pytest.mark.parametrize("number", range(1, 35))
-def test_every_fault_has_a_row_or_a_reason(number):
-    table, _, left_out = RELIABILITY.partition("## Left out")
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [(RELIABILITY, f"F{number}") for number in range(1, 35)]
+    + [(SECURITY, f"S{number}") for number in range(1, 20)],
+    ids=lambda item: item[:3],
+)
+def test_every_fault_and_threat_has_a_row_or_a_reason(document, name):
+    table, _, left_out = document.partition("## Left out")
 
-    assert re.search(rf"\| [^|]*\bF{number}\b", table) or f"F{number}" in left_out
+    assert re.search(rf"\| [^|]*\b{name}\b", table) or name in left_out
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

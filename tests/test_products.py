@@ -49,6 +49,8 @@ SYSTEMS = {
     "custom": CRS.from_wkt(LAMBERT),
     "proj4": CRS.from_proj4("+proj=laea +lat_0=1.5 +lon_0=7 +R=6371000 +units=m"),
     "moon": CRS.from_proj4("+proj=longlat +R=1737400 +no_defs"),
+    "compound": CRS.from_user_input("EPSG:32631+5773"),
+    "geostationary": CRS.from_proj4("+proj=geos +h=35785831 +lon_0=9.5 +sweep=y"),
     "engineering": CRS.from_wkt(ENGINEERING),
     "LOCAL_CS": CRS.from_wkt(LOCAL),
     "none": None,

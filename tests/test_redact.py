@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,15 @@ def test_a_document_stays_one(values):
     urls = {"href": "https://a:b@h/c?d=e", **values}
 
     assert isinstance(json.loads(redact(json.dumps(urls))), dict)
+
+
+@pytest.mark.parametrize("part", ["a.", "a://", "a@", "://a?", "AKIA"])
+def test_a_long_text_takes_no_longer_than_its_length(part):
+    """A file may have a band of such a name, and every name is told."""
+    start = process_time()
+    redact(part * 300_000)
+
+    assert process_time() - start < 5
 
 
 def test_a_traceback_is_redacted_too():

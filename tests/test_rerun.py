@@ -43,6 +43,11 @@ EVERYTHING = {
     "patience": 7.0,
     "wait": 9.0,
     "hosts": ("example.org", "localhost:8000"),
+    "crs": "EPSG:32631",
+    "resolution": "card",
+    "resampling": "cubic",
+    "mask": ("scl.tif in 3,8", "band:qa bits 1"),
+    "allow_ungeoreferenced": True,
     "max_pixels": 10_000,
     "trusted": True,
 }

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 from making import NORTH_UP, make_plain, make_scene
-from rasterio import Affine
 from test_compose import ZONE, layer, read_all, stack
 from test_scene import noise
 
@@ -213,3 +214,17 @@ def test_masks_go_where_the_scene_goes(scene_path, tmp_path):
     _, masked = states(scene)
     expected = (codes[0] == 9).repeat(2, axis=0).repeat(2, axis=1)
     np.testing.assert_array_equal(expected, masked)
+
+
+def test_a_mask_may_have_a_palette(scene_path, tmp_path):
+    """Class rasters do; a scene's measurements have none."""
+    mask = make_plain(tmp_path / "scl.tif", np.full((1, 12, 16), 9, "uint8"), **ZONE)
+    with rasterio.open(mask, "r+") as dataset:
+        dataset.write_colormap(1, {9: (255, 255, 255, 255)})
+    rule = parse_rule(f"{mask} in 9")
+
+    _, masked = states(open_scene(str(scene_path), Wish(rules=(rule,))))
+
+    assert masked[3:].all()
+    with pytest.raises(UsageError, match="palette"):
+        open_scene(str(mask))

@@ -672,6 +672,92 @@ def test_a_palette_is_refused(tmp_path):
         open_scene(str(path))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bits", "most"),
+    [("uint8", 2, 3), ("uint8", 4, 15), ("uint16", 12, 4095), ("uint32", 20, 2**20)],
+)
+def test_a_type_of_fewer_bits_is_read_as_the_next_wider(dtype, bits, most, tmp_path):
+    pixels = noise("uint32", 1, 5, 90) % (most + 1)
+    path = make_plain(tmp_path / "s.tif", pixels.astype(dtype), nbits=bits)
+    grid = Grid(height=5, width=90, tile=96, halo=0, shard=96)
+
+    (strip,) = strips_of(path, grid, whole(grid))
+
+    np.testing.assert_array_equal(pixels, strip.pixels[:, :5, :90])
+
+
+def test_half_precision_is_read_exactly(tmp_path):
+    pixels = np.array([[[0.1, 1e-7, 65504, -2, np.nan]]], "float16")
+    path = make_plain(tmp_path / "s.tif", pixels.astype("float32"), nbits=16)
+    grid = Grid(height=1, width=5, tile=8, halo=0, shard=8)
+
+    (strip,) = strips_of(path, grid, whole(grid))
+
+    np.testing.assert_array_equal(pixels, strip.pixels[:, :1, :5])
+    np.testing.assert_array_equal([[1, 1, 1, 1, 0]], strip.valid[:1, :5])
+
+
+def test_white_is_no_zero(tmp_path):
+    """MINISWHITE turns the picture round, not the numbers."""
+    pixels = noise("uint8", 1, 5, 6)
+    path = make_plain(tmp_path / "s.tif", pixels, photometric="MINISWHITE")
+    grid = Grid(height=5, width=6, tile=8, halo=0, shard=8)
+
+    (strip,) = strips_of(path, grid, whole(grid))
+
+    np.testing.assert_array_equal(pixels, strip.pixels[:, :5, :6])
+
+
+@pytest.mark.parametrize("value", [2**24 + 1, 2**53 + 1, -(2**62) - 1])
+def test_integers_that_fp32_cannot_hold_are_refused_by_name(value, tmp_path):
+    """Exit 2, when they are met; under nodata they may stand."""
+    pixels = np.array([[[value, 5, 7]]], dtype="int64")
+    path = make_plain(tmp_path / "s.tif", pixels, nodata=7)
+    hidden = make_plain(tmp_path / "hidden.tif", pixels, nodata=value)
+
+    with pytest.raises(UsageError, match=f"{value} as int64") as caught:
+        validity(path)
+
+    assert caught.value.exit_code == 2
+    if abs(value) < 2**53:  # GDAL's tag is text, rasterio's a double
+        np.testing.assert_array_equal([[False, True, True]], validity(hidden))
+
+
+def test_of_several_images_the_first_is_read_and_the_rest_named(tmp_path, caplog):
+    pixels = noise("uint8", 1, 5, 6)
+    path = make_plain(tmp_path / "s.tif", pixels, photometric="MINISBLACK")
+    make_plain(path, np.zeros((1, 9, 9), "uint8"), append_subdataset=True)
+    grid = Grid(height=5, width=6, tile=8, halo=0, shard=8)
+
+    (strip,) = strips_of(path, grid, whole(grid))
+
+    np.testing.assert_array_equal(pixels, strip.pixels[:, :5, :6])
+    assert "holds 2 images, of which the first is read" in caplog.text
+
+
+def test_a_sparse_bigtiff_of_any_size_is_a_scene(tmp_path):
+    """80,000 pixels each way in a few kilobytes: its ends are read as they are."""
+    side = 80_000
+    path = tmp_path / "s.tif"
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint16", "sparse_ok": True}
+    blocks = {"tiled": True, "blockxsize": 512, "blockysize": 512, "bigtiff": "YES"}
+    place = {"height": side, "width": side, "transform": Affine(1, 0, 0, 0, -1, 0)}
+    with rasterio.open(path, "w", **profile, **blocks, **place) as dataset:
+        last = np.full((1, 8, 8), 5, "uint16")
+        dataset.write(last, window=((side - 8, side), (side - 8, side)))
+    grid = Grid(height=side, width=side, tile=128, halo=16, shard=1536)
+
+    first, last = (
+        list(strips_of(path, grid, run))[-1]
+        for run in grid.runs([(0, 0), (52, 52)], band=1, rows=1)
+    )
+
+    assert path.stat().st_size < 4_000_000
+    assert not first.pixels.any()
+    inside = last.pixels[0, : side - last.tiles.row * 96 + 16]
+    assert (inside == 5).sum() >= 64
+
+
 def test_ground_control_points_alone_are_refused(tmp_path):
     path = tmp_path / "scene.tif"
     points = [

@@ -4,11 +4,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
+from numpy.typing import NDArray
 from rasterio.abc import FileContainer
 from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -18,8 +20,16 @@ from tileseg.address import is_address, shown
 from tileseg.errors import RefusedError
 from tileseg.remote import RemoteFile, fetcher
 from tileseg.source import Traffic
+from tileseg.window import Window
 
-__all__ = ["CACHE_BYTES", "GDAL_ERRORS", "gdal_env", "open_bytes", "open_dataset"]
+__all__ = [
+    "CACHE_BYTES",
+    "GDAL_ERRORS",
+    "gdal_env",
+    "open_bytes",
+    "open_dataset",
+    "strike_absent",
+]
 
 CACHE_BYTES = 64 << 20
 """What GDAL may keep of decoded blocks."""
@@ -91,7 +101,7 @@ def _open_remote(path: str | Path, traffic: Traffic | None, options: Any) -> Any
     file = RemoteFile(fetcher(str(path)), traffic)
     with _told(file):
         dataset = rasterio.open(_NAME, driver="GTiff", opener=_Only(file), **options)
-    for name in ("read", "read_masks"):
+    for name in ("read", "read_masks", "get_tag_item"):
         setattr(dataset, name, _telling(file, getattr(dataset, name)))
     return dataset
 
@@ -182,3 +192,31 @@ def open_bytes(data: bytes) -> Iterator[Any]:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         with memory.open(driver="GTiff") as dataset:
             yield dataset
+
+
+def strike_absent(
+    valid: NDArray[np.bool_],
+    dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+    indexes: list[int],
+    window: Window,
+) -> None:
+    """Make pixels invalid whose block the file does not hold.
+
+    Without a nodata value GDAL reads them as 0, which nobody measured; a writer that
+    was killed leaves such files, and so do directories that are damaged.
+
+    Args:
+        valid: of the window, (height, width).
+        dataset: an open GeoTIFF.
+        indexes: of the bands that are used, from 1.
+        window: in pixels of the dataset.
+    """
+    high, wide = dataset.block_shapes[0]
+    by_pixel = dataset.interleaving == Interleaving.pixel  # then in the same blocks
+    rows = range(window.row // high, -(-window.row_stop // high))
+    columns = range(window.col // wide, -(-window.col_stop // wide))
+    for index, row, col in product(indexes[:1] if by_pixel else indexes, rows, columns):
+        if dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index):
+            continue
+        top, left = row * high - window.row, col * wide - window.col
+        valid[max(0, top) : top + high, max(0, left) : left + wide] = False

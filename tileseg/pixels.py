@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tileseg.errors import InputError, UsageError
-from tileseg.gdal import GDAL_ERRORS, open_dataset
+from tileseg.gdal import GDAL_ERRORS, open_dataset, strike_absent
 from tileseg.raster import Band, Beside, File, Resampled, Scene, Stacked
 from tileseg.source import Traffic
 from tileseg.warp import resample
@@ -222,6 +222,7 @@ class Pixels:
             out = pixels if is_native else None
             stored = dataset.read(indexes, window=window.slices, out=out)
             valid[:] = _has_data(stored, bands)
+            strike_absent(valid, dataset, indexes, window)
             if file.alpha:
                 # GDAL forgets the alpha band where there is a nodata value too.
                 valid &= dataset.read(file.alpha, window=window.slices) > 0

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from time import monotonic
 from typing import Any
 
@@ -165,7 +165,8 @@ def _connect() -> bool:
         # And nobody else may reach ours: no dashboard, loopback only.
         quiet |= {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
     try:
-        ray.init(address or "local", **quiet)
+        with nullcontext() if address else _on_loopback():
+            ray.init(address or "local", **quiet)
     except (ConnectionError, ValueError) as err:
         msg = f"RAY_ADDRESS={address}: no Ray cluster answers there, wanted host:port"
         raise UsageError(msg) from err
@@ -176,6 +177,28 @@ def _connect() -> bool:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
     return True
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray listen on loopback, as it does on macOS.
+
+    Else it listens on every address, and replaces a loopback address that it is given
+    by one that others can reach. Its processes go by the variable, this one, which has
+    loaded Ray already, by the constant.
+    """
+    constants = ray._private.ray_constants  # noqa: SLF001  (no public way)
+    name, before = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
+    said = os.environ.get(name)
+    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        if said is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = said
 
 
 def _refuse_nobody(address: str) -> None:

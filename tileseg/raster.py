@@ -48,9 +48,11 @@ class File:
     size: int
     """In bytes."""
     has_mask: bool
-    """True with an internal mask."""
+    """True with a mask for all bands: an internal one, or NODATA_VALUES."""
     alpha: int | None
     """Index of the alpha band, where there is one: 0 is invalid."""
+    is_palette: bool
+    """True where values are numbers of colours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

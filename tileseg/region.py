@@ -32,6 +32,7 @@ __all__ = ["Region", "Stencil", "region_of_bbox", "region_of_file"]
 _LONLAT = "OGC:CRS84"
 _GRAIN = 256  # parts of a pixel that vertices lie on: finer is the projections' noise
 _PIECES = 1024  # of a line across the scene: straight on one map, not on another
+_NEARLY_ROUND = 340  # degrees
 _LATTICE = 33  # places per side that say which longitudes and latitudes a scene has
 _SIGNS = {
     b"SQLite format 3\0": "GeoPackage",
@@ -55,6 +56,10 @@ class Region:
     def sha256(self) -> str | None:
         """The outline's digest; None without one."""
         return hashlib.sha256(self.outline).hexdigest() if self.outline else None
+
+
+class _NowhereError(Exception):
+    """A place on the Earth that a CRS does not have."""
 
 
 class Stencil:
@@ -146,10 +151,10 @@ def _placed(polygons: Any, crs: str, geobox: GeoBox, name: str) -> Any:  # noqa:
     except ProjError as err:
         msg = f"{name}: its CRS does not lead to longitude and latitude, or the area's"
         raise UsageError(msg) from err
+    except _NowhereError as err:
+        msg = f"{name}: part of the area asked for has no place in its CRS"
+        raise UsageError(msg) from err
     outline = shapely.transform(polygons, lambda at: _affine(at, ~geobox.transform))
-    if not np.isfinite(shapely.get_coordinates(outline)).all():
-        msg = f"{name}: part of the area asked for has no place in the scene's CRS"
-        raise UsageError(msg)
     scene = shapely.box(0, 0, geobox.width, geobox.height)
     outline = _surfaces(shapely.intersection(shapely.make_valid(outline), scene))
     rounded = shapely.transform(outline, lambda at: np.round(at * _GRAIN) / _GRAIN)
@@ -163,7 +168,17 @@ def _projected(polygons: Any, source: CRS, target: CRS) -> Any:  # noqa: ANN401 
     left, bottom, right, top = shapely.bounds(polygons)
     pieces = shapely.segmentize(polygons, max(right - left, top - bottom) / _PIECES)
     move = Transformer.from_crs(source, target, always_xy=True).transform
-    return shapely.transform(pieces, lambda at: np.stack(move(*at.T), axis=1))
+
+    def place(at: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _finite(np.stack(move(*at.T), axis=1))
+
+    return shapely.transform(pieces, place)
+
+
+def _finite(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.isfinite(places).all():
+        raise _NowhereError
+    return places
 
 
 def _from_lonlat(polygons: Any, crs: CRS, geobox: GeoBox) -> Any:  # noqa: ANN401  (shapely is untyped)
@@ -191,7 +206,7 @@ def _from_lonlat(polygons: Any, crs: CRS, geobox: GeoBox) -> Any:  # noqa: ANN40
         x, y = move(*lonlat.T)
         if turn:  # a change of datum may bring longitudes back to -180 .. 180
             x = x + turn * np.round(lonlat[:, 0] / 360 - x / turn)
-        return np.stack([x, y], axis=1)
+        return _finite(np.stack([x, y], axis=1))
 
     return shapely.transform(pieces, place)
 
@@ -215,6 +230,8 @@ def _surroundings(crs: CRS, geobox: GeoBox, turn: float | None) -> tuple[float, 
     middle = float(longitude[len(longitude) // 2])
     if turn:  # counted as the scene does
         middle += 360 * round(float(x[len(x) // 2]) / turn - middle / 360)
+    elif np.ptp(longitude) > _NEARLY_ROUND:  # cut where the projection is
+        middle = _origin(crs, middle)
     longitude = middle + (longitude - middle + 180) % 360 - 180
     wide, high = np.ptp(longitude) / 8 + 0.1, np.ptp(latitude) / 8 + 0.1
     return middle, shapely.box(
@@ -223,6 +240,15 @@ def _surroundings(crs: CRS, geobox: GeoBox, turn: float | None) -> tuple[float, 
         min(longitude.max() + wide, middle + 180),
         min(latitude.max() + high, 90),
     )
+
+
+def _origin(crs: CRS, default: float) -> float:
+    """Return the longitude in the middle of a projection of the whole Earth."""
+    operation = crs.coordinate_operation
+    names = ("Longitude of natural origin", "Longitude of projection centre")
+    params = operation.params if operation else []
+    found = (float(item.value) for item in params if item.name in names)
+    return next(found, default)
 
 
 def _affine(at: NDArray[np.float64], transform: Affine) -> NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """Which values of a mask make a pixel invalid: one rule, said in a line. Pure."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tileseg.address import shown
 from tileseg.errors import UsageError
 
 __all__ = ["Rule", "parse_rule"]
@@ -35,6 +36,15 @@ class Rule:
     def facts(self) -> list[Any]:
         """Return what it does, as JSON has it; not where the mask lies."""
         return [self.verb, *self.values]
+
+    def with_source(self, source: str) -> "Rule":
+        """Return the same rule about another source."""
+        return replace(self, source=source)
+
+    def __str__(self) -> str:
+        """Return the line that says it."""
+        numbers = ",".join(f"{value:.15g}" for value in self.values)
+        return f"{self.source} {self.verb} {numbers}"
 
     @property
     def band(self) -> str:
@@ -71,13 +81,13 @@ def parse_rule(text: str) -> Rule:
     found = _RULE.fullmatch(text.strip())
     if not found:
         msg = (
-            f"mask: got {text!r}, wanted a file or band:NAME and a rule: 'scl.tif in "
-            "3,8,9,10', 'scl.tif not in 4,5,6', 'qa.tif bits 1,3,4' or 'cloud.tif > 40'"
+            f"mask: got {shown(text)!r}, wanted a file or band:NAME and a rule: "
+            "'scl.tif in 3,8', 'scl.tif not in 4,5', 'qa.tif bits 1,3' or 'c.tif > 40'"
         )
         raise UsageError(msg)
     verb = " ".join((found["verb"] or found["sign"]).split())
     values = tuple(float(n) for n in (found["values"] or found["bound"]).split(","))
     if verb == "bits" and not all(n in range(_MOST_BITS) for n in values):
-        msg = f"mask: got {text!r}, wanted bits by their numbers, 0 to 63"
+        msg = f"mask: got {shown(text)!r}, wanted bits by their numbers, 0 to 63"
         raise UsageError(msg)
     return Rule(found["source"], verb, values)

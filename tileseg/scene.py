@@ -2,9 +2,13 @@
 
 import logging
 from dataclasses import asdict, replace
+from itertools import chain
+from math import isfinite
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
+from affine import Affine
 from rasterio.enums import ColorInterp, MaskFlags
 
 from tileseg.address import keep, shown, split
@@ -21,7 +25,6 @@ __all__ = ["Band", "Scene", "locate", "open_scene"]
 
 logger = logging.getLogger(__name__)
 
-_INTERNAL_MASK = {MaskFlags.per_dataset}
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, both byte orders
 
 
@@ -75,7 +78,7 @@ def _mosaic(source: Mosaic | str) -> Mosaic:
 def _masked_by_file(scene: Scene, rule: Rule) -> Scene:
     mask = _open_layer(Layer(href=rule.source))
     if len(mask.bands) > 1:
-        msg = f"mask: {rule.source}: has {len(mask.bands)} bands, wanted one"
+        msg = f"mask: {mask.href}: has {len(mask.bands)} bands, wanted one"
         raise UsageError(msg)
     return masked(scene, mask, mask.bands[0], rule)
 
@@ -85,6 +88,7 @@ def _open_layer(layer: Layer) -> Scene:
     href, (path, size) = shown(layer.href), _find(layer.href)
     try:
         with gdal_env(), open_dataset(path) as dataset:
+            _refuse(href, dataset)
             scene = _describe(href, path, size, dataset)
     except GDAL_ERRORS as err:
         msg = f"{href}: cannot be read as a GeoTIFF: {err}"
@@ -136,6 +140,10 @@ def _local_file(href: str) -> tuple[str, int, bytes]:
         raise InputError(msg) from err
     path = Path(href).absolute()
     try:
+        mode = path.stat().st_mode
+        if not (S_ISREG(mode) or S_ISDIR(mode)):  # to open a pipe is to wait
+            msg = f"{href}: cannot be read: it is not a file"
+            raise InputError(msg)
         with path.open("rb") as file:
             magic, size = file.read(4), path.stat().st_size
     except (OSError, ValueError) as err:
@@ -145,14 +153,35 @@ def _local_file(href: str) -> tuple[str, int, bytes]:
     return str(path), size, magic
 
 
-def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
+def _refuse(href: str, dataset: Any) -> None:  # noqa: ANN401  (rasterio is untyped)
+    """Refuse a raster that holds no measurements, or lies nowhere."""
     dtypes = set(dataset.dtypes)
     if len(dtypes) > 1 or "complex" in dataset.dtypes[0]:
         msg = f"{href}: pixels of type {', '.join(sorted(dtypes))} are not supported"
         raise UsageError(msg)
-    if ColorInterp.palette in dataset.colorinterp:
-        msg = f"{href}: a palette image holds colour numbers, not measurements"
+    layout = dataset.tags(ns="IMAGE_STRUCTURE")
+    colors = layout.get("SOURCE_COLOR_SPACE")
+    if colors and layout.get("COMPRESSION") != "YCbCr JPEG":
+        # GDAL gives red, green, blue and alpha made of them; a JPEG is RGB by nature.
+        msg = f"{href}: pixels stored as {colors} colours hold no measurements"
         raise UsageError(msg)
+    if _is_nowhere(dataset.transform, dataset.width, dataset.height):
+        terms = dataset.transform[:6]
+        msg = f"{href}: its transform {terms} tells no pixels apart; correct it"
+        raise InputError(msg)
+
+
+def _is_nowhere(transform: Affine, width: int, height: int) -> bool:
+    """Return whether a corner's place does not lead back to it, within half a pixel."""
+    if not all(map(isfinite, transform)) or transform.is_degenerate:
+        return True
+    corners = (0, 0), (width, height)
+    found = [~transform @ (transform @ corner) for corner in corners]
+    pairs = zip(chain(*found), chain(*corners), strict=True)
+    return not all(abs(there - here) < 0.5 for there, here in pairs)  # noqa: PLR2004
+
+
+def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: ANN401  (rasterio is untyped)
     if dataset.subdatasets:
         text = "%s: holds %d images, of which the first is read"
         logger.warning(text, href, len(dataset.subdatasets))
@@ -169,10 +198,9 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
             href=href,
             path=path,
             size=size,
-            has_mask=any(
-                set(flags) == _INTERNAL_MASK for flags in dataset.mask_flag_enums
-            ),
+            has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
             alpha=_alpha(dataset),
+            is_palette=ColorInterp.palette in dataset.colorinterp,
         ),
     )
 
@@ -187,6 +215,15 @@ def _tie(dataset: Any) -> Tie | None:  # noqa: ANN401  (rasterio is untyped)
         crs=crs.to_wkt(version="WKT2_2019") if crs else None,
         rpc=tuple(sorted(dataset.tags(ns="RPC").items())),
     )
+
+
+def _is_mask(flags: list[MaskFlags]) -> bool:
+    """Return whether all bands share a mask that no alpha band is.
+
+    An internal one, or the value of each band that means no data where all have it
+    (NODATA_VALUES, which GDAL marks as nodata too).
+    """
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
 def _alpha(dataset: Any) -> int | None:  # noqa: ANN401  (rasterio is untyped)
@@ -205,9 +242,14 @@ def _band(dataset: Any, index: int) -> Band:  # noqa: ANN401  (rasterio is untyp
     at = index - 1
     color = dataset.colorinterp[at]
     plain = (ColorInterp.undefined, ColorInterp.gray)
+    # What controls a terminal has no place in a name, nor in a message that lists it.
+    said = "".join(
+        letter if letter.isprintable() else "?"
+        for letter in dataset.descriptions[at] or ""
+    )
     return Band(
         index=index,
-        name=dataset.descriptions[at] or (None if color in plain else color.name),
+        name=said or (None if color in plain else color.name),
         nodata=dataset.nodatavals[at],
         scale=dataset.scales[at],
         offset=dataset.offsets[at],

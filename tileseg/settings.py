@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 from tileseg.address import keep, shown
 from tileseg.errors import UsageError
 from tileseg.names import slug, stem
+from tileseg.rules import parse_rule
 
 __all__ = [
     "Job",
@@ -123,6 +124,9 @@ class Job:
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
                 raise UsageError(msg)
+        rules = map(parse_rule, self.mask)
+        kept = (str(rule.with_source(keep(rule.source))) for rule in rules)
+        object.__setattr__(self, "mask", tuple(kept))
         for name, (is_good, wanted) in self._limits().items():
             if (got := getattr(self, name)) is not None and not is_good(got):
                 msg = f"{name}: got {got!r}, wanted {wanted}"
@@ -174,6 +178,9 @@ class Job:
             and item.name not in ("overwrite", "dry_run")
         }
         inputs = [_shown(source) for source in self.inputs]
+        if self.mask:
+            rules = map(parse_rule, self.mask)
+            given["mask"] = [str(it.with_source(shown(it.source))) for it in rules]
         return {**given, "input": inputs if len(inputs) > 1 else inputs[0]}
 
     @staticmethod

@@ -5,6 +5,7 @@ import logging
 import os
 from dataclasses import astuple, dataclass, replace
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,11 +180,7 @@ def prepare(job: Job) -> Task:
             "is meant, say so in a job file: max_pixels"
         )
         raise RefusedError(msg)
-    if scene.geobox.transform.is_identity:
-        text = (
-            "%s: says not where it lies (world files are not read), nor will its mask"
-        )
-        logger.warning(text, job.href)
+    _tell_of_place(scene)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
     _compare_scales(scene, card)
@@ -222,14 +219,16 @@ def prepare(job: Job) -> Task:
 
 def _region(job: Job, scene: Scene) -> "Region | None":
     """Return the part of the scene that is asked for; None for all."""
+    if not (job.bbox or job.aoi):
+        return None
     from tileseg.region import region_of_bbox, region_of_file
 
-    if scene.tie and (job.bbox or job.aoi):
+    if scene.tie:
         msg = f"{job.href}: placed by GCPs or RPCs only: --bbox and --aoi find nothing"
         raise UsageError(msg)
     if job.bbox:
         return region_of_bbox(job.bbox, scene.geobox, job.href)
-    return region_of_file(job.aoi, scene.geobox, job.href) if job.aoi else None
+    return region_of_file(job.aoi, scene.geobox, job.href)
 
 
 def _wish(job: Job, card: Card) -> Wish:
@@ -263,6 +262,18 @@ def _rule(job: Job, text: str) -> Rule:
         raise UsageError(msg)
     href = asset_href(job.inputs[0], rule.source.removeprefix(_ASSET))
     return replace(rule, source=href)
+
+
+def _tell_of_place(scene: Scene) -> None:
+    """Warn of a scene whose mask cannot lie where it should."""
+    if scene.tie:
+        text = "%s: placed by GCPs or RPCs only; its mask will be likewise, in pixels"
+        logger.warning(text, scene.href)
+    elif scene.geobox.transform.is_identity:
+        text = (
+            "%s: says not where it lies (world files are not read), nor will its mask"
+        )
+        logger.warning(text, scene.href)
 
 
 def _compare_scales(scene: Scene, card: Card) -> None:
@@ -339,6 +350,13 @@ def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
             f"{card.unit}: give --scale and --offset ({card.unit} = number * scale + "
             f"offset; 1 and 0 if they are {card.unit} already), or write them into the "
             "file's GDAL tags"
+        )
+        raise UsageError(msg)
+    if not (isfinite(band.scale) and isfinite(band.offset) and band.scale):
+        msg = (
+            f"{job.input}: band {band.index} says scale {band.scale} and offset "
+            f"{band.offset}, wanted finite numbers and a scale other than 0: correct "
+            "its GDAL tags, or give --scale and --offset"
         )
         raise UsageError(msg)
     return band.scale, band.offset

@@ -160,8 +160,8 @@ def scale_between(source: GeoBox, target: GeoBox) -> tuple[float, float]:
     x, y = _apply(target.transform, cols, rows)
     if not same_crs(source.crs, target.crs):
         x, y = _moved(target.crs, source.crs, x, y)
-    step = np.diff(_apply(~source.transform, x, y))
-    reach = np.abs(step).sum(axis=1)
+    places = np.array(_apply(~source.transform, x, y))
+    reach = np.hypot(*(places[:, 1:] - places[:, :1]).T)
     if not (np.isfinite(reach).all() and (reach > 0).all()):
         return 1.0, 1.0
     return round(1 / float(reach[0]), 9), round(1 / float(reach[1]), 9)
