@@ -268,8 +268,8 @@ def test_a_server_that_gives_a_byte_now_and_then_is_given_up(site, monkeypatch):
 def test_an_error_within_a_read_is_told_as_it_is(remotely, monkeypatch):
     """GDAL would say that a block is damaged, or nothing."""
     line, address = remotely
-    monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 0.3)
-    with gdal_env(), open_dataset(address) as dataset:
+    with gdal_env(), open_dataset(address) as dataset, monkeypatch.context() as patch:
+        patch.setattr(remote, "GIVE_UP_SECONDS", 0.3)
         line.obey({"action": "answer", "status": 500})
         with pytest.raises(StorageError, match="500"):
             dataset.read()

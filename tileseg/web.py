@@ -133,9 +133,7 @@ class WebFile:
                 raise Later(msg)
             if time.monotonic() > end:
                 msg = "the answer takes too long"
-                raise Later(
-                    msg, is_throttled=True
-                )  # fewer at once have more of the line
+                raise Later(msg, is_throttled=True)  # fewer at once get more each
             data += piece
         answer.release_conn()
         tag = headers.get("ETag") or headers.get("Last-Modified")
@@ -182,7 +180,7 @@ class WebFile:
         kinds = {
             NameResolutionError: "its host's address cannot be found",
             NewConnectionError: "no connection",
-            TimeoutError: f"no answer in {wait:.0f} s",
+            TimeoutError: f"no answer in {wait:g} s",
             SSLError: "no secure connection",
             ProtocolError: "the connection broke off",
         }
