@@ -112,8 +112,9 @@ def site(server):
 
 
 @pytest.fixture(params=["http", "s3"])
-def remotely(request, proxies):
+def remotely(request, proxies, server):
     """The proxy before a server, and the address of the scene behind it."""
+    server.be()
     line = proxies[request.param]
     line.obey()
     if request.param == "s3":
