@@ -112,8 +112,9 @@ def site(server):
 
 
 @pytest.fixture(params=["http", "s3"])
-def remotely(request, proxies):
+def remotely(request, proxies, server):
     """The proxy before a server, and the address of the scene behind it."""
+    server.be()
     line = proxies[request.param]
     line.obey()
     if request.param == "s3":
@@ -254,11 +255,22 @@ def test_a_server_that_keeps_failing_is_given_up(fault, proxies, monkeypatch):
     assert len(line.log()) > 1
 
 
+def test_a_server_that_gives_a_byte_now_and_then_is_given_up(site, monkeypatch):
+    monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 1)
+    site.be(trickle=0.2)
+    start = time.monotonic()
+
+    with pytest.raises(StorageError, match="takes too long"):
+        open_scene(f"{site.address}/scene.tif")
+
+    assert time.monotonic() - start < 3 * 0.4 + 1 + 1
+
+
 def test_an_error_within_a_read_is_told_as_it_is(remotely, monkeypatch):
     """GDAL would say that a block is damaged, or nothing."""
     line, address = remotely
-    monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 0.3)
-    with gdal_env(), open_dataset(address) as dataset:
+    with gdal_env(), open_dataset(address) as dataset, monkeypatch.context() as patch:
+        patch.setattr(remote, "GIVE_UP_SECONDS", 0.3)
         line.obey({"action": "answer", "status": 500})
         with pytest.raises(StorageError, match="500"):
             dataset.read()

@@ -7,6 +7,7 @@ A process of its own. The settings are a JSON file that is read for every reques
     ranges      false: it gives whole files only
     redirect    every request is sent there
     login       the Authorization that it wants; 401 without
+    trickle     seconds between one byte of an answer and the next
     status      the answer to the first `times` requests, with `retry` as Retry-After
 
 Every request is a line of the log: its target, range, status, time and headers.
@@ -62,8 +63,12 @@ class Folder:
         self._log.flush()
         lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(data)}", *headers]
         lines.append(f"Connection: {fields.get('connection', 'keep-alive')}")
-        writer.write("\r\n".join([*lines, "", ""]).encode() + data)
-        await writer.drain()
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        pause = told.get("trickle", 0)
+        for piece in (data[i : i + 1] for i in range(len(data))) if pause else [data]:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(pause)
 
     def _find(self, target, fields, told):  # noqa: PLR0911  (a status each)
         """Return status, headers and body."""

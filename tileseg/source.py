@@ -43,7 +43,8 @@ class Source(Protocol):
     def get(self, start: int, stop: int, seen: Version | None, wait: float) -> Part:
         """Return bytes start..stop - 1 of the version that was `seen`, by one request.
 
-        Fewer at the file's end. None for `seen`: of any version.
+        Fewer at the file's end. None for `seen`: of any version. `wait`: seconds that
+        the server may be silent.
 
         Raises:
             Later: the request may be made again.

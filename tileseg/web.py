@@ -37,6 +37,7 @@ from tileseg.source import Later, Part, Version
 __all__ = ["WebFile"]
 
 _CONNECT_SECONDS = 10
+_ANSWER_TIMES = 3  # what an answer may take, while bytes come, in waits for one
 _CONNECTIONS = 16  # kept, of one server
 _REDIRECTS = 5
 _PIECE_BYTES = 1 << 18
@@ -80,7 +81,7 @@ class WebFile:
         }
         if seen and seen.tag and seen.tag[0] == '"':
             headers["If-Match"] = seen.tag
-        end = time.monotonic() + wait
+        end = time.monotonic() + _ANSWER_TIMES * wait
         try:
             answer = self._follow(headers, wait)
             try:
@@ -132,7 +133,7 @@ class WebFile:
                 raise Later(msg)
             if time.monotonic() > end:
                 msg = "the answer takes too long"
-                raise Later(msg)
+                raise Later(msg, is_throttled=True)  # fewer at once get more each
             data += piece
         answer.release_conn()
         tag = headers.get("ETag") or headers.get("Last-Modified")
@@ -179,7 +180,7 @@ class WebFile:
         kinds = {
             NameResolutionError: "its host's address cannot be found",
             NewConnectionError: "no connection",
-            TimeoutError: f"no answer in {wait:.0f} s",
+            TimeoutError: f"no answer in {wait:g} s",
             SSLError: "no secure connection",
             ProtocolError: "the connection broke off",
         }
@@ -295,8 +296,8 @@ class _Server:
             return False
 
     def renew(self) -> None:
-        before, self._pool = self._pool, self._make()
-        before.close()
+        """Connect anew from now on; what is under way ends on its own connection."""
+        self._pool = self._make()
 
     def login(self) -> dict[str, str]:
         """Return what ~/.netrc (or the file that NETRC names) says for this host."""

@@ -97,7 +97,8 @@ class Recipe:
     def store_seconds(self) -> float:
         """How long what it reads or writes may be silent before that says why."""
         paths = [file.path for file in self.scene.files]
-        reads = remote.GIVE_UP_SECONDS if any(map(is_address, paths)) else 0
+        # Twice: the last try may begin just before the first failure is so old.
+        reads = 2 * remote.GIVE_UP_SECONDS if any(map(is_address, paths)) else 0
         return reads + (GIVE_UP_SECONDS if is_remote(self.folder) else 0)
 
     def on(self, device: Device, *, read_threads: int) -> "Recipe":
