@@ -104,7 +104,7 @@ def _oddities(scene: Scene) -> Iterator[Finding]:
             not all(band.name for band in scene.bands)
         ),
         f"is stored in strips of {height} rows: all of its width is read at once": (
-            width == box.width and _TALL < height
+            width == box.width and height > _TALL
         ),
         "has no nodata value, mask or alpha: every pixel will have a class": (
             not any(file.has_mask or file.alpha for file in scene.files)
