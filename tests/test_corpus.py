@@ -86,7 +86,7 @@ def job_of(case, folder, models, output):
         "output": str(output),
         "bands": case.used,
         "scale": 1 / peak,
-        "shard": 1536 if case.kind == "hostile" else 96,
+        "shard": 1536 if case.kind == "hostile" or case.is_huge else 96,
         "precision": "fp32",
         "engine": "local",
         "dry_run": case.is_huge,
