@@ -1,6 +1,7 @@
 """What a person looks at: the scene beside its mask, with a legend."""
 
 import logging
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(labels, card), loc="outside lower center", ncols=5)
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A scene's name may be of letters that the font has not.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 

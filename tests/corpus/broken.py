@@ -111,7 +111,7 @@ def _places(corpus):
         "at-the-end": {273: (LONG, (2**32 - 1,) * count)},
     }.items():
         data = assemble(Page(plain.tags | change, plain.blocks))
-        corpus.bad(f"strips-{name}.tif", f"strips: {name}", data, 4, "cannot")
+        corpus.bad(f"strips-{name}.tif", f"strips: {name}", data, 4, READ)
     for size in (1, 2**32 - 1):
         data = assemble(Page(plain.tags | {279: (LONG, (size,) * count)}, plain.blocks))
         odd = f"strips said to have {size} bytes, which follows from their rows"
@@ -155,7 +155,7 @@ def _blocks(corpus):
         tags = located() | {317: (SHORT, (predictor,))}
         data = assemble(page(PIXELS, rows=20, compress="deflate", tags=tags))
         odd = f"predictor {predictor} on integers"
-        corpus.bad(f"predictor-{predictor}-integers.tif", odd, data, 4, "cannot")
+        corpus.bad(f"predictor-{predictor}-integers.tif", odd, data, 4, READ)
 
 
 def _beside(corpus):

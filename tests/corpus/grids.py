@@ -51,7 +51,7 @@ SYSTEMS = {
     "axes-north-first": "EPSG:3035",
     "geostationary": "+proj=geos +h=35785831 +lon_0=0 +sweep=y +ellps=WGS84",
     "sinusoidal-sphere": "+proj=sinu +lon_0=0 +R=6371007.181 +units=m",
-    "moon": "+proj=stere +lat_0=-90 +lon_0=0 +R=1737400 +units=m",
+    "moon": "+proj=eqc +lat_ts=0 +lon_0=0 +R=1737400 +units=m",
     "mars": "+proj=eqc +lat_ts=0 +lon_0=0 +R=3396190 +units=m",
     "engineering": 'LOCAL_CS["site",UNIT["metre",1]]',
     "ellipsoid-unknown": "+proj=longlat +ellps=bessel",
