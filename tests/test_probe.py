@@ -4,11 +4,13 @@ import resource
 
 import pytest
 import rasterio
+import web
 from hostile import DEFLATE, bombs, strips, tiff, tiles, zeros
 from making import NORTH_UP, make_scene, random_pixels
 from rasterio.errors import RasterioIOError
 
 from tileseg import probe
+from tileseg.address import allow
 from tileseg.errors import InputError, RefusedError, TilesegError
 from tileseg.job import run
 from tileseg.probe import examine
@@ -45,6 +47,44 @@ def test_a_bomb_is_refused_soon_and_in_little_memory(bomb, name, tmp_path):
     assert used(resource.RUSAGE_CHILDREN)[0] - cpu < 5  # not the clock: others work too
     assert used(resource.RUSAGE_CHILDREN)[1] < 600
     assert used(resource.RUSAGE_SELF)[1] - mb < 100
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A web server that allows itself to be read, and its folder."""
+    folder = tmp_path_factory.mktemp("site")
+    with web.serve(folder, tmp_path_factory.mktemp("place")) as site:
+        allow([site.host])
+        yield site, folder
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_on_the_web_goes_off_elsewhere_too(site, name):
+    server, folder = site
+    path = folder / f"{list(BOMBS).index(name)}.tif"
+    path.write_bytes(BOMBS[name])
+    mb = used(resource.RUSAGE_SELF)[1]
+
+    with pytest.raises(RefusedError):
+        prepare(Job(input=f"{server.address}/{path.name}", bands=(1, 1, 1)))
+
+    assert used(resource.RUSAGE_CHILDREN)[1] < 600
+    assert used(resource.RUSAGE_SELF)[1] - mb < 100
+
+
+def test_what_is_on_the_web_is_handed_over(site, tmp_path):
+    """Of local and remote files together the one at fault is named."""
+    server, folder = site
+    here = make_scene(tmp_path / "here.tif", random_pixels(40, 50))
+    make_scene(folder / "good.tif", random_pixels(300, 1200, nodata=0), compress=None)
+    (folder / "broken.tif").write_bytes(tiff(strips(0, 0), b"\0" * 8))
+    good, broken = f"{server.address}/good.tif", f"{server.address}/broken.tif"
+
+    examine([str(here), good])
+    with pytest.raises(InputError, match=r"broken\.tif: cannot be read as a GeoTIFF"):
+        examine([good, str(here), broken])
+    with pytest.raises(InputError, match=r"missing\.tif"):
+        examine([f"{server.address}/missing.tif"])
 
 
 def test_a_sparse_scene_of_many_gigabytes_passes(tmp_path):

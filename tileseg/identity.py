@@ -105,14 +105,15 @@ def identify(paths: Iterable[str], work: Storage) -> Identities:
 
 
 def unknown(paths: Iterable[str], work: Storage) -> list[str]:
-    """Return the local files that the last run of this work directory did not read."""
+    """Return the files that the last run of this work directory did not read.
+
+    Remote ones always: nobody could trust what it remembered of them.
+    """
     known = _recall(work)
     return [path for path in paths if not _is_known(path, known.get(path))]
 
 
 def _is_known(path: str, known: Identity | None) -> bool:
-    if is_address(path):
-        return True
     try:
         return known is not None and (known.size, known.stamp) == _stat(path)
     except OSError:

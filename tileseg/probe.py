@@ -6,20 +6,25 @@ is refused, before this process, its workers and their devices meet it.
 """
 
 import os
+import re
 import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Lock, Timer
 from time import process_time
 from typing import Any
 
+from tileseg.address import is_address, shown
 from tileseg.environment import scrub
 from tileseg.errors import InputError, RefusedError, TilesegError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.remote import GIVE_UP_SECONDS, fetcher, lend
+from tileseg.source import Part, Version
 from tileseg.window import Window
 
 __all__ = ["examine"]
@@ -28,16 +33,24 @@ _MEMORY = 448 << 20  # bytes above what the loaded libraries take
 _CPU_SECONDS = 3  # for each file
 _WALL_SECONDS = 30  # likewise: a disk may have to wake up
 _PASSED_ON = ("GDAL_DATA", "LD_LIBRARY_PATH", "PATH", "PROJ_DATA", "PROJ_LIB")
+_QUESTION = re.compile(rb"\? (\d{1,6}) (\d{1,18}) (\d{1,18})\n")
+_LONGEST_LINE = 1 << 16
+_LONGEST_ANSWER = 4 << 20
 _ERRORS = {int(kind.exit_code): kind for kind in (RefusedError, InputError)}
 
 
 def examine(paths: Sequence[str]) -> None:
-    """Look at local files in another process; those that pass may be opened here.
+    """Look at files in another process; those that pass may be opened here.
+
+    Args:
+        paths: of local files, and handles of remote ones, whose bytes are fetched here
+            for that process.
 
     Raises:
         RefusedError: a header asks for too much, or reading a file takes more memory
             or time than any scene needs, or kills the process.
         InputError: one cannot be opened as a GeoTIFF.
+        TilesegError: a remote one cannot be had.
     """
     code, said = _ask(paths)
     if code == 0:
@@ -49,8 +62,8 @@ def examine(paths: Sequence[str]) -> None:
             examine([path])
         return
     msg = (
-        f"{paths[0]}: two blocks of it could not be read with {_MEMORY >> 20} MiB in "
-        f"{_CPU_SECONDS} s ({said}); refused, as it may be hostile; "
+        f"{shown(paths[0])}: two blocks of it could not be read with {_MEMORY >> 20} "
+        f"MiB in {_CPU_SECONDS} s ({said}); refused, as it may be hostile; "
         "trusted = true in a job file takes it as it is"
     )
     raise RefusedError(msg)
@@ -60,23 +73,78 @@ def _ask(paths: Sequence[str]) -> tuple[int, str]:
     """Return the exit code of a process that looks at the files, and what it said."""
     # -P: a folder that is worked in may hold anything, modules too.
     command = [sys.executable, "-P", "-m", "tileseg.probe", *paths]
-    try:
-        answer = subprocess.run(  # noqa: S603  (our own program, and no shell)
+    remote = sum(map(is_address, paths))
+    limit = _WALL_SECONDS * len(paths) + GIVE_UP_SECONDS * remote
+    with TemporaryFile() as errors:
+        process = subprocess.Popen(  # noqa: S603  (our own program, and no shell)
             command,
             env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_WALL_SECONDS * len(paths),
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
             start_new_session=True,  # Ctrl-C is for this process: no file is hostile
         )
-    except subprocess.TimeoutExpired:
-        return -signal.SIGKILL, f"no answer in {_WALL_SECONDS} s"
-    code = answer.returncode
-    if code < 0:
-        return code, f"killed by signal {-code}"
-    said = answer.stdout if code in _ERRORS else answer.stderr
+        late = Timer(limit, process.kill)
+        late.start()
+        try:
+            said = _serve(process, paths)
+        finally:
+            is_late = not late.is_alive()
+            late.cancel()
+            process.kill()
+            code = process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what was written to one that died
+                    pipe.close()  # type: ignore[union-attr]  # it was asked for
+        if code < 0:
+            reason = f"no answer in {limit:.0f} s" if is_late else f"signal {-code}"
+            return code, reason
+        errors.seek(0)
+        said = said if code in _ERRORS else errors.read()
     return code, said.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _serve(process: "subprocess.Popen[bytes]", paths: Sequence[str]) -> bytes:
+    """Give a process the bytes of remote files that it asks for; return its last word.
+
+    It asks with a line `? <number of the path> <start> <stop>`, and gets a line with
+    the size of the file and that of what follows. Of what it says nothing is believed.
+    """
+    assert process.stdin, "it is a pipe"
+    assert process.stdout, "it is a pipe"
+    while line := process.stdout.readline(_LONGEST_LINE):
+        found = _QUESTION.fullmatch(line)
+        if not found:
+            process.wait()
+            return line + process.stdout.read(_LONGEST_LINE)
+        number, start, stop = map(int, found.groups())
+        handle = paths[min(number, len(paths) - 1)]
+        source = fetcher(handle)
+        data = source.read(start, min(stop, start + _LONGEST_ANSWER))
+        with suppress(BrokenPipeError):
+            process.stdin.write(b"%d %d\n" % (source.version.size, len(data)) + data)
+            process.stdin.flush()
+    process.wait()
+    return b""
+
+
+class _Asked:
+    """A remote file whose bytes another process fetches: a `Source`."""
+
+    _lock = Lock()
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def get(self, start: int, stop: int, _seen: Version | None, _wait: float) -> Part:
+        with self._lock:
+            sys.stdout.buffer.write(b"? %d %d %d\n" % (self._number, start, stop))
+            sys.stdout.buffer.flush()
+            size, length = map(int, sys.stdin.buffer.readline().split())
+            return Part(sys.stdin.buffer.read(length), Version(size, None))
+
+    def renew(self) -> None:
+        """Do nothing: there is one way only."""
 
 
 def _environment() -> dict[str, str]:
@@ -85,6 +153,7 @@ def _environment() -> dict[str, str]:
         **{name: os.environ[name] for name in _PASSED_ON if name in os.environ},
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "OPENBLAS_NUM_THREADS": "1",  # every thread reserves memory
+        "MALLOC_ARENA_MAX": "1",
     }
 
 
@@ -96,7 +165,9 @@ def _main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     try:
-        for path in sys.argv[1:]:
+        for number, path in enumerate(sys.argv[1:]):
+            if is_address(path):
+                lend(path, _Asked(number))
             _limit(resource.RLIMIT_CPU, ceil(process_time()) + _CPU_SECONDS)
             _look(path)
     except TilesegError as err:

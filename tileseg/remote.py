@@ -22,7 +22,14 @@ from tileseg.address import STORES, netloc, shown, split
 from tileseg.errors import InputError, StorageError, TilesegError
 from tileseg.source import Later, Source, Traffic, Version
 
-__all__ = ["GIVE_UP_SECONDS", "Fetcher", "RemoteFile", "fetcher", "memory_bytes"]
+__all__ = [
+    "GIVE_UP_SECONDS",
+    "Fetcher",
+    "RemoteFile",
+    "fetcher",
+    "lend",
+    "memory_bytes",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +210,14 @@ class Fetcher:
         return part.data
 
 
+_lent: dict[str, Source] = {}
+
+
+def lend(handle: str, source: Source) -> None:
+    """Let this process, which may ask no server, read a remote file some other way."""
+    _lent[handle] = source
+
+
 @cache
 def fetcher(handle: str) -> Fetcher:
     """Return this process's way to a remote file.
@@ -210,6 +225,8 @@ def fetcher(handle: str) -> Fetcher:
     Raises:
         TilesegError: there is none.
     """
+    if handle in _lent:
+        return Fetcher(handle, _lent[handle], Gate())
     parts = split(handle)
     assert parts, "it is no path"
     if parts.scheme in STORES:
