@@ -152,6 +152,8 @@ def test_data_goes_before_what_does_not_say_so(write):
         "a/../../secret.tif",
         "file:///etc/secret.tif",
         "FILE:///etc/secret.tif",
+        "red.tif\0",
+        "",
     ],
 )
 def test_a_local_item_names_no_file_outside_its_folder(tmp_path, href):

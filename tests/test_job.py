@@ -565,6 +565,23 @@ def test_a_float_scene_whose_nodata_is_nan_is_segmented(job, tmp_path):
     )
 
 
+@pytest.mark.parametrize("crs", ["EPSG:7415", "EPSG:28992+5709", "EPSG:4979"])
+def test_a_crs_with_heights_is_kept(job, tmp_path, crs):
+    """GeoTIFF's keys lose a vertical datum that is spelled out: its code is written."""
+    path = make_scene(tmp_path / "high.tif", random_pixels(70, 90), crs=crs)
+
+    succeed(job("high", input=str(path)))
+
+    with (
+        rasterio.open(path) as scene,
+        rasterio.open(tmp_path / "high" / "mask.tif") as mask,
+    ):
+        assert scene.crs == mask.crs
+        assert scene.crs.to_wkt(version="WKT2_2019") == mask.crs.to_wkt(
+            version="WKT2_2019"
+        )
+
+
 def test_what_was_measured_of_the_precision_outlives_an_interruption(job):
     """A resumed job publishes the check that the first attempt made."""
     task = job(precision="bf16")

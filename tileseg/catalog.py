@@ -353,6 +353,8 @@ def _href(source: str, asset: "Asset") -> str:
 
     document, _ = _parts(source)
     named = asset.href
+    if not named or "\0" in named:
+        _refuse(source, named)
     is_path = "://" not in named
     if "://" in document:
         if is_path and named.startswith(("/", "\\")):

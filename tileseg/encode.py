@@ -2,7 +2,9 @@
 
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,14 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
-from rasterio.errors import NotGeoreferencedWarning
+from rasterio.errors import CRSError, NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
 from tileseg.card import NODATA
 from tileseg.geobox import GeoBox
 from tileseg.raster import Tie
 
-__all__ = ["Look", "create", "shard_bytes", "write_cog"]
+__all__ = ["Look", "can_write", "create", "shard_bytes", "write_cog"]
 
 _BLOCK = 512
 
@@ -41,6 +43,40 @@ class Look:
     """physical = value * scale."""
 
 
+@cache
+def _spelled(wkt: str | None) -> CRS | None:
+    """Return a CRS in words that GeoTIFF's keys bring back; as it is if none do.
+
+    They name what an authority names, and lose some of what is spelled out (vertical
+    datums, for one).
+    """
+    if wkt is None:
+        return None
+    crs = CRS.from_wkt(wkt)
+    words = [wkt]
+    with suppress(CRSError):
+        words.append(crs.to_wkt(version="WKT1_GDAL"))
+    tries = [CRS.from_wkt(text) for text in words]
+    if authority := crs.to_authority():
+        tries.append(CRS.from_authority(*authority))
+    return next((item for item in tries if _comes_back(item, crs)), crs)
+
+
+def _comes_back(spelled: CRS, meant: CRS) -> bool:
+    profile = {"driver": "GTiff", "width": 1, "height": 1, "count": 1, "dtype": "uint8"}
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(**profile, crs=spelled):
+            pass
+        with memory.open(driver="GTiff") as dataset:
+            return bool(dataset.crs == meant)
+
+
+def can_write(wkt: str | None) -> bool:
+    """Return whether a raster that we write says of itself that it has this CRS."""
+    return wkt is None or _comes_back(_spelled(wkt), CRS.from_wkt(wkt))
+
+
 def _profile(geobox: GeoBox) -> dict[str, Any]:
     # A raster without a transform has the identity for rasterio; ours has none then.
     transform = None if geobox.transform.is_identity else geobox.transform
@@ -51,7 +87,7 @@ def _profile(geobox: GeoBox) -> dict[str, Any]:
         "count": 1,
         "dtype": "uint8",
         "nodata": NODATA,
-        "crs": geobox.crs,
+        "crs": _spelled(geobox.crs),
         "transform": transform,
         "tiled": True,
         "blockxsize": _BLOCK,

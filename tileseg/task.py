@@ -14,6 +14,7 @@ from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
 from tileseg.catalog import asset_href, is_catalog
 from tileseg.compose import Target, Wish
+from tileseg.encode import can_write
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
@@ -163,7 +164,8 @@ def prepare(job: Job) -> Task:
     task = draft(job)
     paths = [file.path for file in task.scene.files]
     identity = identify(paths, open_storage(job.workplace))
-    if _open(job, task.card) != task.scene:  # what was described is what was hashed
+    # What was described is what was hashed. As text: NaN is not equal to itself.
+    if repr(_open(job, task.card)) != repr(task.scene):
         msg = f"{job.href}: changed while it was being read; run again"
         raise InputError(msg)
     identity.check_unchanged()
@@ -186,6 +188,12 @@ def draft(job: Job) -> Task:
         )
         raise RefusedError(msg)
     _tell_of_place(scene)
+    if not can_write(scene.geobox.crs):
+        msg = (
+            f"{job.href}: a GeoTIFF cannot say its CRS as it is: give the scene one "
+            "with an EPSG code, or ask for another (crs in a job file)"
+        )
+        raise UsageError(msg)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
     _compare_scales(scene, card)
