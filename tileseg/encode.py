@@ -1,7 +1,7 @@
 """Arrays of uint8 -> the bytes of GeoTIFFs. The rules for every raster we write."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -53,13 +53,16 @@ def _spelled(wkt: str | None) -> CRS | None:
     if wkt is None:
         return None
     crs = CRS.from_wkt(wkt)
-    words = [wkt]
-    with suppress(CRSError):
-        words.append(crs.to_wkt(version="WKT1_GDAL"))
-    tries = [CRS.from_wkt(text) for text in words]
+    return next((item for item in _wordings(crs) if _comes_back(item, crs)), crs)
+
+
+def _wordings(crs: CRS) -> Iterator[CRS]:
+    """Yield the same CRS in other words."""
+    yield crs
     if authority := crs.to_authority():
-        tries.append(CRS.from_authority(*authority))
-    return next((item for item in tries if _comes_back(item, crs)), crs)
+        yield CRS.from_authority(*authority)
+    with suppress(CRSError):
+        yield CRS.from_wkt(crs.to_wkt(version="WKT1_GDAL"))
 
 
 def _comes_back(spelled: CRS, meant: CRS) -> bool:
