@@ -199,7 +199,7 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
             path=path,
             size=size,
             has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
-            alpha=_alpha(dataset),
+            alpha=_alpha(href, dataset),
             is_palette=ColorInterp.palette in dataset.colorinterp,
         ),
     )
@@ -226,15 +226,19 @@ def _is_mask(flags: list[MaskFlags]) -> bool:
     return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
 
 
-def _alpha(dataset: Any) -> int | None:  # noqa: ANN401  (rasterio is untyped)
+def _alpha(href: str, dataset: Any) -> int | None:  # noqa: ANN401  (rasterio is untyped)
     """Return the index of the alpha band.
 
     GDAL calls the fourth of four bytes alpha; one described as something else is not.
     """
     for index, color in zip(dataset.indexes, dataset.colorinterp, strict=True):
         name = dataset.descriptions[index - 1] or "alpha"
-        if color == ColorInterp.alpha and name.casefold() == "alpha":
+        if color != ColorInterp.alpha:
+            continue
+        if name.casefold() == "alpha":
             return int(index)
+        text = "%s: band %d is alpha by its tag and %r by its name: taken as that"
+        logger.warning(text, href, index, name)
     return None
 
 
