@@ -166,7 +166,7 @@ def test_more_names_than_a_command_line_holds_are_looked_at(tmp_path):
     assert sum(map(len, paths)) > 1 << 21  # what Linux takes
 
     examine(paths)
-    path.write_bytes(BOMBS["16 x 10^12 pixels"])
+    path.write_bytes(BOMBS["a tile of 4 GB"])
     with pytest.raises(RefusedError, match="blocks of"):
         examine(paths)
 

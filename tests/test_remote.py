@@ -454,9 +454,10 @@ def test_no_redirect_leads_to_another_server(to, site, canary):
     assert len(site.log()) == 1
 
 
-def test_a_redirect_on_the_same_server_is_followed_but_not_for_ever(site):
+@pytest.mark.parametrize("body", ["", "<p>it has moved</p>"])
+def test_a_redirect_on_the_same_server_is_followed_but_not_for_ever(site, body):
     """On one connection."""
-    site.be(redirect="/scene.tif")
+    site.be(redirect="/scene.tif", body=body)
 
     with pytest.raises(RefusedError, match="from address to address"):
         open_scene(f"{site.address}/old.tif")

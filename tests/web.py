@@ -5,7 +5,7 @@ A process of its own. The settings are a JSON file that is read for every reques
     latency     seconds before each answer
     tag         `etag`, `date`, `weak` or `none`: what says a file's version
     ranges      false: it gives whole files only
-    redirect    every request is sent there
+    redirect    every request is sent there, with a `body`
     login       the Authorization that it wants; 401 without
     broken      the byte from which on it answers 500
     trickle     seconds between one byte of an answer and the next
@@ -80,7 +80,7 @@ class Folder:
         if self._answered < told.get("times", 0):
             return told["status"], [f"Retry-After: {told['retry']}"], b""
         if to := told.get("redirect"):
-            return 302, [f"Location: {to}"], b""
+            return 302, [f"Location: {to}"], told.get("body", "").encode()
         if told.get("login", fields.get("authorization")) != fields.get(
             "authorization"
         ):

@@ -26,6 +26,7 @@ __all__ = [
     "CACHE_BYTES",
     "GDAL_ERRORS",
     "gdal_env",
+    "is_out_of_memory",
     "look_at",
     "open_bytes",
     "open_dataset",
@@ -55,6 +56,13 @@ _GDAL_OPTIONS = {
     # one that could would ask a proxy that is not there.
     "GDAL_HTTP_PROXY": "127.0.0.1:9",
 }
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether one of `GDAL_ERRORS` came of memory that was not to be had."""
+    while error and not isinstance(error, rasterio._err.CPLE_OutOfMemoryError):  # noqa: SLF001
+        error = error.__cause__
+    return error is not None
 
 
 def gdal_env() -> rasterio.Env:

@@ -10,8 +10,8 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,7 +22,7 @@ from typing import Any
 from tileseg.address import is_address, shown
 from tileseg.environment import scrub
 from tileseg.errors import InputError, RefusedError, TilesegError
-from tileseg.gdal import GDAL_ERRORS, look_at
+from tileseg.gdal import GDAL_ERRORS, is_out_of_memory, look_at
 from tileseg.remote import GIVE_UP_SECONDS, fetcher, lend
 from tileseg.source import Part, Version
 from tileseg.window import Window
@@ -212,10 +212,21 @@ def _decode(dataset: Any) -> None:  # noqa: ANN401  (rasterio is untyped)
         window = Window(row, col, 1, 1).slices
         for index in dataset.indexes:  # each may have blocks of its own
             _take_time()
-            with suppress(*GDAL_ERRORS):
+            with _forgiven():
                 dataset.read(index, window=window)
-        with suppress(*GDAL_ERRORS):
+        with _forgiven():
             dataset.read_masks(1, window=window)
+
+
+@contextmanager
+def _forgiven() -> Iterator[None]:
+    """Take no notice of what is damaged, but of what does not fit."""
+    try:
+        yield
+    except GDAL_ERRORS as err:
+        if is_out_of_memory(err):  # GDAL goes on; who has more would try to hold it
+            msg = "a block does not fit"
+            raise MemoryError(msg) from None
 
 
 if __name__ == "__main__":

@@ -222,8 +222,10 @@ def _leave(answer: BaseHTTPResponse, end: float) -> None:
     left = answer.length_remaining
     if left is None or left > _NO_BODY:
         answer.close()
-    else:
+    elif left:
         _body(answer, left, end)
+    else:
+        answer.drain_conn()  # only what was read to its end counts as answered
 
 
 def _is_unknown(error: NameResolutionError) -> bool:
