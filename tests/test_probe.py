@@ -138,8 +138,9 @@ def test_a_block_as_large_as_allowed_is_read(tmp_path):
 def test_the_blocks_of_every_band_are_looked_at(site):
     """Of a file whose bands lie one after the other, as its server sees it."""
     server, folder = site
-    pixels = random_pixels(800, 900, nodata=0)  # a band is more than one range
-    path = make_scene(folder / "p.tif", pixels, compress=None, interleave="band")
+    pixels = random_pixels(800, 900, bands=8, nodata=0)  # a band is more than a range
+    how = {"compress": None, "interleave": "band", "names": None}
+    path = make_scene(folder / "p.tif", pixels, **how)
     with rasterio.open(path) as dataset:
         last = dataset.height // 64, dataset.width // 64
         starts = [

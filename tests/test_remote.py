@@ -23,7 +23,7 @@ import pytest
 import rasterio
 import s3
 import web
-from making import after, digests, make_scene, random_pixels
+from making import NORTH_UP, after, digests, make_scene, random_pixels
 from obstore.store import from_url
 from proxy import stand_before
 
@@ -262,10 +262,15 @@ def test_a_server_that_keeps_failing_is_given_up(fault, proxies, monkeypatch):
 def test_a_scene_is_described_whole_or_not_at_all(site, folder, monkeypatch):
     """GDAL would leave out a mask, a tag or an overview that it cannot read."""
     monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 0)
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-        path = make_scene(folder / "masked.tif", random_pixels(200, 150), nodata=None)
-        with rasterio.open(path, "r+") as dataset:
-            dataset.write_mask(np.eye(200, 150, dtype=bool))
+    path = folder / "masked.tif"
+    profile = {"driver": "GTiff", "height": 200, "width": 150, "count": 1}
+    profile |= {"dtype": "uint16", "transform": NORTH_UP, "tiled": True}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", **profile, blockxsize=64, blockysize=64) as dataset,
+    ):
+        dataset.write(random_pixels(200, 150, bands=1))
+        dataset.write_mask(np.eye(200, 150, dtype=bool))  # its directory comes last
     address, size = f"{site.address}/masked.tif", path.stat().st_size
     whole = open_scene(address)
     failed = 0
