@@ -4,7 +4,7 @@ import struct
 import zlib
 from pathlib import Path
 
-WIDTH, HEIGHT, BITS, CODEC, COLOR = 256, 257, 258, 259, 262
+SUBFILE, WIDTH, HEIGHT, BITS, CODEC, COLOR = 254, 256, 257, 258, 259, 262
 OFFSETS, SAMPLES, ROWS, COUNTS, PLANAR = 273, 277, 278, 279, 284
 TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 322, 323, 324, 325
 METADATA = 42112
@@ -83,7 +83,8 @@ def bombs() -> dict[str, bytes]:
         "a scanline of 2 GB": tiff(strips(GREATEST, 1), eight),
         "a scanline of 8 GB": tiff(strips(GREATEST, 1, samples=4), eight),
         "a tile of 4 GB": tiff(tiles(100_000, 100_000, 65_520), eight),
-        "an overview in a tile of 4 GB": _with_overview(),
+        "an overview in a tile of 4 GB": _with_second(1),
+        "a mask in a tile of 4 GB": _with_second(4),
         "a tile of 1 GiB that is there": tiff(
             tiles(32_768, 32_768, 32_768, codec=DEFLATE, data=gibibyte), gibibyte
         ),
@@ -96,14 +97,15 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def _with_overview() -> bytes:
-    """Return a small image whose overview is one block of 4 GB."""
+def _with_second(kind: int) -> bytes:
+    """Return a small image whose overview, 1, or mask, 4, is one block of 4 GB."""
     image = tiles(100_000, 100_000, 256)
-    overview = tiles(50_000, 50_000, 65_520) | {254: 1}
+    side = 50_000 if kind == 1 else 100_000
+    second = tiles(side, side, 65_520) | {SUBFILE: kind, COLOR: kind}
     at = 8 + 8 + 2 + 12 * len(image) + 4
     first = tiff(image, b"\0" * 8, next_ifd=at)
     assert len(first) == at, (len(first), at)
-    entries = tiff(overview, b"")[8:]
+    entries = tiff(second, b"")[8:]
     return first + entries
 
 

@@ -1,5 +1,7 @@
 """What leads to a scene, what may be shown of it, and where it may lead."""
 
+from time import process_time
+
 import pytest
 
 from tileseg import address
@@ -91,6 +93,15 @@ def test_two_queries_of_one_path_are_two_files():
     assert shown(first) == shown(second)
 
 
+def test_ten_times_as_many_addresses_take_ten_times_as_long():
+    """A night may have thousands of signed ones."""
+    begin = process_time()
+    handles = {keep(f"https://many/a.tif?sig={number}") for number in range(3000)}
+
+    assert len(handles) == 3000
+    assert process_time() - begin < 2
+
+
 def test_a_handle_of_another_process_is_no_address():
     with pytest.raises(UsageError, match="not known here"):
         whole("https://host/a.tif#77")
@@ -118,6 +129,7 @@ def test_a_server_is_named_by_host_and_port():
         *("100.64.0.1", "0.0.0.1", "224.0.0.1", "255.255.255.255"),
         *("::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"),
         *("64:ff9b::a9fe:a9fe", "2002:7f00:1::1", "ff02::1", "::"),
+        *("64:ff9b:1::a9fe:a9fe", "fec0::1", "feff::1"),
     ],
 )
 def test_addresses_of_this_network_are_not_public(ip):
@@ -135,6 +147,7 @@ def test_other_addresses_are(ip):
         ("bytes 0-9/100", 100),
         ("bytes 0-4/5", 5),
         ("bytes 0-9/*", None),
+        ("bytes 0-9/" + 5000 * "9", None),
         ("bytes 1-9/100", None),
         ("bytes 0-8/100", None),
         ("lines 0-9/100", None),
@@ -147,7 +160,14 @@ def test_only_the_range_that_was_asked_for_is_taken(said, size):
 
 @pytest.mark.parametrize(
     ("said", "seconds"),
-    [("7", 7), ("", 0), ("soon", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("-3", 0)],
+    [
+        ("7", 7),
+        ("", 0),
+        ("soon", 0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+        ("-3", 0),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", 0),
+    ],
 )
 def test_a_server_may_say_how_long_to_wait(said, seconds):
     assert seconds == _seconds(said)

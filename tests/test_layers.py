@@ -38,6 +38,7 @@ ORDER = (
     "storage",
     "objects",
     "web",
+    "gate",
     "remote",
     "gdal",
     "probe",

@@ -135,6 +135,43 @@ def test_a_block_as_large_as_allowed_is_read(tmp_path):
         examine([str(path)])
 
 
+def test_the_blocks_of_every_band_are_looked_at(site):
+    """Of a file whose bands lie one after the other, as its server sees it."""
+    server, folder = site
+    pixels = random_pixels(800, 900, bands=8, nodata=0)  # a band is more than a range
+    how = {"compress": None, "interleave": "band", "names": None}
+    path = make_scene(folder / "p.tif", pixels, **how)
+    with rasterio.open(path) as dataset:
+        last = dataset.height // 64, dataset.width // 64
+        starts = [
+            int(dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index))
+            for index in dataset.indexes
+            for row, col in ((0, 0), last)
+        ]
+    server.be()
+
+    examine([f"{server.address}/p.tif"])
+
+    said = [entry["range"].removeprefix("bytes=").split("-") for entry in server.log()]
+    ranges = [range(int(start), int(stop) + 1) for start, stop in said]
+    assert [at for at in starts if not any(at in found for found in ranges)] == []
+
+
+def test_more_names_than_a_command_line_holds_are_looked_at(tmp_path):
+    folder = tmp_path
+    while len(str(folder)) < 3700:
+        folder /= "a" * 250
+    folder.mkdir(parents=True)
+    path = make_scene(folder / "scene.tif", random_pixels(40, 50))
+    paths = 600 * [str(path)]
+    assert sum(map(len, paths)) > 1 << 21  # what Linux takes
+
+    examine(paths)
+    path.write_bytes(BOMBS["a tile of 4 GB"])
+    with pytest.raises(RefusedError, match="blocks of"):
+        examine(paths)
+
+
 def test_of_many_files_the_one_is_named(tmp_path, bomb):
     scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
     path = bomb("a strip of 16 GiB that is there")

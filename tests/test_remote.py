@@ -5,6 +5,7 @@ The servers are real, in processes of their own; faults come from a proxy before
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,16 +23,17 @@ import pytest
 import rasterio
 import s3
 import web
-from making import after, digests, make_scene, random_pixels
+from making import NORTH_UP, after, digests, make_scene, random_pixels
 from obstore.store import from_url
 from proxy import stand_before
 
 import tileseg.web
-from tileseg import remote
+from tileseg import gate, glance, remote
 from tileseg.address import allow, keep
 from tileseg.errors import (
     ExitCode,
     InputError,
+    InterruptedRunError,
     RefusedError,
     StorageError,
     TilesegError,
@@ -44,7 +46,9 @@ from tileseg.remote import RemoteFile, fetcher
 from tileseg.scene import open_scene
 from tileseg.settings import Job
 from tileseg.source import Traffic
+from tileseg.stopping import StopSignal
 from tileseg.task import prepare
+from tileseg.window import Window
 
 BLOCK = 4096
 ROOT = Path(__file__).parents[1]
@@ -255,6 +259,79 @@ def test_a_server_that_keeps_failing_is_given_up(fault, proxies, monkeypatch):
     assert len(line.log()) > 1
 
 
+def test_a_scene_is_described_whole_or_not_at_all(site, folder, monkeypatch):
+    """GDAL would leave out a mask, a tag or an overview that it cannot read."""
+    monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 0)
+    path = folder / "masked.tif"
+    profile = {"driver": "GTiff", "height": 200, "width": 150, "count": 1}
+    profile |= {"dtype": "uint16", "transform": NORTH_UP, "tiled": True}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", **profile, blockxsize=64, blockysize=64) as dataset,
+    ):
+        dataset.write(random_pixels(200, 150, bands=1))
+        dataset.write_mask(np.eye(200, 150, dtype=bool))  # its directory comes last
+    address, size = f"{site.address}/masked.tif", path.stat().st_size
+    whole = open_scene(address)
+    failed = 0
+
+    for broken in range(BLOCK, size, BLOCK):
+        site.be(broken=broken)
+        try:
+            assert whole == open_scene(address)
+        except StorageError:
+            failed += 1
+
+    assert whole.origin.has_mask
+    assert failed
+
+
+def test_a_signal_within_a_read_is_told_as_it_is(site):
+    """GDAL calls back into Python, and makes another error of what rises there."""
+
+    def stop(_number, _frame):
+        raise StopSignal(InterruptedRunError("stopped by the test"))
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with gdal_env(), open_dataset(f"{site.address}/scene.tif") as dataset:
+            site.be(latency=5)
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(StopSignal):
+                dataset.read()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_look_at_what_a_file_is_takes_one_request(site):
+    open_scene(f"{site.address}/scene.tif")
+
+    heads = [entry for entry in site.log() if entry["range"] == "bytes=0-15"]
+    rest = [entry["range"] for entry in site.log() if entry not in heads]
+    assert len(heads) == 1
+    assert all(int(said.rpartition("-")[2]) >= BLOCK - 1 for said in rest)
+
+
+def test_no_scene_is_fetched_again_only_to_be_shown(site, folder, monkeypatch, caplog):
+    """Without overviews; with them, and of a few pixels, there is a picture."""
+    caplog.set_level("INFO")
+    plain, small = folder / "plain.tif", folder / "small.tif"
+    make_scene(plain, random_pixels(400, 300, nodata=0), compress=None)
+    copyfile(plain, small)
+    with rasterio.open(small, "r+") as dataset:
+        dataset.build_overviews([2, 4, 8])
+    monkeypatch.setattr(glance, "_MOST_FETCHED", plain.stat().st_size // 8)
+
+    def picture(path, window):
+        scene = open_scene(f"{site.address}/{path.name}")
+        return glance.glance(scene, scene.bands, window, (40, 30))
+
+    assert np.isnan(picture(plain, Window(0, 0, 400, 300))).all()
+    assert "without overviews" in caplog.text
+    assert np.isfinite(picture(small, Window(0, 0, 400, 300))).all()
+    assert np.isfinite(picture(plain, Window(60, 60, 40, 30))).all()
+
+
 def test_a_server_that_gives_a_byte_now_and_then_is_given_up(site, monkeypatch):
     monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 1)
     site.be(trickle=0.2)
@@ -382,13 +459,31 @@ def test_no_redirect_leads_to_another_server(to, site, canary):
     assert len(site.log()) == 1
 
 
-def test_a_redirect_on_the_same_server_is_followed_but_not_for_ever(site):
-    site.be(redirect="/scene.tif")
+@pytest.mark.parametrize("body", ["", "<p>it has moved</p>"])
+def test_a_redirect_on_the_same_server_is_followed_but_not_for_ever(site, body):
+    """On one connection."""
+    site.be(redirect="/scene.tif", body=body)
 
     with pytest.raises(RefusedError, match="from address to address"):
         open_scene(f"{site.address}/old.tif")
 
     assert len(site.log()) == 5
+    assert len({entry["port"] for entry in site.log()}) == 1
+
+
+def test_a_redirect_to_what_is_no_address_is_refused(site):
+    site.be(redirect="http://[x")
+
+    with pytest.raises(RefusedError, match="no address"):
+        open_scene(f"{site.address}/scene.tif")
+
+
+@pytest.mark.parametrize("host", ["a..b", 64 * "a" + ".org", "ä..b"])
+def test_a_host_that_cannot_be_is_not_waited_for(host, monkeypatch):
+    monkeypatch.setattr(remote, "GIVE_UP_SECONDS", 0.2)
+
+    with pytest.raises(InputError, match="no host can have such a name"):
+        open_scene(f"https://{host}/scene.tif")
 
 
 def test_gdal_itself_reaches_no_server(site):
@@ -401,14 +496,42 @@ def test_gdal_itself_reaches_no_server(site):
     assert site.log() == []
 
 
-def test_a_login_comes_from_netrc(site, tmp_path, monkeypatch):
+@pytest.fixture
+def netrc(tmp_path, monkeypatch):
+    """A login for the test's servers; what a server must be told."""
     path = tmp_path / "netrc"
     path.write_text(f"machine 127.0.0.1 login me password {SECRET}\n")
     path.chmod(0o600)
     monkeypatch.setenv("NETRC", str(path))
-    site.be(login="Basic bWU6Y2FuYXJ5LTA4MTU=")  # me:canary-0815
+    return "Basic bWU6Y2FuYXJ5LTA4MTU="  # me:canary-0815
 
-    assert open_scene(f"{site.address}/scene.tif").size > 0
+
+@pytest.fixture
+def secure(folder, tmp_path, monkeypatch):
+    """A server whose certificate is trusted."""
+    pem = tmp_path / "server.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test"]
+    words += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", "-"]
+    made = subprocess.run(["openssl", *words], check=True, capture_output=True)  # noqa: S607
+    pem.write_bytes(pem.read_bytes() + made.stdout)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    with web.serve(folder, tmp_path / "secure", pem) as site:
+        allow([site.host])
+        yield site
+
+
+def test_a_login_comes_from_netrc(secure, netrc):
+    secure.be(login=netrc)
+
+    assert open_scene(f"{secure.address}/scene.tif").size > 0
+
+
+@pytest.mark.usefixtures("netrc")
+def test_no_login_goes_over_plain_http(site):
+    open_scene(f"{site.address}/scene.tif")
+
+    assert site.log()
+    assert all("authorization" not in entry["headers"] for entry in site.log())
 
 
 def test_files_read_like_files(site, folder):
@@ -481,7 +604,7 @@ def test_throttling_lowers_the_request_rate_and_it_recovers(remotely):
 
 
 def test_a_server_says_how_long_to_wait(site, monkeypatch):
-    monkeypatch.setattr(remote, "_LONGEST_PAUSE", 0.7)
+    monkeypatch.setattr(gate, "_LONGEST_PAUSE", 0.7)
     site.be(status=429, retry="3600", times=1)
     start = time.time()
 

@@ -5,17 +5,20 @@ A process of its own. The settings are a JSON file that is read for every reques
     latency     seconds before each answer
     tag         `etag`, `date`, `weak` or `none`: what says a file's version
     ranges      false: it gives whole files only
-    redirect    every request is sent there
+    redirect    every request is sent there, with a `body`
     login       the Authorization that it wants; 401 without
+    broken      the byte from which on it answers 500
     trickle     seconds between one byte of an answer and the next
     status      the answer to the first `times` requests, with `retry` as Retry-After
 
-Every request is a line of the log: its target, range, status, time and headers.
+Every request is a line of the log: its target, range, status, time, headers
+and the client's port.
 """
 
 import asyncio
 import json
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -59,6 +62,7 @@ class Folder:
         await asyncio.sleep(told.get("latency", 0))
         entry = {"target": target, "range": fields.get("range"), "status": status}
         entry |= {"time": time.time(), "headers": fields}
+        entry["port"] = writer.get_extra_info("peername")[1]
         self._log.write(json.dumps(entry) + "\n")
         self._log.flush()
         lines = [f"HTTP/1.1 {status} x", f"Content-Length: {len(data)}", *headers]
@@ -76,7 +80,7 @@ class Folder:
         if self._answered < told.get("times", 0):
             return told["status"], [f"Retry-After: {told['retry']}"], b""
         if to := told.get("redirect"):
-            return 302, [f"Location: {to}"], b""
+            return 302, [f"Location: {to}"], told.get("body", "").encode()
         if told.get("login", fields.get("authorization")) != fields.get(
             "authorization"
         ):
@@ -99,6 +103,8 @@ class Folder:
                 return 200, headers, file.read()
             start, stop = map(int, re.findall(r"\d+", fields["range"]))
             stop = min(stop + 1, stat.st_size)
+            if stop > told.get("broken", stop):
+                return 500, [], b""
             if start >= stat.st_size:
                 return 416, [f"Content-Range: bytes */{stat.st_size}"], b""
             file.seek(start)
@@ -136,12 +142,17 @@ class Site:
 
 
 @contextmanager
-def serve(folder, place):
-    """Serve a folder from a process that keeps its settings and log in a place."""
+def serve(folder, place, *pem):
+    """Serve a folder from a process that keeps its settings and log in a place.
+
+    Over https where there is a file of a key and its certificate.
+    """
     place.mkdir(exist_ok=True)
     site = Site(place)
     with subprocess.Popen(
-        [sys.executable, __file__, folder, place], stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, folder, place, *pem],
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             site.address = process.stdout.readline().strip()
@@ -150,14 +161,18 @@ def serve(folder, place):
             process.kill()
 
 
-async def main(folder, place):
+async def main(folder, place, *pem):
     """Serve until killed; say where, first."""
     files = Folder(folder, place)
-    server = await asyncio.start_server(files.serve, "127.0.0.1", 0)
-    sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
+    scheme, tls = "http", None
+    if pem:
+        scheme, tls = "https", ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(*pem)
+    server = await asyncio.start_server(files.serve, "127.0.0.1", 0, ssl=tls)
+    sys.stdout.write(f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(main(*map(Path, sys.argv[1:])))

@@ -37,6 +37,7 @@ _SAFE = "/%:@!$&'()*+,;=~"
 _lock = Lock()
 _allowed: set[str] = set()
 _queries: dict[str, str] = {}
+_handles: dict[tuple[str, str], str] = {}  # by what is shown, and the query
 
 
 def is_address(href: str) -> bool:
@@ -109,13 +110,13 @@ def keep(href: str) -> str:
     with _lock:
         if href in _queries:
             return href
-        handles = (item for item in _queries if shown(item) == shown(href))
-        known = next((it for it in handles if _queries[it] == parts.query), None)
-        if known or not parts.query:
-            return known or shown(href)
-        handle = f"{shown(href)}#{len(_queries) + 1}"
-        _queries[handle] = parts.query
-    return handle
+        key = shown(href), parts.query
+        if not parts.query:
+            return key[0]
+        if key not in _handles:
+            _handles[key] = f"{key[0]}#{len(_handles) + 1}"
+            _queries[_handles[key]] = parts.query
+        return _handles[key]
 
 
 def has_secret(handle: str) -> bool:
@@ -141,7 +142,10 @@ def whole(handle: str) -> str:
 
 
 def allow(hosts: Iterable[str]) -> None:
-    """Let this process read from these, whatever their addresses: `host[:port]`."""
+    """Let this process read from these, whatever their addresses: `host[:port]`.
+
+    For good, and for all its jobs: they share connections and files that are open.
+    """
     with _lock:
         _allowed.update(host.lower() for host in hosts)
 

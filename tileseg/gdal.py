@@ -26,6 +26,8 @@ __all__ = [
     "CACHE_BYTES",
     "GDAL_ERRORS",
     "gdal_env",
+    "is_out_of_memory",
+    "look_at",
     "open_bytes",
     "open_dataset",
     "strike_absent",
@@ -56,6 +58,13 @@ _GDAL_OPTIONS = {
 }
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether one of `GDAL_ERRORS` came of memory that was not to be had."""
+    while error and not isinstance(error, rasterio._err.CPLE_OutOfMemoryError):  # noqa: SLF001
+        error = error.__cause__
+    return error is not None
+
+
 def gdal_env() -> rasterio.Env:
     """Return the GDAL settings that every read and write here runs under."""
     return rasterio.Env(**_GDAL_OPTIONS)
@@ -82,25 +91,43 @@ def open_dataset(
             needs.
         TilesegError: a remote file cannot be had.
     """
-    with warnings.catch_warnings():
+    name = str(path)
+    file = RemoteFile(fetcher(name), traffic) if is_address(name) else None
+    with warnings.catch_warnings(), _told(file):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        is_remote = is_address(str(path))
-        dataset = (_open_remote if is_remote else _open_local)(path, traffic, options)
-    if fault := _fault(dataset):
+        dataset = _open(path, file, options)
+        fault = _fault(dataset)
+    if fault:
         dataset.close()
-        msg = f"{shown(str(path))}: {fault}; refused, as it may be hostile"
+        msg = f"{shown(name)}: {fault}; refused, as it may be hostile"
         raise RefusedError(msg)
     return dataset
 
 
-def _open_local(path: str | Path, _traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
-    return rasterio.open(path, driver="GTiff", **options)
+@contextmanager
+def look_at(path: str | Path, /, **options: int) -> Iterator[Any]:
+    """Open a GeoTIFF to see what it says of itself.
+
+    GDAL reads its directories when they are asked for, and where that fails it says
+    that there is no mask, no tag, no overview: of a remote file that is told at the
+    end, whatever was made of it.
+
+    Raises:
+        TilesegError: see `open_dataset`.
+    """
+    with (
+        gdal_env(),
+        open_dataset(path, **options) as dataset,
+        _told(getattr(dataset, "file", None)),
+    ):
+        yield dataset
 
 
-def _open_remote(path: str | Path, traffic: Traffic | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
-    file = RemoteFile(fetcher(str(path)), traffic)
-    with _told(file):
-        dataset = rasterio.open(_NAME, driver="GTiff", opener=_Only(file), **options)
+def _open(path: str | Path, file: RemoteFile | None, options: Any) -> Any:  # noqa: ANN401  (rasterio is untyped)
+    if file is None:
+        return rasterio.open(path, driver="GTiff", **options)
+    dataset = rasterio.open(_NAME, driver="GTiff", opener=_Only(file), **options)
+    dataset.file = file
     for name in ("read", "read_masks", "get_tag_item"):
         setattr(dataset, name, _telling(file, getattr(dataset, name)))
     return dataset
@@ -137,15 +164,15 @@ class _Only(FileContainer):  # type: ignore[misc]  # rasterio is untyped
 
 
 @contextmanager
-def _told(file: RemoteFile) -> Iterator[None]:
-    """Raise what a remote file has to say, whatever GDAL made of it."""
+def _told(file: RemoteFile | None) -> Iterator[None]:
+    """Raise what a remote file has to say, whatever GDAL, or we, made of it."""
     try:
         yield
-    except GDAL_ERRORS:
-        if file.error:
+    except Exception:
+        if file and file.error:
             raise file.error from None
         raise
-    if file.error:
+    if file and file.error:
         raise file.error
 
 

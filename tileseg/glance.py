@@ -1,13 +1,15 @@
 """A scene at reduced size, for people: through overviews where there are any."""
 
+import logging
 from typing import Any
 
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from tileseg.address import is_address
 from tileseg.errors import InputError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, look_at
 from tileseg.geobox import GeoBox
 from tileseg.raster import Band, Beside, File, Resampled, Scene, Stacked
 from tileseg.warp import needed, resample
@@ -15,13 +17,19 @@ from tileseg.window import Window
 
 __all__ = ["glance"]
 
+logger = logging.getLogger(__name__)
+
 Picture = NDArray[np.float64]
+
+_MOST_FETCHED = 64 << 20  # bytes of a remote file, for a picture that nobody asked for
 
 
 def glance(
     scene: Scene, bands: tuple[Band, ...], window: Window, shape: tuple[int, int]
 ) -> Picture:
     """Return bands of a window decimated to `shape`, NaN where a file has nodata.
+
+    And NaN where a remote file would have to be fetched anew, as it has no overviews.
 
     Raises:
         InputError: a file cannot be read.
@@ -42,7 +50,13 @@ def _of_file(
 ) -> Picture:
     indexes = [band.index for band in bands]
     try:
-        with gdal_env(), open_dataset(file.path) as dataset:
+        with look_at(file.path) as dataset:
+            if is_address(file.path):
+                size = _to_fetch(file, dataset, window, shape)
+                if size > _MOST_FETCHED:
+                    text = "%s: not shown: without overviews %d MB would be fetched"
+                    logger.info(text, file.href, size // 1_000_000)
+                    return np.full((len(indexes), *shape), np.nan)
             stored: NDArray[Any] = dataset.read(
                 indexes, window=window.slices, out_shape=(len(indexes), *shape)
             )
@@ -53,6 +67,20 @@ def _of_file(
     for values, band in zip(pixels, bands, strict=True):
         values[values == band.nodata] = np.nan
     return pixels
+
+
+def _to_fetch(
+    file: File,
+    dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+    window: Window,
+    shape: tuple[int, int],
+) -> float:
+    """Return about how many bytes of a file the coarsest overview that does takes."""
+    coarsest = min(window.height / shape[0], window.width / shape[1])
+    factors: list[int] = dataset.overviews(1)
+    factor = max((factor for factor in factors if factor <= coarsest), default=1)
+    share = window.size / int(dataset.height * dataset.width)
+    return file.size * share / factor**2
 
 
 def _of_stack(

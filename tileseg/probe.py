@@ -10,8 +10,8 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,7 +22,7 @@ from typing import Any
 from tileseg.address import is_address, shown
 from tileseg.environment import scrub
 from tileseg.errors import InputError, RefusedError, TilesegError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, is_out_of_memory, look_at
 from tileseg.remote import GIVE_UP_SECONDS, fetcher, lend
 from tileseg.source import Part, Version
 from tileseg.window import Window
@@ -30,8 +30,9 @@ from tileseg.window import Window
 __all__ = ["examine"]
 
 _MEMORY = 448 << 20  # bytes above what the loaded libraries take
-_CPU_SECONDS = 3  # for each file
-_WALL_SECONDS = 30  # likewise: a disk may have to wake up
+_BATCH = 200  # files of one process: a command line has an end
+_CPU_SECONDS = 3  # for each band of a file
+_WALL_SECONDS = 30  # for each file: a disk may have to wake up
 _PASSED_ON = ("GDAL_DATA", "LD_LIBRARY_PATH", "PATH", "PROJ_DATA", "PROJ_LIB")
 _QUESTION = re.compile(rb"\? (\d{1,6}) (\d{1,18}) (\d{1,18})\n")
 _LONGEST_LINE = 1 << 16
@@ -52,6 +53,11 @@ def examine(paths: Sequence[str]) -> None:
         InputError: one cannot be opened as a GeoTIFF.
         TilesegError: a remote one cannot be had.
     """
+    for at in range(0, len(paths), _BATCH):
+        _examine(paths[at : at + _BATCH])
+
+
+def _examine(paths: Sequence[str]) -> None:
     code, said = _ask(paths)
     if code == 0:
         return
@@ -59,7 +65,7 @@ def examine(paths: Sequence[str]) -> None:
         raise _ERRORS[code](said)
     if len(paths) > 1:  # one of them it was
         for path in paths:
-            examine([path])
+            _examine([path])
         return
     msg = (
         f"{shown(paths[0])}: two blocks of it could not be read with {_MEMORY >> 20} "
@@ -168,7 +174,6 @@ def _main() -> None:
         for number, path in enumerate(sys.argv[1:]):
             if is_address(path):
                 lend(path, _Asked(number))
-            _limit(resource.RLIMIT_CPU, ceil(process_time()) + _CPU_SECONDS)
             _look(path)
     except TilesegError as err:
         sys.stdout.write(str(err))
@@ -179,19 +184,24 @@ def _limit(what: int, most: int) -> None:
     resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
 
 
+def _take_time() -> None:
+    """Begin to count the processor's time anew."""
+    _limit(resource.RLIMIT_CPU, ceil(process_time()) + _CPU_SECONDS)
+
+
 def _look(path: str) -> None:
-    """Open a file, and decode two blocks of it, of its mask and of its overviews.
+    """Open a file; decode two blocks of each band, of its mask and of its overviews.
 
     A damaged block is no reason to refuse: it is named where it is missed.
     """
     try:
-        with gdal_env():
-            with open_dataset(path) as dataset:
-                levels = len(dataset.overviews(1)) if dataset.count else 0
+        _take_time()
+        with look_at(path) as dataset:
+            levels = len(dataset.overviews(1)) if dataset.count else 0
+            _decode(dataset)
+        for level in range(levels):
+            with look_at(path, overview_level=level) as dataset:
                 _decode(dataset)
-            for level in range(levels):
-                with open_dataset(path, overview_level=level) as dataset:
-                    _decode(dataset)
     except GDAL_ERRORS as err:
         msg = f"{path}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
@@ -200,9 +210,23 @@ def _look(path: str) -> None:
 def _decode(dataset: Any) -> None:  # noqa: ANN401  (rasterio is untyped)
     for row, col in ((0, 0), (dataset.height - 1, dataset.width - 1)):
         window = Window(row, col, 1, 1).slices
-        with suppress(*GDAL_ERRORS):
-            dataset.read(1, window=window)
+        for index in dataset.indexes:  # each may have blocks of its own
+            _take_time()
+            with _forgiven():
+                dataset.read(index, window=window)
+        with _forgiven():
             dataset.read_masks(1, window=window)
+
+
+@contextmanager
+def _forgiven() -> Iterator[None]:
+    """Take no notice of what is damaged, but of what does not fit."""
+    try:
+        yield
+    except GDAL_ERRORS as err:
+        if is_out_of_memory(err):  # GDAL goes on; who has more would try to hold it
+            msg = "a block does not fit"
+            raise MemoryError(msg) from None
 
 
 if __name__ == "__main__":

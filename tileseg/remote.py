@@ -9,17 +9,15 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import cache
-from math import inf
-from threading import Condition, Event
+from threading import Event
 from types import TracebackType
 from typing import Self
 
 from tileseg.address import STORES, netloc, shown, split
 from tileseg.errors import InputError, StorageError, TilesegError
+from tileseg.gate import Gate
 from tileseg.source import Later, Source, Traffic, Version
 
 __all__ = [
@@ -39,80 +37,17 @@ GIVE_UP_SECONDS = 60.0
 _STALL_SECONDS = 20.0  # without a byte
 _WAIT_SECONDS = 0.2  # before the first repetition, then twice as long
 _LONGEST_WAIT = 10.0
-_LONGEST_PAUSE = 30.0  # of those that servers ask for
 _BLOCK_BYTES = 1 << 20
 _BLOCKS = 32  # held by one reader, of all its files
 _FEWEST_BLOCKS = 3  # of one file: that in use, and two on their way
 _AHEAD = 8  # of them on their way
-_PLACES = 8  # requests to one server at once, of all its files
-_FREE_RATE = 100.0  # requests a second of a server that is not held back
-_LOWEST_RATE = 0.2
+_HEAD_BYTES = 16  # that a look brings: what a file begins as
 
 
 def memory_bytes(files: int) -> int:
     """Return what a reader with so many remote files open may hold of them."""
     blocks = max(_BLOCKS, _FEWEST_BLOCKS * files) + _AHEAD
     return blocks * _BLOCK_BYTES if files else 0
-
-
-class Gate:
-    """How many requests one server gets at once, and how many a second.
-
-    A server that has too many gets half as many from then on; with every answer it
-    gives they become a little more again.
-    """
-
-    def __init__(self) -> None:
-        """Begin with all places, and as fast as it answers."""
-        self._change = Condition()
-        self._limit = float(_PLACES)
-        self._rate = inf
-        self._active = 0
-        self._next = self._pressed = 0.0
-        self.served = 0.0
-        """When the server last gave what it was asked for."""
-
-    @contextmanager
-    def turn(self, closed: Event) -> Iterator[float]:
-        """Wait for one's turn; yield when it began."""
-        with self._change:
-            while self._active >= int(self._limit) and not closed.is_set():
-                self._change.wait(0.5)
-            self._active += 1
-            start = max(self._next, time.monotonic())
-            self._next = start + random.uniform(0.5, 1.5) / self._rate  # noqa: S311
-        try:
-            closed.wait(max(0.0, start - time.monotonic()))
-            yield time.monotonic()
-        finally:
-            with self._change:
-                self._active -= 1
-                self._change.notify()
-
-    def ease(self) -> None:
-        """Take note that a request was answered."""
-        with self._change:
-            self.served = time.monotonic()
-            self._limit = min(_PLACES, self._limit + 1 / self._limit)
-            more = self._rate * 1.1 + 0.2
-            self._rate = more if more < _FREE_RATE else inf
-            self._change.notify()
-
-    def press(self, began: float, pause: float) -> None:
-        """Take note that there were too many.
-
-        Args:
-            began: when the request did; of those made at once, one counts.
-            pause: seconds that the server asks for.
-        """
-        with self._change:
-            now = time.monotonic()
-            self._next = max(self._next, now + min(pause, _LONGEST_PAUSE))
-            if began < self._pressed:
-                return
-            self._pressed = now
-            self._limit = max(1.0, self._limit / 2)
-            self._rate = max(_LOWEST_RATE, min(self._rate, _FREE_RATE) / 2)
 
 
 class Fetcher:
@@ -123,6 +58,8 @@ class Fetcher:
         self.handle = handle
         self._source, self._gate = source, gate
         self._version: Version | None = None
+        self.head = b""
+        """Its first bytes, as the last look saw them."""
 
     @property
     def version(self) -> Version:
@@ -132,7 +69,7 @@ class Fetcher:
     def look(self) -> Version:
         """Find out what it is now; every read from now on must be of this version."""
         self._version = None
-        self.read(0, 16)
+        self.head = self.read(0, _HEAD_BYTES)
         return self.version
 
     def sha256(self) -> str:
@@ -253,7 +190,7 @@ class RemoteFile:
 
     def __init__(self, source: Fetcher, traffic: Traffic | None = None) -> None:
         """Fetch nothing yet."""
-        self.error: TilesegError | None = None
+        self.error: BaseException | None = None
         self._source, self._traffic = source, traffic or Traffic()
         self.size = source.version.size
         self._at = 0
@@ -310,6 +247,9 @@ class RemoteFile:
             return b""
         except Exception as err:  # noqa: BLE001  (a bug, which GDAL would swallow)
             self.error = TilesegError(f"{shown(self._source.handle)}: {err!r}")
+            return b""
+        except BaseException as err:  # noqa: BLE001  (a wish to end: it waits likewise)
+            self.error = err
             return b""
         self._at = stop
         return b"".join(pieces)

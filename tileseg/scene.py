@@ -14,7 +14,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from tileseg.address import keep, shown, split
 from tileseg.compose import Wish, compose, masked
 from tileseg.errors import InputError, RefusedError, UsageError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, look_at
 from tileseg.geobox import GeoBox
 from tileseg.layer import BandFacts, Layer, Mosaic
 from tileseg.raster import Band, File, Scene, Tie
@@ -87,7 +87,7 @@ def _open_layer(layer: Layer) -> Scene:
     """Open one file, and believe what a catalog says of its bands."""
     href, (path, size) = shown(layer.href), _find(layer.href)
     try:
-        with gdal_env(), open_dataset(path) as dataset:
+        with look_at(path) as dataset:
             _refuse(href, dataset)
             scene = _describe(href, path, size, dataset)
     except GDAL_ERRORS as err:
@@ -128,7 +128,7 @@ def _remote_file(href: str) -> tuple[str, int, bytes]:
     """Return a file's handle, its size now, and its first four bytes."""
     handle = keep(href)
     source = fetcher(handle)
-    return handle, source.look().size, source.read(0, 4)
+    return handle, source.look().size, source.head[:4]
 
 
 def _local_file(href: str) -> tuple[str, int, bytes]:

@@ -5,6 +5,7 @@ address has may lead anywhere.
 """
 
 import logging
+import os
 import ssl
 import time
 from base64 import b64encode
@@ -22,6 +23,7 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, T
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     HTTPError,
+    LocationValueError,
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
@@ -45,7 +47,10 @@ _NO_BODY = 1 << 16  # what is read of an answer that is no use, to keep its conn
 _LATER = {408, 425, 429}
 _MANY = {429, 503}
 _MOVED = {301, 302, 303, 307, 308}
-_NAT64 = ip_network("64:ff9b::/96")
+# Of IPv6, which Python calls global: another address is hidden in it (RFC 6052 and
+# 8215), or it is of a site (RFC 3879).
+_NOT_PUBLIC = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")))
+_SIZE_DIGITS = 18
 
 
 class WebFile:
@@ -57,6 +62,7 @@ class WebFile:
         Raises:
             RefusedError: it is plain http of a host that nobody named.
             UsageError: it is no address.
+            InputError: no host can have such a name.
         """
         parts = split(handle)
         assert parts, "it is no path"
@@ -69,7 +75,10 @@ class WebFile:
             raise RefusedError(msg)
         self._shown = shown(handle)
         self._handle = handle
-        self._server = _server(parts.scheme, host, port)
+        try:
+            self._server = _server(parts.scheme, host, port)
+        except LocationValueError:
+            self._refuse_name()
 
     def get(self, start: int, stop: int, seen: Version | None, wait: float) -> Part:
         """See `Source`."""
@@ -83,7 +92,7 @@ class WebFile:
             headers["If-Match"] = seen.tag
         end = time.monotonic() + _ANSWER_TIMES * wait
         try:
-            answer = self._follow(headers, wait)
+            answer = self._follow(headers, wait, end)
             try:
                 return self._part(answer, start, stop, end)
             except BaseException:
@@ -96,15 +105,17 @@ class WebFile:
         """See `Source`."""
         self._server.renew()
 
-    def _follow(self, headers: dict[str, str], wait: float) -> BaseHTTPResponse:
+    def _follow(
+        self, headers: dict[str, str], wait: float, end: float
+    ) -> BaseHTTPResponse:
         """Return the answer of the server, wherever on it the file has moved."""
         address = whole(self._handle)
         for _ in range(_REDIRECTS):
             answer = self._server.get(address, headers, wait)
             if answer.status not in _MOVED:
                 return answer
-            answer.close()
-            address = urljoin(address, answer.headers.get("Location", ""))
+            _leave(answer, end)
+            address = self._moved(address, answer.headers.get("Location", ""))
             if not self._server.has(address):
                 msg = (
                     f"{self._shown}: leads to another server, {shown(address)}; "
@@ -113,6 +124,13 @@ class WebFile:
                 raise RefusedError(msg)
         msg = f"{self._shown}: leads from address to address; give the last one"
         raise RefusedError(msg)
+
+    def _moved(self, address: str, location: str) -> str:
+        try:
+            return urljoin(address, location)
+        except ValueError as err:
+            msg = f"{self._shown}: leads to what is no address; give the right one"
+            raise RefusedError(msg) from err
 
     def _part(
         self, answer: BaseHTTPResponse, start: int, stop: int, end: float
@@ -124,20 +142,9 @@ class WebFile:
         if size is None or headers.get("Content-Encoding", "identity") != "identity":
             msg = f"{self._shown}: the server gives other bytes than it is asked for"
             raise InputError(msg)
-        wanted = min(stop, size) - start
-        data = bytearray()
-        while len(data) < wanted:
-            piece = answer.read1(min(_PIECE_BYTES, wanted - len(data)))
-            if not piece:
-                msg = "the answer broke off"
-                raise Later(msg)
-            if time.monotonic() > end:
-                msg = "the answer takes too long"
-                raise Later(msg, is_throttled=True)  # fewer at once get more each
-            data += piece
-        answer.release_conn()
+        data = _body(answer, min(stop, size) - start, end)
         tag = headers.get("ETag") or headers.get("Last-Modified")
-        return Part(bytes(data), Version(size, tag))
+        return Part(data, Version(size, tag))
 
     def _refuse(self, answer: BaseHTTPResponse) -> NoReturn:
         """Say what a status means."""
@@ -174,6 +181,8 @@ class WebFile:
         if isinstance(cause, ssl.SSLCertVerificationError):
             msg = f"{self._shown}: the server's certificate is not to be trusted"
             raise RefusedError(msg) from None
+        if isinstance(error, LocationValueError):
+            self._refuse_name()
         if isinstance(error, NameResolutionError) and _is_unknown(error):
             msg = f"{self._shown}: there is no such host"
             raise InputError(msg) from None
@@ -187,6 +196,37 @@ class WebFile:
         reason = next((kinds[kind] for kind in kinds if isinstance(error, kind)), None)
         raise Later(reason or "no answer") from None
 
+    def _refuse_name(self) -> NoReturn:
+        msg = f"{self._shown}: no host can have such a name; correct it"
+        raise InputError(msg) from None
+
+
+def _body(answer: BaseHTTPResponse, size: int, end: float) -> bytes:
+    """Return so many bytes of an answer, and let its connection serve again."""
+    data = bytearray()
+    while len(data) < size:
+        piece = answer.read1(min(_PIECE_BYTES, size - len(data)))
+        if not piece:
+            msg = "the answer broke off"
+            raise Later(msg)
+        if time.monotonic() > end:
+            msg = "the answer takes too long"
+            raise Later(msg, is_throttled=True)  # fewer at once get more each
+        data += piece
+    answer.release_conn()
+    return bytes(data)
+
+
+def _leave(answer: BaseHTTPResponse, end: float) -> None:
+    """Be done with an answer that is no use; keep its connection if little is left."""
+    left = answer.length_remaining
+    if left is None or left > _NO_BODY:
+        answer.close()
+    elif left:
+        _body(answer, left, end)
+    else:
+        answer.drain_conn()  # only what was read to its end counts as answered
+
 
 def _is_unknown(error: NameResolutionError) -> bool:
     cause = error.__cause__ or error.__context__
@@ -197,7 +237,8 @@ def _size(said: str, start: int, stop: int) -> int | None:
     """Return a file's size by the range of it that came; None if that is another."""
     unit, _, rest = said.partition(" ")
     came, _, size = rest.partition("/")
-    if unit != "bytes" or not (size.isascii() and size.isdigit()):
+    is_number = size.isascii() and size.isdigit() and len(size) <= _SIZE_DIGITS
+    if unit != "bytes" or not is_number:
         return None
     return int(size) if came == f"{start}-{min(stop, int(size)) - 1}" else None
 
@@ -208,7 +249,7 @@ def _seconds(said: str) -> float:
         return float(said[:9])
     try:
         date = parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
     aware = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (aware - datetime.now(UTC)).total_seconds())
@@ -243,8 +284,8 @@ def _checked(line: socket, host: str, port: int) -> socket:
 def _is_public(address: str) -> bool:
     ip = ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):
-        if ip in _NAT64 or ip.sixtofour or ip.teredo:
-            return False  # another address is hidden in it
+        if any(ip in net for net in _NOT_PUBLIC) or ip.sixtofour or ip.teredo:
+            return False
         ip = ip.ipv4_mapped or ip
     return ip.is_global and not ip.is_multicast
 
@@ -300,8 +341,11 @@ class _Server:
         self._pool = self._make()
 
     def login(self) -> dict[str, str]:
-        """Return what ~/.netrc (or the file that NETRC names) says for this host."""
-        found = _netrc()
+        """Return what ~/.netrc (or the file that NETRC names) says for this host.
+
+        Over https alone, whose certificate proves the host, on any port.
+        """
+        found = _netrc() if self._origin[0] == "https" else None
         known = found and found.hosts.get(self._origin[1])
         if not known:
             return {}
@@ -317,8 +361,6 @@ def _server(scheme: str, host: str, port: int) -> _Server:
 
 @cache
 def _netrc() -> netrc | None:
-    import os
-
     try:
         return netrc(os.environ.get("NETRC"))
     except (OSError, NetrcParseError):
