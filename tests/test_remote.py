@@ -6,6 +6,7 @@ The servers are real, in processes of their own; faults come from a proxy before
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -444,6 +445,19 @@ def test_a_server_within_is_asked_nothing_unless_it_is_named(host, canary):
             open_scene(f"{scheme}://{host}:{port}/scene.tif")
 
     assert canary.log() == []
+
+
+def test_a_server_within_does_not_even_see_a_connection():
+    """So nobody learns which ports are open, nor waits for those that are not."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        port = listener.getsockname()[1]
+        with pytest.raises(RefusedError, match="hosts ="):
+            open_scene(f"https://localhost:{port}/scene.tif")
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    with pytest.raises(RefusedError, match="hosts ="):
+        open_scene(f"https://localhost:{port}/other.tif")
 
 
 @pytest.mark.parametrize("to", ["{}/scene.tif", "https{}/scene.tif", "file:///etc/x"])

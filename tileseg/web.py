@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from functools import cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from netrc import NetrcParseError, netrc
-from socket import EAI_NONAME, gaierror, socket
+from socket import EAI_NONAME, SOCK_STREAM, gaierror, getaddrinfo, socket
 from typing import NoReturn
 from urllib.parse import urljoin, urlsplit
 
@@ -259,6 +259,7 @@ class _Plain(HTTPConnection):
     """A connection that says nothing to a server that may not be read."""
 
     def _new_conn(self) -> socket:
+        _judge(self.host, self.port)
         return _checked(super()._new_conn(), self.host, self.port)
 
 
@@ -266,19 +267,38 @@ class _Secure(HTTPSConnection):
     """The same."""
 
     def _new_conn(self) -> socket:
+        _judge(self.host, self.port)
         return _checked(super()._new_conn(), self.host, self.port)
 
 
+def _judge(host: str, port: int) -> None:
+    """Refuse a host that leads within before it sees so much as a connection."""
+    try:
+        found = getaddrinfo(host, port, type=SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return  # whoever connects says so
+    addresses = {str(where[0]) for *_, where in found}
+    if not (is_allowed(host.lower(), port) or all(map(_is_public, addresses))):
+        raise _refusal(host, port)
+
+
 def _checked(line: socket, host: str, port: int) -> socket:
-    """Return a connection, if it leads to the public or to a host that was named."""
+    """Return a connection, if it leads to the public or to a host that was named.
+
+    Again, since a name may lead elsewhere by now.
+    """
     if is_allowed(host.lower(), port) or _is_public(line.getpeername()[0]):
         return line
     line.close()
+    raise _refusal(host, port)
+
+
+def _refusal(host: str, port: int) -> RefusedError:
     msg = (
         f"{host}: is an address of this machine or its network, which are read only "
         f'where they are named: hosts = ["{host}:{port}"] in a job file'
     )
-    raise RefusedError(msg)
+    return RefusedError(msg)
 
 
 def _is_public(address: str) -> bool:
