@@ -19,10 +19,11 @@ from stac import (
 )
 
 from tileseg import catalog
-from tileseg.catalog import asset_href, is_catalog, scenes_of, stack_of
+from tileseg.catalog import asset_href, scenes_of, stack_of
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.inputs import mosaic_of
 from tileseg.job import run
+from tileseg.names import is_catalog
 from tileseg.settings import Job, scene_name
 from tileseg.window import Window
 

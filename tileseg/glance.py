@@ -6,6 +6,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 
+from tileseg.address import is_address
 from tileseg.errors import InputError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
@@ -17,6 +18,8 @@ __all__ = ["glance"]
 
 Picture = NDArray[np.float64]
 
+_MOST = 4  # pixels each way that are fetched of a remote file to show one
+
 
 def glance(
     scene: Scene, bands: tuple[Band, ...], window: Window, shape: tuple[int, int]
@@ -24,7 +27,8 @@ def glance(
     """Return bands of a window decimated to `shape`, NaN where a file has nodata.
 
     Raises:
-        InputError: a file cannot be read.
+        InputError: a file cannot be read; or a remote one has no overviews that are
+            small enough, so that it would be fetched whole, again, for a picture.
     """
     match scene.origin:
         case File() as file:
@@ -43,6 +47,8 @@ def _of_file(
     indexes = [band.index for band in bands]
     try:
         with gdal_env(), open_dataset(file.path) as dataset:
+            if is_address(file.path):
+                _check_small(file, dataset.overviews(1), window, shape)
             stored: NDArray[Any] = dataset.read(
                 indexes, window=window.slices, out_shape=(len(indexes), *shape)
             )
@@ -53,6 +59,19 @@ def _of_file(
     for values, band in zip(pixels, bands, strict=True):
         values[values == band.nodata] = np.nan
     return pixels
+
+
+def _check_small(
+    file: File, overviews: list[int], window: Window, shape: tuple[int, int]
+) -> None:
+    """Refuse to fetch far more than is shown."""
+    factor = max(window.height / shape[0], window.width / shape[1])
+    if factor > _MOST * max(overviews, default=1):
+        msg = (
+            f"{file.href}: would be fetched again for a picture {factor:.0f} times "
+            f"smaller; write overviews into it (gdaladdo), to a {factor / _MOST:.0f}th"
+        )
+        raise InputError(msg)
 
 
 def _of_stack(
