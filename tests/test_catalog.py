@@ -302,6 +302,7 @@ def test_two_items_of_one_id_are_named(write):
         ("a/found.geojson#id", True),
         ("https://example.org/v1/collections/s2/items/S2B.SAFE", True),
         ("https://example.org/item.json?token=1", True),
+        ("https://example.org/collections/s2/items/S2B?token=1", True),
         ("s3://maps/item.json", True),
         ("a/scene.tif", False),
         ("https://example.org/scene.tif?next=/item.json", False),

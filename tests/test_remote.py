@@ -38,6 +38,7 @@ from tileseg.errors import (
     UsageError,
 )
 from tileseg.gdal import gdal_env, open_dataset
+from tileseg.glance import glance
 from tileseg.identity import look
 from tileseg.job import run
 from tileseg.remote import RemoteFile, fetcher
@@ -506,6 +507,28 @@ def test_blocks_that_follow_are_on_their_way_before_they_are_asked_for(site, fol
             pass
 
     assert time.monotonic() - start < 100 * 0.03 / 2
+
+
+def test_a_picture_fetches_no_scene_a_second_time(site, folder):
+    """Unless it is small, or has overviews that are."""
+    path = folder / "again.tif"
+    make_scene(path, random_pixels(410, 300))
+    scene, local = (open_scene(f"{at}/again.tif") for at in (site.address, folder))
+    shapes = (103, 75), (41, 30)
+
+    def seen(scene, shape):
+        return glance(scene, scene.bands, scene.geobox.window, shape)
+
+    np.testing.assert_array_equal(seen(local, shapes[0]), seen(scene, shapes[0]))
+    with pytest.raises(InputError, match=r"again\.tif: .* 10 times smaller"):
+        seen(scene, shapes[1])
+    assert seen(local, shapes[1]).shape == (3, *shapes[1])
+
+    with rasterio.open(path, "r+") as dataset:
+        dataset.build_overviews([2, 4])
+    remote.fetcher.cache_clear()
+    scene = open_scene(f"{site.address}/again.tif")
+    np.testing.assert_array_equal(seen(local, shapes[1]), seen(scene, shapes[1]))
 
 
 @pytest.mark.slow

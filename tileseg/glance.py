@@ -69,7 +69,7 @@ def _check_small(
     if factor > _MOST * max(overviews, default=1):
         msg = (
             f"{file.href}: would be fetched again for a picture {factor:.0f} times "
-            f"smaller; write overviews into it (gdaladdo), to a {factor / _MOST:.0f}th"
+            "smaller; write overviews into it (gdaladdo)"
         )
         raise InputError(msg)
 
