@@ -175,11 +175,13 @@ def test_a_collection_names_a_scene_for_each_item(archive):
         ("found.json#S2B_31TDG", "S2B_31TDG"),
         ("s3://maps/found.json#a/../b", "a_.._b"),
         ("found.json#..", "_"),
+        ("https://example.org/found.json#a?b", "a?b"),
         ("a#b.tif", "a#b"),
     ],
 )
 def test_a_scene_has_a_name_that_is_one_folder(source, expected):
     assert scene_name(source) == expected
+    assert Job(input=source).output_path.name == expected
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "a.tif", "b.tif"]), min_size=1, max_size=4)

@@ -310,7 +310,7 @@ def _kept(source: str) -> str:
     Raises:
         UsageError: a STAC document has a query, or see `keep`.
     """
-    if is_address(source) and "?" in source and is_catalog(source):
+    if is_address(source) and "?" in source.partition("#")[0] and is_catalog(source):
         msg = f"{shown(source)}: wanted a STAC document without a query"
         raise UsageError(msg)
     return source if _item(source) else keep(source)
