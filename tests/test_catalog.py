@@ -19,10 +19,11 @@ from stac import (
 )
 
 from tileseg import catalog
-from tileseg.catalog import asset_href, is_catalog, scenes_of, stack_of
+from tileseg.catalog import asset_href, scenes_of, stack_of
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.inputs import mosaic_of
 from tileseg.job import run
+from tileseg.names import is_catalog
 from tileseg.settings import Job, scene_name
 from tileseg.window import Window
 
@@ -303,6 +304,7 @@ def test_two_items_of_one_id_are_named(write):
         ("a/found.geojson#id", True),
         ("https://example.org/v1/collections/s2/items/S2B.SAFE", True),
         ("https://example.org/item.json?token=1", True),
+        ("https://example.org/collections/s2/items/S2B?token=1", True),
         ("s3://maps/item.json", True),
         ("a/scene.tif", False),
         ("https://example.org/scene.tif?next=/item.json", False),

@@ -6,6 +6,7 @@ from affine import Affine
 from click.testing import CliRunner
 from making import make_model, make_scene, random_pixels, snapshot
 
+from tileseg import task
 from tileseg.check import check
 from tileseg.cli import main
 from tileseg.job import run
@@ -111,6 +112,38 @@ def test_without_data_it_says_so_and_no_time(ask, tmp_path):
     assert code == 0
     assert "no valid pixel" in said
     assert "tiles/s" not in said
+
+
+def test_what_the_job_says_is_not_odd(tmp_path):
+    """A mask makes pixels nodata; bands that are listed need no names."""
+    scene = make_scene(tmp_path / "s.tif", PLAIN, nodata=None, names=None)
+    mask = make_scene(
+        tmp_path / "m.tif", PLAIN[:1], nodata=None, names=None, scale=None
+    )
+    facts = {"input": str(scene), "model": str(make_model(tmp_path / "model"))}
+    facts |= {"output": str(tmp_path / "out"), "bands": (1, 2, 3)}
+
+    plain = [item.text for item in check(Job(**facts))]
+    masked = [item.text for item in check(Job(mask=(f"{mask} in 1",), **facts))]
+
+    assert any("every pixel will have a class" in text for text in plain)
+    assert not any("every pixel will have a class" in text for text in masked)
+    assert not any("unnamed bands" in text for text in plain)
+
+
+def test_a_scene_is_looked_at_by_another_process_once(tmp_path, monkeypatch):
+    scene = make_scene(tmp_path / "scene.tif", PLAIN)
+    seen, examine = [], task.examine
+    monkeypatch.setattr(
+        task, "examine", lambda files: examine(seen.append(files) or files)
+    )
+
+    found = list(
+        check(Job(input=str(scene), model=str(make_model(tmp_path / "model"))))
+    )
+
+    assert found
+    assert len(seen) == 1
 
 
 def test_what_it_counts_is_what_the_job_does(tmp_path):

@@ -12,17 +12,21 @@ from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import NORTH_UP, make_plain, make_scene, random_pixels
+from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
 from strategies import cuts, grids
 from test_scene import assert_strips_show, noise, whole
 
-from tileseg.compose import Target, Wish
+from tileseg.compose import Target, Wish, compose
 from tileseg.errors import UsageError
+from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
 from tileseg.layer import BandFacts, Layer
+from tileseg.raster import Resampled
 from tileseg.reader import Reader
 from tileseg.rules import Rule
 from tileseg.scene import open_scene
+from tileseg.warp import resample
 from tileseg.window import Window
 
 ZONE = {"crs": "EPSG:32631"}
@@ -239,6 +243,43 @@ def test_types_meet_exactly_or_not_at_all(dtypes, common, tmp_path):
             open_scene(stack(*paths))
 
 
+def test_files_that_are_shown_alike_are_several(tmp_path):
+    """As addresses are that differ in their query only."""
+    red, blue = (
+        open_scene(
+            str(make_scene(tmp_path / name, noise(dtype, 1, 5, 6), names=(name,)))
+        )
+        for name, dtype in (("red", "uint16"), ("blue", "uint8"))
+    )
+
+    scene = compose(((red, replace(blue, href=red.href)),), Wish(bands=("red", "blue")))
+
+    assert scene.dtype == "uint16"
+
+
+@pytest.mark.parametrize(
+    ("blocks", "rows"),
+    [
+        ({"blockysize": 1}, 512),
+        ({"blockysize": 3}, 510),
+        ({"tiled": True, "blockxsize": 16, "blockysize": 48}, 480),
+        ({"tiled": True, "blockxsize": 16, "blockysize": 640}, 640),
+    ],
+    ids=str,
+)
+def test_low_blocks_are_read_many_at_a_time(blocks, rows, tmp_path):
+    """Of a file, and of files side by side: whole blocks."""
+    pixels = noise("uint8", 1, 650, 60)
+    halves = (Window(0, 0, 650, 30), Window(0, 30, 650, 30))
+    parts = [
+        cut_out(tmp_path, f"{at.col}", pixels, at, **blocks, interleave="pixel")
+        for at in halves
+    ]
+
+    assert open_scene(str(parts[0])).strip_rows == rows
+    assert open_scene(beside(*parts)).strip_rows == rows
+
+
 def test_files_of_several_grids_are_stacked_only_when_asked(tmp_path):
     fine = make_plain(tmp_path / "fine.tif", noise("uint8", 1, 40, 60), **ZONE)
     coarse = make_plain(
@@ -444,6 +485,33 @@ def test_scenes_of_two_zones_meet_on_one_grid(tmp_path):
     assert abs(count - int(read_all(one)[1].sum())) == 0
     assert (pixels[0][valid] == 5).sum() > 0
     assert set(np.unique(pixels[0][valid])) == {3, 5}
+
+
+def test_a_block_that_needs_half_the_earth_is_refused_unread(tmp_path):
+    """Across 180 degrees; beside it all is well."""
+    path = make_plain(tmp_path / "world.tif", noise("uint8", 1, 2, 3), **ZONE)
+    place = Affine(1e-3, 0, -180, 0, -1e-3, 10)
+    world = GeoBox(20_000, 360_000, place, CRS.from_epsg(4326).to_wkt())
+    how = Resampled(replace(open_scene(str(path)), geobox=world), "bilinear", (1, 1))
+    seen = []
+
+    def read(window):
+        seen.append(window)
+        shape = window.height, window.width
+        return np.zeros((1, *shape), "uint8"), np.zeros(shape, np.bool_)
+
+    def zone(x):
+        wkt = CRS.from_epsg(32601).to_wkt()
+        return GeoBox(500, 400, Affine(100, 0, x, 0, -100, 200_000), wkt)
+
+    with pytest.raises(UsageError, match=r"world\.tif: 500 x 400 .* x 359987 of it"):
+        resample(read, world, zone(150_000), how)
+    assert not seen
+
+    _, valid = resample(read, world, zone(250_000), how)
+
+    assert valid.shape == (500, 400)
+    assert seen[0].width < 1000
 
 
 def replaced(transform, **terms):

@@ -111,6 +111,44 @@ def test_a_list_of_something_else_is_named(archive):
             find(str(archive / "bad.txt"))
 
 
+LONG = "x" * 300  # more than a file may be called
+
+
+@pytest.mark.parametrize("name", [LONG, f"{LONG}.tif", f"{LONG}/*.tif"])
+def test_a_name_that_no_file_can_have_is_one_line(name):
+    for find in (find_many, lambda source: find_scenes([source])):
+        with pytest.raises(InputError, match="cannot be read as"):
+            find(name)
+
+
+def test_a_line_that_no_file_can_be_called_is_a_scene_that_fails(archive):
+    """The night's other scenes do not."""
+    path = archive / "list.txt"
+    path.write_text(f"{LONG}\nb.tif\n")
+
+    assert find_many(str(path)) == (f"{archive}/{LONG}", f"{archive}/b.tif")
+
+
+def test_a_long_name_ends_the_command_as_a_missing_file_does(model_path):
+    assert call("segment", "--input", LONG, "--model", model_path).exit_code == 4
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.org/item.json?sig=hidden",
+        "https://example.org/item.geojson?sig=hidden#one",
+        "https://example.org/collections/s2/items/S2B?sig=hidden",
+    ],
+)
+def test_a_document_with_a_query_makes_no_job(address):
+    """Its handle would look like one of its Items."""
+    for source in (address, ("a.tif", address)):
+        with pytest.raises(UsageError, match="without a query") as caught:
+            Job(input=source, join="bands", output="out")
+        assert "hidden" not in str(caught.value)
+
+
 def test_inputs_stay_in_order_and_are_taken_once(archive):
     names = [str(archive / "deep"), str(archive / "b.tif"), str(archive)]
 
@@ -137,11 +175,13 @@ def test_a_collection_names_a_scene_for_each_item(archive):
         ("found.json#S2B_31TDG", "S2B_31TDG"),
         ("s3://maps/found.json#a/../b", "a_.._b"),
         ("found.json#..", "_"),
+        ("https://example.org/found.json#a?b", "a?b"),
         ("a#b.tif", "a#b"),
     ],
 )
 def test_a_scene_has_a_name_that_is_one_folder(source, expected):
     assert scene_name(source) == expected
+    assert Job(input=source).output_path.name == expected
 
 
 NAMES = st.lists(st.sampled_from(["a", "b", "a.tif", "b.tif"]), min_size=1, max_size=4)

@@ -373,7 +373,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
     def change():
         other.replace(path)
 
-    todo = job(f"{site.address}/{tag}.tif")
+    todo = job(f"{site.address}/{tag}.tif", run_shards=(1, 1))
     record = run(todo, after(todo, 2, change))
     again = run(todo)
 

@@ -138,6 +138,60 @@ def test_where_there_is_no_mask_nothing_is_known(scene_path, tmp_path):
     assert not valid[:, 10:].any()
 
 
+@pytest.mark.parametrize(
+    ("nodata", "rule", "is_hidden"),
+    [
+        (None, "> 40", False),
+        (None, "in 0", True),
+        (255, "> 40", True),
+        (255, "in 100", False),
+    ],
+)
+def test_a_block_that_a_mask_does_not_hold_has_its_nodata_value_or_0(
+    nodata, rule, is_hidden, scene_path, tmp_path
+):
+    """Masks of 0 and 100 are written so, to be small."""
+    mask = write_sparse(
+        tmp_path / "clouds.tif", np.full((1, 40, 50), 100, "uint8"), nodata=nodata
+    )
+    scene_path = make_plain(tmp_path / "s.tif", np.ones((1, 40, 50), "uint8"), **ZONE)
+
+    _, masked = states(
+        open_scene(str(scene_path), Wish(rules=(parse_rule(f"{mask} {rule}"),)))
+    )
+
+    expected = np.full((40, 50), is_hidden)
+    expected[:16, :32] = rule != "in 0"
+    np.testing.assert_array_equal(expected, masked)
+
+
+def test_a_block_that_the_scenes_own_band_does_not_hold_is_unknown(tmp_path):
+    red = make_scene(
+        tmp_path / "red.tif", np.ones((1, 40, 50), "uint8"), names=("red",)
+    )
+    qa = write_sparse(tmp_path / "qa.tif", np.ones((1, 40, 50), "uint8"))
+    with rasterio.open(qa, "r+") as dataset:
+        dataset.descriptions = ("qa",)
+    wish = Wish(bands=("red",), rules=(parse_rule("band:qa > 40"),))
+
+    valid, masked = states(open_scene(stack(red, qa), wish))
+
+    assert valid[:16, :32].all()
+    assert (valid.sum(), masked.sum()) == (16 * 32, 40 * 50 - 16 * 32)
+
+
+def write_sparse(path, pixels, **profile):
+    """Write the first 16 rows of 32 columns only: the other blocks are not there."""
+    settings = {
+        "driver": "GTiff", "count": 1, "height": 40, "width": 50, "dtype": "uint8",
+        "transform": NORTH_UP, "tiled": True, "blockxsize": 32, "blockysize": 16,
+        "sparse_ok": "TRUE", **ZONE, **profile,
+    }  # fmt: skip
+    with rasterio.open(path, "w", **settings) as dataset:
+        dataset.write(pixels[:, :16, :32], window=((0, 16), (0, 32)))
+    return path
+
+
 def test_a_mask_that_lies_elsewhere_or_has_bands_is_refused(scene_path, tmp_path):
     far = NORTH_UP @ Affine.translation(500, 0)
     elsewhere = make_plain(

@@ -302,6 +302,19 @@ def test_a_scene_in_parts_makes_the_same_products(join, parts, job, clouds):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_a_scale_that_is_none_is_said_of_the_scene_by_its_name(job, tmp_path):
+    pixels = random_pixels(50, 60)
+    files = [
+        make_scene(tmp_path / f"{at}.tif", band[None], names=(at,), offset=np.inf)
+        for at, band in zip(("blue", "green", "red"), pixels, strict=True)
+    ]
+
+    values = run(job(input=tuple(map(str, files)), join="bands")).values
+
+    assert values["exit_code"] == ExitCode.USAGE
+    assert values["error"].startswith(f"{files[0]} and 2 more: band 1 says scale")
+
+
 def test_the_picture_of_parts_is_that_of_the_whole(parts, scene):
     """At full size to the pixel; smaller ones are near."""
     whole = open_scene(str(scene))

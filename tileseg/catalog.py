@@ -5,7 +5,6 @@ addresses; whether those may be read is decided where they are opened.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,19 @@ from typing import TYPE_CHECKING, Any
 from tileseg.address import is_address, keep, shown
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
+from tileseg.names import DOCUMENT, SUFFIXES
 from tileseg.remote import fetcher
 
 if TYPE_CHECKING:
     from pystac import Asset, Item
 
-__all__ = ["asset_href", "is_catalog", "scenes_of", "stack_of"]
+__all__ = ["asset_href", "scenes_of", "stack_of"]
 
 _MOST_BYTES = 16 << 20  # of a document
 _MOST_ITEMS = 10_000
 _MOST_BANDS = 10_000  # of an Item
-_ITEM = re.compile(r"(?P<document>.+\.(?:geo)?json)(?:#(?P<item>.+))?", re.IGNORECASE)
-_API = re.compile(r"https?://[^?#]+/collections/[^/?#]+/items/[^/?#]+/?(?:\?.*)?")
 _PICTURES = {"overview", "thumbnail", "visual"}  # made to be looked at
 _RASTERS = ("image/tiff", "image/geotiff", "image/vnd.stac.geotiff")
-_SUFFIXES = (".tif", ".tiff")
 
 # What pystac raises where a value is of another kind than it takes it for.
 _BROKEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
@@ -56,12 +53,6 @@ class _Place:
     def __str__(self) -> str:
         name = self.facts.get("name")
         return self.key if self.is_only or not name else f"{self.key}/{name}"
-
-
-def is_catalog(source: str) -> bool:
-    """Return whether an input is named like a STAC document, or an Item in one."""
-    plain = source.partition("?")[0] if "://" in source else source
-    return bool(_ITEM.fullmatch(plain) or _API.fullmatch(source))
 
 
 def scenes_of(source: str) -> list[str]:
@@ -138,7 +129,7 @@ def asset_href(source: str, key: str) -> str:
 
 def _parts(source: str) -> tuple[str, str | None]:
     """Return the document, and which of its Items; None for the only one."""
-    found = _ITEM.fullmatch(source)
+    found = DOCUMENT.fullmatch(source)
     return (found["document"], found["item"]) if found else (source, None)
 
 
@@ -258,7 +249,7 @@ def _bands(source: str, asset: "Asset", name: str) -> list[dict[str, Any]]:
 def _is_raster(asset: "Asset") -> bool:
     media = (asset.media_type or "").partition(";")[0].strip().casefold()
     suffix = asset.href.partition("?")[0].casefold()
-    return media in _RASTERS or (not media and suffix.endswith(_SUFFIXES))
+    return media in _RASTERS or (not media and suffix.endswith(SUFFIXES))
 
 
 def _find(source: str, places: list[_Place], wanted: str | int) -> _Place:

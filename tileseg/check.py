@@ -49,10 +49,10 @@ def check(job: Job) -> Iterator[Finding]:
     Raises:
         TilesegError: what would end the job before it began.
     """
-    _, scene = meet(job)
+    card, scene = meet(job)
     yield from _describe(scene)
-    yield from _oddities(scene)
-    task = draft(job)
+    yield from _oddities(scene, is_listed=bool(job.bands))
+    task = draft(job, card, scene)
     yield from _fit(task)
     yield from _cost(task)
 
@@ -87,8 +87,13 @@ def _place(scene: Scene) -> str:
     return f"{name}, pixels of {across:.6g} x {down:.6g} of its units{area}"
 
 
-def _oddities(scene: Scene) -> Iterator[Finding]:
-    """Say what most scenes are not, and what tileseg makes of it."""
+def _oddities(scene: Scene, *, is_listed: bool) -> Iterator[Finding]:
+    """Say what most scenes are not, and what tileseg makes of it.
+
+    Args:
+        scene: what is looked at.
+        is_listed: whether the job lists its bands.
+    """
     box, (height, width) = scene.geobox, scene.block
     transform = box.transform
     odd = {
@@ -101,13 +106,14 @@ def _oddities(scene: Scene) -> Iterator[Finding]:
             scene.point
         ),
         "has unnamed bands: list them in the model's order in a job file (bands)": (
-            not all(band.name for band in scene.bands)
+            not (is_listed or all(band.name for band in scene.bands))
         ),
         f"is stored in strips of {height} rows: all of its width is read at once": (
             width == box.width and height > _TALL
         ),
         "has no nodata value, mask or alpha: every pixel will have a class": (
-            not any(file.has_mask or file.alpha for file in scene.files)
+            not scene.is_masked
+            and not any(file.has_mask or file.alpha for file in scene.files)
             and all(band.nodata is None for band in scene.bands)
         ),
         f"is of {scene.dtype}: whole numbers beyond {_EXACT:,} are rounded": (

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from math import sqrt
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
 from tileseg.raster import Band, Beside, File, Mask, Resampled, Scene, Stacked
 from tileseg.rules import Rule
-from tileseg.warp import covering_box, lies_on, same_crs, scale_between
+from tileseg.warp import covering_box, needed, same_crs, scale_between
 from tileseg.window import Window
 
 __all__ = ["Target", "Wish", "compose", "masked"]
@@ -73,20 +72,20 @@ def compose(stacks: Sequence[Sequence[Scene]], wish: Wish) -> Scene:
     Raises:
         UsageError: they do not fit together, or do not lead to the target.
     """
-    needed = [_needed(stack, wish.bands) for stack in stacks]
-    for item in (item for stack in needed for item in stack):
+    used = [_used(stack, wish.bands) for stack in stacks]
+    for item in (item for stack in used for item in stack):
         if any(file.is_palette for file in item.files):
             msg = f"{item.href}: a palette image holds colour numbers, not measurements"
             raise UsageError(msg)
     target = wish.target
     if not (wish.resample or target.is_given):
-        for stack in needed:
+        for stack in used:
             _check_even(stack)
-    boxes = [_finest(stack) for stack in needed]
+    boxes = [_finest(stack) for stack in used]
     if not target.is_given:
         return _beside(list(map(_place, stacks, boxes, repeat(wish))))
     side = _resolution(target, boxes[0])
-    if len(stacks) > 1 and not wish.rules and _is_one_grid(needed):
+    if len(stacks) > 1 and not wish.rules and _is_one_grid(used):
         plain = replace(wish, target=Target())
         whole = _beside(list(map(_place, stacks, boxes, repeat(plain))))
         box = covering_box((whole.geobox,), target.crs, side)
@@ -105,10 +104,10 @@ def masked(scene: Scene, raster: Scene, band: Band, rule: Rule) -> Scene:
     Raises:
         UsageError: it lies elsewhere.
     """
-    there = resampled(_bare(raster), scene.geobox, "nearest")
-    if isinstance(there.origin, Resampled) and not lies_on(
-        raster.geobox, scene.geobox, there.origin
-    ):
+    bare = _bare(raster, is_sparse=not rule.band)
+    there = resampled(bare, scene.geobox, "nearest")
+    how = there.origin
+    if isinstance(how, Resampled) and not needed(raster.geobox, scene.geobox, how).size:
         msg = f"mask: {raster.href}: does not lie on {scene.href}"
         raise UsageError(msg)
     mask = Mask(there, replace(band, nodata=None), rule)
@@ -118,7 +117,7 @@ def masked(scene: Scene, raster: Scene, band: Band, rule: Rule) -> Scene:
 def _place(stack: Sequence[Scene], box: GeoBox, wish: Wish) -> Scene:
     """Return the one raster of a place, on a grid, with what its own bands mask."""
     rasters = [resampled(item, box, wish.target.method) for item in stack]
-    scene = _stack(rasters, _common_dtype(_needed(stack, wish.bands)))
+    scene = _stack(rasters, _common_dtype(_used(stack, wish.bands)))
     for rule in wish.rules:
         (band,) = scene.select((rule.band,))
         owner, own = _owners(stack)[band.index - 1]
@@ -126,11 +125,11 @@ def _place(stack: Sequence[Scene], box: GeoBox, wish: Wish) -> Scene:
     return scene
 
 
-def _bare(raster: Scene) -> Scene:
+def _bare(raster: Scene, *, is_sparse: bool) -> Scene:
     """Return a raster of which every value counts."""
     match raster.origin:
         case File() as file:
-            origin = replace(file, has_mask=False, alpha=None)
+            origin = replace(file, has_mask=False, alpha=None, is_sparse=is_sparse)
             bands = tuple(replace(band, nodata=None) for band in raster.bands)
             return replace(raster, bands=bands, origin=origin)
     msg = "a mask is a file"
@@ -253,24 +252,28 @@ def _check_alike(first: Scene, item: Scene) -> None:
                 f"{got[what]}), so they are not one scene; segment them one by one"
             )
             raise UsageError(msg)
-
-
-def _offset(first: Scene, item: Scene) -> tuple[int, int]:
-    """Return the (row, column) of the first raster's grid where another one begins."""
-    col, row = ~first.geobox.transform @ (item.geobox.transform @ (0, 0))
-    at = round(row), round(col)
-    box = replace(item.geobox, crs=first.geobox.crs)
-    meant = first.geobox.crop(Window(*at, box.height, box.width))
-    if not same_crs(first.geobox.crs, item.geobox.crs) or not _is_same(
-        meant, box, _AWRY
-    ):
+    if not _is_on(first, item):
         msg = (
             f"{first.href} and {item.href}: are not of one grid ({_told(first.geobox)};"
             f" {_told(item.geobox)}); to have them brought to one say so in a job "
             "file: crs = 'EPSG:32631', say, or resolution = 10"
         )
         raise UsageError(msg)
-    return at
+
+
+def _offset(first: Scene, item: Scene) -> tuple[int, int]:
+    """Return the (row, column) of the first raster's grid where another one begins."""
+    col, row = ~first.geobox.transform @ (item.geobox.transform @ (0, 0))
+    return round(row), round(col)
+
+
+def _is_on(first: Scene, item: Scene) -> bool:
+    """Return whether a raster is of another one's grid, wherever on it."""
+    if not same_crs(first.geobox.crs, item.geobox.crs):
+        return False
+    box = replace(item.geobox, crs=first.geobox.crs)
+    at = Window(*_offset(first, item), box.height, box.width)
+    return _is_same(first.geobox.crop(at), box, _AWRY)
 
 
 def _check_even(stack: Sequence[Scene]) -> None:
@@ -302,13 +305,12 @@ def _is_same(one: GeoBox, other: GeoBox, most: float = _OFF) -> bool:
 
 def _is_one_grid(stacks: Sequence[Sequence[Scene]]) -> bool:
     """Return whether all rasters of all places lie on one grid."""
-    try:
-        for stack in stacks:
-            _check_even(stack)
-            _offset(stacks[0][0], stack[0])
-    except UsageError:
-        return False
-    return True
+    first = stacks[0][0]
+    return all(
+        _is_on(first, stack[0])
+        and all(_is_same(stack[0].geobox, item.geobox) for item in stack[1:])
+        for stack in stacks
+    )
 
 
 def _owners(stack: Sequence[Scene]) -> list[tuple[Scene, Band]]:
@@ -316,25 +318,21 @@ def _owners(stack: Sequence[Scene]) -> list[tuple[Scene, Band]]:
     return [(item, band) for item in stack for band in item.bands]
 
 
-def _needed(stack: Sequence[Scene], wanted: tuple[str | int, ...]) -> list[Scene]:
+def _used(stack: Sequence[Scene], wanted: tuple[str | int, ...]) -> list[Scene]:
     """Return the rasters that have a band that is wanted; all, if none has."""
     keys = {key.casefold() if isinstance(key, str) else key for key in wanted}
-    needed = {
-        item.href: item
+    used = {
+        id(item): item  # two addresses may be shown alike
         for index, (item, band) in enumerate(_owners(stack), start=1)
         if index in keys or (band.name or "").casefold() in keys
     }
-    return list(needed.values()) or list(stack)
+    return list(used.values()) or list(stack)
 
 
 def _finest(stack: Sequence[Scene]) -> GeoBox:
     """Return the grid of the smallest pixels."""
     boxes = [item.geobox for item in stack]
-    return min(boxes, key=lambda box: pixel_metres(box) or _side(box))
-
-
-def _side(box: GeoBox) -> float:
-    return sqrt(abs(box.transform.determinant))
+    return min(boxes, key=lambda box: pixel_metres(box) or box.side)
 
 
 def _common_dtype(rasters: Sequence[Scene]) -> str:
@@ -362,6 +360,6 @@ def _named(rasters: Sequence[Scene]) -> str:
 
 def _told(box: GeoBox) -> str:
     return (
-        f"{box.height} x {box.width} pixels of {_side(box):g} from "
+        f"{box.height} x {box.width} pixels of {box.side:g} from "
         f"{box.transform.c:.10g}, {box.transform.f:.10g}"
     )

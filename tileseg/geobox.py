@@ -1,6 +1,7 @@
 """Where a raster lies: its shape, transform and CRS. Opens no file."""
 
 from dataclasses import dataclass
+from math import sqrt
 
 from affine import Affine
 
@@ -26,6 +27,11 @@ class GeoBox:
     def window(self) -> Window:
         """The whole raster as a window."""
         return Window(0, 0, self.height, self.width)
+
+    @property
+    def side(self) -> float:
+        """Side of a square as large as a pixel, in the CRS's unit."""
+        return sqrt(abs(self.transform.determinant))
 
     def crop(self, window: Window) -> "GeoBox":
         """Return the grid of `window`; its pixels keep their place on the ground."""

@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from tileseg.catalog import is_catalog, scenes_of, stack_of
+from tileseg.catalog import scenes_of, stack_of
 from tileseg.errors import InputError
 from tileseg.layer import Layer, Mosaic, Stack
+from tileseg.names import SUFFIXES, is_catalog
 from tileseg.objects import Objects
 from tileseg.settings import Job, is_remote
 
 __all__ = ["find_many", "find_scenes", "mosaic_of"]
 
-_SUFFIXES = (".tif", ".tiff")
 _LIST = ".txt"
 _PATTERN = re.compile(r"[*?\[]")
 
@@ -48,11 +48,20 @@ def find_many(source: str) -> tuple[str, ...]:
         InputError: it cannot be read.
         TilesegError: see `find_scenes`.
     """
+    found = _read_list(Path(source)) if _is_list(source) else _scenes(source)
+    return tuple(dict.fromkeys(found))
+
+
+def _is_list(source: str) -> bool:
+    """Return whether a source, whatever its name, can only be a list."""
     path = Path(source)
-    is_one = "://" in source or is_catalog(source) or _is_named(path)
-    if is_one or path.is_dir() or (_PATTERN.search(source) and not path.exists()):
-        return tuple(dict.fromkeys(_scenes(source)))
-    return tuple(dict.fromkeys(_read_list(path)))
+    if "://" in source or is_catalog(source) or _is_named(path):
+        return False
+    try:
+        is_pattern = _PATTERN.search(source) and not path.exists()
+        return not (path.is_dir() or is_pattern)
+    except (OSError, ValueError) as err:
+        raise _unreadable(source, err) from err
 
 
 def _read_list(path: Path) -> list[str]:
@@ -63,13 +72,17 @@ def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or "not a list of paths"
-        msg = f"{path}: cannot be read as a folder or list of scenes: {reason}"
-        raise InputError(msg) from err
+        raise _unreadable(path, err) from err
     named = [line.strip() for line in lines]
     named = [name for name in named if name and name[0] != "#"]
     paths = [name if "://" in name else str(path.parent / name) for name in named]
     return [it for name in paths for it in _scenes(name, in_list=True)]
+
+
+def _unreadable(source: str | Path, err: Exception) -> InputError:
+    reason = getattr(err, "strerror", None) or "not a list of paths"
+    msg = f"{source}: cannot be read as a folder or list of scenes: {reason}"
+    return InputError(msg)
 
 
 def mosaic_of(job: Job, bands: tuple[str | int, ...]) -> Mosaic:
@@ -102,6 +115,16 @@ def _scenes(source: str, *, in_list: bool = False) -> list[str]:
     path = Path(source)
     if path.suffix.lower() == _LIST and not in_list:
         return _read_list(path)
+    try:
+        return _local(path, source)
+    except (OSError, ValueError) as err:
+        if in_list:  # one line in a thousand: a scene that fails, the others do not
+            return [source]
+        raise _unreadable(source, err) from err
+
+
+def _local(path: Path, source: str) -> list[str]:
+    """Return what a path or pattern on a disk names."""
     if path.is_dir():
         named = sorted(path.iterdir())
     elif _PATTERN.search(source) and not path.exists():
@@ -141,4 +164,4 @@ def _match(names: list[str], patterns: list[str]) -> bool:
 
 def _is_named(path: Path) -> bool:
     """Tell a scene from sidecars and files still being copied (`.name`)."""
-    return path.suffix.lower() in _SUFFIXES and path.name[0] != "."
+    return path.suffix.lower() in SUFFIXES and path.name[0] != "."

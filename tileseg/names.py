@@ -9,7 +9,17 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
-__all__ = ["slug", "stem"]
+__all__ = ["DOCUMENT", "SUFFIXES", "is_catalog", "slug", "stem"]
+
+DOCUMENT = re.compile(
+    r"(?P<document>[^?]+\.(?:geo)?json)(?:#(?P<item>.+))?", re.IGNORECASE
+)
+"""What a STAC document is called, and perhaps which of its Items is meant."""
+
+SUFFIXES = (".tif", ".tiff")
+"""How a GeoTIFF's name ends, in any case."""
+
+_API = re.compile(r"https?://[^?#]+/collections/[^/?#]+/items/[^/?#]+/?")
 
 _LONGEST = 200  # bytes: with what we put round a name, below what file systems take
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -39,6 +49,12 @@ def stem(href: str) -> str:
     """Return the name of a scene's results: its file's, without suffix."""
     path = re.split("[?#]", href)[0] if "://" in href else href
     return slug(PurePosixPath(path).stem)
+
+
+def is_catalog(source: str) -> bool:
+    """Return whether an input is named like a STAC document, or an Item in one."""
+    plain = source.partition("?")[0] if "://" in source else source
+    return bool(DOCUMENT.fullmatch(plain) or _API.fullmatch(plain))
 
 
 def _is_odd(letter: str) -> bool:

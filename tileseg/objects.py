@@ -185,8 +185,8 @@ class Objects:
             "cannot be listed",
             lambda: {
                 item["path"]: item
-                for chunk in obstore.list(self._store)
-                for item in chunk
+                for some in obstore.list(self._store)
+                for item in some
             },
         )
 

@@ -222,7 +222,8 @@ class Pixels:
             out = pixels if is_native else None
             stored = dataset.read(indexes, window=window.slices, out=out)
             valid[:] = _has_data(stored, bands)
-            strike_absent(valid, dataset, indexes, window)
+            if not file.is_sparse:
+                strike_absent(valid, dataset, indexes, window)
             if file.alpha:
                 # GDAL forgets the alpha band where there is a nodata value too.
                 valid &= dataset.read(file.alpha, window=window.slices) > 0

@@ -53,6 +53,8 @@ class File:
     """Index of the alpha band, where there is one: 0 is invalid."""
     is_palette: bool
     """True where values are numbers of colours."""
+    is_sparse: bool = False
+    """True where a block that the file does not hold counts as GDAL reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +159,10 @@ class Scene:
     def _facts(self, numbers: dict[str, int]) -> list[Any]:
         made: list[Any]
         match self.origin:
-            case File(path=path, has_mask=has_mask, alpha=alpha):
+            case File() as file:
                 nodata = [str(band.nodata) for band in self.bands]
-                made = [numbers[path], has_mask, alpha, nodata]
+                made = [numbers[file.path], file.has_mask, file.alpha, nodata]
+                made.append(file.is_sparse)
             case Stacked(rasters):
                 made = [item._facts(numbers) for item in rasters]  # noqa: SLF001
             case Beside(places, rasters):
@@ -207,10 +210,8 @@ class Scene:
 
     @property
     def strip_rows(self) -> int:
-        """Rows that one read brings: whole blocks."""
+        """Rows that one read brings: whole blocks, several where they are low."""
         height = self.block[0]
-        if self.is_tiled:
-            return height
         row_bytes = self.geobox.width * len(self.bands) * np.dtype(self.dtype).itemsize
         rows = min(_STRIP_ROWS, _STRIP_BYTES // row_bytes)
         return height * max(1, rows // height)

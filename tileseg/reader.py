@@ -63,12 +63,14 @@ class Reader:
         rows = self._reach(tiles.row, tiles.row + 1, grid.height)
         left, right = self._aligned(columns, self._scene.block[1], grid.width)
         top, _ = self._aligned(rows, self._scene.block[0], grid.height)
+        end = np.array([tiles.row_stop * grid.stride + grid.halo - 1])
+        _, end_row = self._aligned(end, self._scene.block[0], grid.height)
         held = _Held.blank(top, len(self._bands), right - left, self._dtype)
         tile_row = tiles.row
         pixels_of = Pixels(threads=self._threads, traffic=self.traffic)
         with gdal_env(), pixels_of as source:
             while tile_row < tiles.row_stop:
-                bottom = min(held.stop + self._scene.strip_rows, grid.height)
+                bottom = min(held.stop + self._scene.strip_rows, end_row)
                 window = Window(held.stop, left, bottom - held.stop, right - left)
                 held = held.extend(window.height)
                 self._read(source, window, *held.last(window.height))

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,9 +11,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from tileseg.address import keep, shown
+from tileseg.address import STORES, is_address, keep, shown
 from tileseg.errors import UsageError
-from tileseg.names import slug, stem
+from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
 __all__ = [
@@ -29,9 +28,8 @@ __all__ = [
 ]
 
 _LONGEST = 10 * 86_400  # seconds
-_ITEM = re.compile(r"(?P<document>[^?]+\.(?:geo)?json)#(?P<id>.+)", re.IGNORECASE)
 _HALF_TURN = 180  # degrees
-_STORES = ("s3://", "gs://", "az://")
+_STORES = tuple(f"{scheme}://" for scheme in STORES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,15 +116,11 @@ class Job:
         """Refuse what no run could mean."""
         _check_address("output", self.output)
         _check_address("work", self.work)
-        if isinstance(self.input, str):
-            object.__setattr__(self, "input", _kept(self.input))
         for item in fields(self):
             if not _fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
                 raise UsageError(msg)
-        rules = map(parse_rule, self.mask)
-        kept = (str(rule.with_source(keep(rule.source))) for rule in rules)
-        object.__setattr__(self, "mask", tuple(kept))
+        self._keep_secrets()
         for name, (is_good, wanted) in self._limits().items():
             if (got := getattr(self, name)) is not None and not is_good(got):
                 msg = f"{name}: got {got!r}, wanted {wanted}"
@@ -136,10 +130,17 @@ class Job:
             msg = "offset: means nothing without scale; give both"
             raise UsageError(msg)
 
+    def _keep_secrets(self) -> None:
+        """Have handles in the place of addresses with a query."""
+        sources = tuple(map(_kept, self.inputs))
+        is_one = isinstance(self.input, str)
+        object.__setattr__(self, "input", sources[0] if is_one else sources)
+        rules = map(parse_rule, self.mask)
+        kept = (str(rule.with_source(keep(rule.source))) for rule in rules)
+        object.__setattr__(self, "mask", tuple(kept))
+
     def _check_inputs(self) -> None:
         """Refuse several files that are no one scene, or one without a name."""
-        if isinstance(self.input, tuple):
-            object.__setattr__(self, "input", tuple(map(_kept, self.input)))
         if not self.inputs or not all(self.inputs):
             msg = f"input: got {self.input!r}, wanted a scene"
             raise UsageError(msg)
@@ -292,19 +293,33 @@ def called(source: str | tuple[str, ...]) -> str:
 
 def scene_name(source: str) -> str:
     """Return the name of a scene's results: its file's stem, or its STAC Item's id."""
-    found = _ITEM.fullmatch(source)
-    return slug(found["id"]) if found else stem(source)
+    item = _item(source)
+    return slug(item) if item else stem(source)
 
 
 def _shown(source: str) -> str:
     """Return what may be seen by anyone; of a STAC document which Item is meant."""
-    found = _ITEM.fullmatch(source)
-    return f"{shown(found['document'])}#{found['id']}" if found else shown(source)
+    item = _item(source)
+    document = source.removesuffix(f"#{item}")
+    return f"{shown(document)}#{item}" if item else shown(source)
 
 
 def _kept(source: str) -> str:
-    """Return the handle of an input; which Item is meant is no secret."""
-    return source if _ITEM.fullmatch(source) else keep(source)
+    """Return the handle of an input; which Item is meant is no secret.
+
+    Raises:
+        UsageError: a STAC document has a query, or see `keep`.
+    """
+    if is_address(source) and "?" in source.partition("#")[0] and is_catalog(source):
+        msg = f"{shown(source)}: wanted a STAC document without a query"
+        raise UsageError(msg)
+    return source if _item(source) else keep(source)
+
+
+def _item(source: str) -> str | None:
+    """Return the id of the Item of a STAC document that is meant, where one is."""
+    found = DOCUMENT.fullmatch(source)
+    return found["item"] if found else None
 
 
 def within(field: str, shared: str, name: str) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tileseg.address import allow, has_secret, is_address
 from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
-from tileseg.catalog import asset_href, is_catalog
+from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
 from tileseg.encode import can_write
 from tileseg.errors import InputError, RefusedError, UsageError
@@ -22,6 +22,7 @@ from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identities, identify, unknown
 from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
+from tileseg.names import is_catalog
 from tileseg.objects import open_storage
 from tileseg.pixels import HANDLES
 from tileseg.probe import examine
@@ -161,7 +162,7 @@ def prepare(job: Job) -> Task:
         UsageError: the scene lacks bands or scale, or the job contradicts itself.
         TilesegError: the scene or the card cannot be used.
     """
-    task = draft(job)
+    task = draft(job, *meet(job))
     paths = [file.path for file in task.scene.files]
     identity = identify(paths, open_storage(job.workplace))
     # What was described is what was hashed. As text: NaN is not equal to itself.
@@ -172,15 +173,17 @@ def prepare(job: Job) -> Task:
     return replace(task, identity=identity)
 
 
-def draft(job: Job) -> Task:
+def draft(job: Job, card: Card, scene: Scene) -> Task:
     """Do as `prepare` does, but for the scene's identity: not all its bytes are read.
+
+    Args:
+        job: what is asked for.
+        card: the model's, as `meet` gave it.
+        scene: likewise.
 
     Raises:
         TilesegError: see `prepare`.
     """
-    _refuse_vanishing(job)
-    _refuse_nesting(job)
-    card, scene = meet(job)
     if (size := scene.geobox.height * scene.geobox.width) > job.max_pixels:
         msg = (
             f"{job.href}: has {size} pixels, wanted at most {job.max_pixels}; if that "
@@ -221,8 +224,11 @@ def meet(job: Job) -> tuple[Card, Scene]:
     """Open a job's scene; files that nobody knows are looked at elsewhere before.
 
     Raises:
+        UsageError: its outputs would be lost.
         TilesegError: the card or the scene cannot be used.
     """
+    _refuse_vanishing(job)
+    _refuse_nesting(job)
     allow(job.hosts)
     card = read_card(job.model_path)
     wish = _wish(job, card)
@@ -390,7 +396,7 @@ def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
         raise UsageError(msg)
     if not (isfinite(band.scale) and isfinite(band.offset) and band.scale):
         msg = (
-            f"{job.input}: band {band.index} says scale {band.scale} and offset "
+            f"{job.href}: band {band.index} says scale {band.scale} and offset "
             f"{band.offset}, wanted finite numbers and a scale other than 0: correct "
             "its GDAL tags, or give --scale and --offset"
         )

@@ -1,7 +1,7 @@
 """Pixels brought to another grid: which pixels are needed, and what becomes of them."""
 
 from collections.abc import Callable, Sequence
-from math import ceil, floor, sqrt
+from math import ceil, floor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "covering_box",
-    "lies_on",
     "needed",
     "resample",
     "same_crs",
@@ -43,6 +42,7 @@ _TOLERANCE = 0.01  # pixels by which GDAL may be off between exact points
 _NOTHING = 1e-6  # weight of invalid pixels that changes no stored value
 _OFF = 1e-6  # pixels that make no pixel more
 _MOST = 2**31 - 1  # pixels each way of a GeoTIFF
+_MOST_AT_ONCE = 1 << 24  # pixels of the source for one block: 4096 x 4096
 _PLANE = "EPSG:3857"  # of a raster without a CRS that stays where it is
 
 Read = Callable[[Window], tuple[NDArray[Any], NDArray[np.bool_]]]
@@ -65,14 +65,24 @@ def resample(
 
     Raises:
         InputError: the projection does not lead there.
+        UsageError: too many of the source's pixels are needed at once.
     """
-    stored, has_data = read(needed(source, target, how))
+    part = needed(source, target, how)
+    if part.size > _MOST_AT_ONCE:
+        msg = (
+            f"{how.raster.href}: {target.height} x {target.width} new pixels need "
+            f"{part.height} x {part.width} of it at once, wanted at most "
+            f"{_MOST_AT_ONCE} in all: they lie across 180 degrees, a pole or where the "
+            "crs is not made for; choose another crs, or cut the scene there"
+        )
+        raise UsageError(msg)
+    stored, has_data = read(part)
     shape = target.height, target.width
     pixels = np.zeros((len(stored), *shape), stored.dtype)
     if not has_data.any():
         return pixels, np.zeros(shape, np.bool_)
     stored[:, ~has_data] = 0
-    box = source.crop(needed(source, target, how))
+    box = source.crop(part)
     _warp(stored, pixels, box, target, how)
     lack = np.ones(shape, np.float32)
     _warp((~has_data).astype(np.float32), lack, box, target, how)
@@ -185,7 +195,7 @@ def _wkt(crs: str, known: str | None) -> str:
 def _side(box: GeoBox, crs: str | None, *, is_moved: bool) -> float:
     """Return the side of square pixels about as large as a grid's."""
     if not is_moved:
-        return sqrt(abs(box.transform.determinant))
+        return box.side
     left, top, right, bottom = _bounds((box,), box.crs)
     place, _, _ = calculate_default_transform(
         box.crs, crs, box.width, box.height, left, bottom, right, top
@@ -208,11 +218,6 @@ def _bounds(
         msg = "crs: does not reach the whole scene; choose one that is made for it"
         raise UsageError(msg)
     return float(x.min()), float(y.max()), float(x.max()), float(y.min())
-
-
-def lies_on(source: GeoBox, target: GeoBox, how: "Resampled") -> bool:
-    """Return whether a grid covers any of another one."""
-    return needed(source, target, how).size > 0
 
 
 def _lattice(box: GeoBox) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
