@@ -253,7 +253,7 @@ def _band(dataset: Any, index: int) -> Band:  # noqa: ANN401  (rasterio is untyp
     )
     return Band(
         index=index,
-        name=said or (None if color in plain else color.name),
+        name=said.strip() or (None if color in plain else color.name),
         nodata=dataset.nodatavals[at],
         scale=dataset.scales[at],
         offset=dataset.offsets[at],
