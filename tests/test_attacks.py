@@ -12,8 +12,8 @@ import pytest
 import rasterio
 import s3
 import web
+from attacks import bombs, odd_names, pretended
 from canary import Canary
-from hostile import bombs, odd_names, pretended
 from making import digests, make_scene, random_pixels
 from obstore.store import from_url
 

@@ -229,11 +229,11 @@ def test_a_device_fault_ends_the_job_and_the_next_run_resumes(
     forwards = iter(range(1000))
 
     def forward(self, tiles):
-        if next(forwards) > 5:
+        if next(forwards) > 5 * workers:
             raise error
         return FORWARD(self, tiles)
 
-    faulty = job(workers=workers, allow_partial=True)
+    faulty = job(workers=workers, allow_partial=True, batch_size=4)
     monkeypatch.setattr(UNet, "forward", forward)
     first = run(faulty)
     monkeypatch.undo()
@@ -245,5 +245,5 @@ def test_a_device_fault_ends_the_job_and_the_next_run_resumes(
     assert second["exit_code"] == ExitCode.OK
     done = first.values["counts"]["shards_done"]
     assert second["counts"]["shards_reused"] == done >= 1
-    assert run(job("expected")).error is None
+    assert run(job("expected", batch_size=4)).error is None
     assert digests(tmp_path / "expected") == digests(tmp_path / "out")

@@ -1,6 +1,7 @@
 """What cannot be made is named; with leave, everything else is published."""
 
 import json
+import re
 import shutil
 import threading
 
@@ -94,7 +95,9 @@ def test_a_damaged_block_is_named_and_nothing_is_published(
 
     assert values["exit_code"] == ExitCode.INPUT
     assert str(scene_path) in values["error"]
-    assert "rows 128 to 191" in values["error"]
+    first, last = map(int, re.findall(r"rows (\d+) to (\d+)", values["error"])[0])
+    assert first <= 128  # with the margin of its row of shards
+    assert 191 <= last < 256
     assert "columns" in values["error"]
     assert {item.name for item in tmp_path.iterdir()} - names == {"out.work"}
 
@@ -357,4 +360,4 @@ def test_stopping_does_not_wait_for_nodata_to_end(job, tmp_path):
 
     with pytest.raises(PreemptedError):
         list(worker.process([Run(task.grid.shape)]))
-    assert worker.tiles < task.grid.tiles.size / 10
+    assert worker.tiles < task.grid.tiles.size / 5

@@ -243,6 +243,8 @@ def test_a_place_that_may_not_be_written_is_told_before_any_work(trial, what):
         for item in ("scene.tif", "job.toml"):
             shutil.copy(trial._arena.folder / item, folder)
         shutil.copytree(trial._arena.folder / "model", folder / "model")
+        with (folder / "job.toml").open("a") as config:
+            config.write("trusted = true\n")  # nobody may start no Python to look at it
         (folder / "mine").mkdir()
         (folder / "mine").chmod(0o777)
         (folder / "mine" / "log").touch(0o666)

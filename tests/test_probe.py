@@ -5,7 +5,7 @@ import resource
 import pytest
 import rasterio
 import web
-from hostile import DEFLATE, bombs, strips, tiff, tiles, zeros
+from attacks import DEFLATE, bombs, strips, tiff, tiles, zeros
 from making import NORTH_UP, make_scene, random_pixels
 from rasterio.errors import RasterioIOError
 

@@ -58,7 +58,14 @@ def examine(paths: Sequence[str]) -> None:
 
 
 def _examine(paths: Sequence[str]) -> None:
-    code, said = _ask(paths)
+    try:
+        code, said = _ask(paths)
+    except OSError as err:
+        msg = (
+            f"{shown(paths[0])}: no process can be started to look at it: "
+            f"{err.strerror}; trusted = true in a job file does without"
+        )
+        raise InputError(msg) from err
     if code == 0:
         return
     if code in _ERRORS:
