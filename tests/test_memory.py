@@ -109,14 +109,14 @@ def test_four_times_the_pixels_take_no_more_memory(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_driver_of_a_cluster_takes_no_more_for_a_larger_scene(tmp_path):
-    """Four times the pixels, at most 15 %: it sees receipts and stitches in rows.
+    """Sixteen times the pixels, at most 30 %: it sees receipts and stitches in rows.
 
-    Either scene's mask fills GDAL's cache, so that it makes no difference.
+    What the larger one takes more is GDAL's cache, which the smaller one does not fill.
     """
     pytest.importorskip("ray")
     model = make_model(tmp_path / "model", tile=128, halo=16, width=1, depth=1)
     peaks = {}
-    for side in (8_192, 16_384):
+    for side in (4_096, 16_384):
         scene = make_large_scene(tmp_path / f"{side}.tif", side)
         with tempfile.TemporaryDirectory(prefix="ts", dir="/tmp") as folder:
             Path(folder, "ray").mkdir()
@@ -128,7 +128,7 @@ def test_the_driver_of_a_cluster_takes_no_more_for_a_larger_scene(tmp_path):
         peaks[side] = values["driver"] - values["loaded"]
 
     print(peaks)  # noqa: T201
-    assert peaks[16_384] <= 1.15 * peaks[8_192]
+    assert peaks[16_384] <= 1.3 * peaks[4_096]
 
 
 @pytest.mark.slow
