@@ -420,8 +420,11 @@ def test_cutting_changes_no_bit_of_a_real_networks_answer(seed, blend, folder):
 
 @pytest.mark.parametrize("blend", ["crop", "cosine"])
 @pytest.mark.parametrize("first_valid", [960, 800])
-def test_rows_without_data_come_out_while_the_scene_is_read(first_valid, blend, folder):
+def test_rows_without_data_come_out_while_the_scene_is_read(
+    first_valid, blend, folder, monkeypatch
+):
     """What is held must not grow with a stretch of nodata, at its end or inside."""
+    monkeypatch.setattr("tileseg.raster._STRIP_ROWS", 16)
     grid = Grid(height=960, width=40, tile=32, halo=8, shard=32)
     pixels = np.zeros((1, grid.height, grid.width), dtype="uint8")
     pixels[:, first_valid:] = 1
