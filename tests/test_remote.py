@@ -49,6 +49,7 @@ from tileseg.settings import Job
 from tileseg.source import Traffic
 from tileseg.stopping import StopSignal
 from tileseg.task import prepare
+from tileseg.unet import UNet
 from tileseg.window import Window
 
 BLOCK = 4096
@@ -66,6 +67,8 @@ EVERY_7TH = [
     {**fault, "target": "scene", "every": 35, "after": 7 * number}
     for number, fault in enumerate(FAULTS)
 ]
+
+FORWARD = UNet.forward
 
 
 @pytest.fixture(scope="module")
@@ -361,9 +364,14 @@ def test_an_error_within_a_read_is_told_as_it_is(remotely, monkeypatch):
 
 @pytest.mark.parametrize("tag", ["etag", "weak", "date"])
 def test_a_file_that_changes_while_it_is_read_is_an_error(
-    tag, site, job, folder, tmp_path
+    tag, site, job, folder, tmp_path, monkeypatch
 ):
     """And nothing is made of two versions; the next run makes a map of the new one."""
+
+    def forward(self, tiles):
+        time.sleep(0.3)  # else all may be read before anybody says how far it is
+        return FORWARD(self, tiles)
+
     site.be(tag=tag)
     path = folder / f"{tag}.tif"
     copyfile(folder / "scene.tif", path)
@@ -374,7 +382,9 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
         other.replace(path)
 
     todo = job(f"{site.address}/{tag}.tif", run_shards=(1, 1))
-    record = run(todo, after(todo, 2, change))
+    with monkeypatch.context() as patch:
+        patch.setattr(UNet, "forward", forward)
+        record = run(todo, after(todo, 2, change))
     again = run(todo)
 
     assert record.values["exit_code"] == ExitCode.INPUT
