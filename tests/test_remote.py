@@ -388,7 +388,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
     again = run(todo)
 
     assert record.values["exit_code"] == ExitCode.INPUT
-    assert "changed" in record.values["error"]
+    assert "while it was being read" in record.values["error"]
     assert again.error is None
     assert again.values["counts"]["shards_reused"] == 0
 
