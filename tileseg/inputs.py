@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from tileseg.catalog import scenes_of, stack_of
-from tileseg.errors import InputError
+from tileseg.errors import InputError, TilesegError
 from tileseg.layer import Layer, Mosaic, Stack
 from tileseg.names import SUFFIXES, is_catalog
 from tileseg.objects import Objects
@@ -26,19 +26,32 @@ def find_scenes(sources: Iterable[str]) -> tuple[str, ...]:
     """Return the scenes that inputs name, in their order, each once.
 
     What names one file is not looked at here: whether it is there is said of the scene.
+    Of several inputs one that names none stands for itself, and fails as a scene: it
+    stops no other.
 
     Raises:
-        InputError: a pattern, folder or list names none, or cannot be read.
-        TilesegError: a STAC document or an object store cannot be read.
+        InputError: the only one, a pattern, folder or list, names none or is unreadable.
+        TilesegError: the only one, a STAC document or in a store, cannot be read.
     """
+    inputs = tuple(sources)
     found: dict[str, None] = {}
-    for source in sources:
-        named = _scenes(source)
-        if not named:
-            msg = f"{source}: names no scene: wanted files that end in .tif or .tiff"
-            raise InputError(msg)
+    for source in inputs:
+        try:
+            named = _some_scenes(source)
+        except TilesegError:
+            if len(inputs) == 1:
+                raise
+            named = [source]
         found |= dict.fromkeys(named)
     return tuple(found)
+
+
+def _some_scenes(source: str) -> list[str]:
+    named = _scenes(source)
+    if not named:
+        msg = f"{source}: names no scene: wanted files that end in .tif or .tiff"
+        raise InputError(msg)
+    return named
 
 
 def find_many(source: str) -> tuple[str, ...]:
