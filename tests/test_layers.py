@@ -50,6 +50,8 @@ ORDER = (
     "scene",
     "pixels",
     "reader",
+    "overview",
+    "cog",
     "encode",
     "region",
     "vectorize",

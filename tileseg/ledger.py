@@ -8,9 +8,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import tee
 from typing import Any
 
 from tileseg.errors import OutputError
@@ -209,17 +210,20 @@ class Ledger:
         self._journal.flush()
 
     def files(
-        self, receipts: Mapping[Shard, Receipt], product: str
+        self,
+        receipts: Mapping[Shard, Receipt],
+        product: str,
+        shards: Iterable[Shard],
     ) -> Iterator[tuple[Shard, bytes]]:
-        """Yield each shard and the bytes of its file, by shard, a few read ahead.
+        """Yield shards and the bytes of their files, in this order, a few read ahead.
 
         Raises:
             OutputError: a file is not what its worker wrote.
             StorageError: the store keeps failing.
         """
-        shards = sorted(receipts)
-        artifacts = (receipts[shard].artifacts[product] for shard in shards)
-        return zip(shards, side_by_side(self._read, artifacts), strict=True)
+        asked, read = tee(shards)
+        artifacts = (receipts[shard].artifacts[product] for shard in read)
+        return zip(asked, side_by_side(self._read, artifacts), strict=True)
 
     def _receipts(self) -> Iterator[Receipt]:
         """Yield the journal's receipts; a torn entry is no receipt."""

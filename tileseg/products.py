@@ -1,6 +1,7 @@
 """Every product of a plan whose shards are made, in a folder that is not public yet."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,16 +28,17 @@ def build(
 ) -> None:
     """Make every product in `folder`."""
     from tileseg.report import quicklook
-    from tileseg.stitch import looks, stitch
+    from tileseg.encode import looks
+    from tileseg.stitch import stitch
     from tileseg.verify import verify_confidence, verify_mask
 
     box, mask = task.geobox, folder / "mask.tif"
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.href, product)
-            files = ledger.files(receipts, product)
+            files = partial(ledger.files, receipts, product)
             path = folder / f"{product}.tif"
-            stitch(files, task.grid, task.scene, look, path)
+            stitch(files, receipts, task.grid, task.scene, look=look, path=path)
     with record.stage("verify"):
         verify_mask(mask, box, count_pixels(receipts.values()))
         if task.job.confidence:
@@ -62,7 +64,7 @@ def _vectorize(
 
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.href, path.name)
-    files = ledger.files(receipts, "polygons")
+    files = ledger.files(receipts, "polygons", sorted(receipts))
     pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
     names = {item.value: item.name for item in task.card.classes}
     box = task.scene.geobox

@@ -18,7 +18,7 @@ from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.card import NODATA, Card
-from tileseg.encode import shard_bytes
+from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
@@ -238,8 +238,10 @@ class Worker:
         self, shard: Shard, product: str, pixels: NDArray[np.uint8], box: GeoBox
     ) -> Artifact:
         suffix = "" if product == "mask" else f".{product}"
+        look = looks(self._recipe.card, confidence=True)[product]
+        block = block_side(self._recipe.grid.shard)
         with gdal_env():
-            data = shard_bytes(pixels, box)
+            data = shard_bytes(pixels, box, overviews=look.overviews, block=block)
         return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
 
     def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:
