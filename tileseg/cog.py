@@ -7,7 +7,7 @@ of the ground; the tags that say of these are passed through as they are.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -66,6 +66,12 @@ class Image:
     def size(self) -> int:
         """Bytes of all its blocks, wrapped."""
         return int(self.counts.sum(dtype=np.uint64)) + _WRAPPING * len(self.counts)
+
+    def blocks(self, data: bytes) -> Iterator[bytes]:
+        """Yield the encoded blocks of an image that was read from `data`."""
+        starts, counts = self.offsets.tolist(), self.counts.tolist()
+        for start, count in zip(starts, counts, strict=True):
+            yield data[start : start + count]
 
 
 def wrap(block: bytes) -> bytes:
@@ -138,7 +144,9 @@ def _directory(
     """Return one directory that stands at `at`, its values and tables behind it."""
     number, entry, offset = ("<Q", "<HHQ", "<Q") if is_big else ("<H", "<HHI", "<I")
     room = struct.calcsize(offset)
-    length = struct.calcsize(number) + len(tags) * (struct.calcsize(entry) + room) + room
+    length = (
+        struct.calcsize(number) + len(tags) * (struct.calcsize(entry) + room) + room
+    )
     entries, behind = [struct.pack(number, len(tags))], []
     end = at + length + length % 2
     for tag in sorted(tags):

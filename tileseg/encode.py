@@ -42,6 +42,7 @@ SHARD_FORMAT = 2
 """Of the files that `shard_bytes` makes; another number, and none is used again."""
 
 _BLOCK, _SMALL_BLOCK = 512, 256
+_TILE_UNIT = 16  # pixels: a TIFF's tiles are multiples of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +185,7 @@ def block_side(shard: int) -> int:
 
 
 def cut(pixels: Pixels, block: int) -> Iterator[Pixels]:
-    """Yield the blocks of a raster, row-major, (block, block), filled up with nodata."""
+    """Yield a raster's blocks, row-major, (block, block), filled up with nodata."""
     height, width = pixels.shape
     for row in range(0, height, block):
         for col in range(0, width, block):
@@ -210,7 +211,7 @@ def _nothing(shape: tuple[int, ...]) -> bytes:
 def _deflated(block: Pixels) -> bytes:
     # Runs only: on masks as small as zlib's level 6 and four times as fast.
     packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    return packer.compress(np.ascontiguousarray(block)) + packer.flush()
+    return packer.compress(np.ascontiguousarray(block).data) + packer.flush()
 
 
 def inflate(data: bytes, block: int) -> Pixels:
@@ -228,11 +229,12 @@ def shard_bytes(
         pixels: the shard's.
         geobox: where it lies.
         overviews: how its two overviews are made, MODE or NEAREST.
-        block: side of the raster's blocks.
+        block: side of the raster's blocks; the second overview is a block of its own.
     """
     half = SHRINK[overviews](pixels)
     quarter = SHRINK[overviews](half)
-    levels = (pixels, block), (half, block // 2), (quarter, block // 2)
+    whole = -(-max(quarter.shape) // _TILE_UNIT) * _TILE_UNIT
+    levels = (pixels, block), (half, block // 2), (quarter, whole)
     blocks = [[deflate(part) for part in cut(*level)] for level in levels]
     images = [
         _image(level.shape, side, [len(item) for item in own])

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import tee
@@ -21,6 +21,7 @@ from tileseg.storage import Storage
 
 __all__ = [
     "Artifact",
+    "Files",
     "Ledger",
     "Plan",
     "Receipt",
@@ -156,6 +157,16 @@ def forget(work: Storage, plan_id: str) -> None:
         work.below(plan_id).clear()
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The shard files of one product."""
+
+    shards: frozenset[Shard]
+    """Which there are."""
+    read: Callable[[Iterable[Shard]], Iterator[tuple[Shard, bytes]]]
+    """Gives shards and their bytes in the order asked for, a few read ahead."""
+
+
 class Ledger:
     """One plan's part of the work directory."""
 
@@ -209,21 +220,20 @@ class Ledger:
         """
         self._journal.flush()
 
-    def files(
-        self,
-        receipts: Mapping[Shard, Receipt],
-        product: str,
-        shards: Iterable[Shard],
-    ) -> Iterator[tuple[Shard, bytes]]:
-        """Yield shards and the bytes of their files, in this order, a few read ahead.
+    def files(self, receipts: Mapping[Shard, Receipt], product: str) -> "Files":
+        """Return the files of a product.
 
-        Raises:
+        Reading them raises:
             OutputError: a file is not what its worker wrote.
             StorageError: the store keeps failing.
         """
-        asked, read = tee(shards)
-        artifacts = (receipts[shard].artifacts[product] for shard in read)
-        return zip(asked, side_by_side(self._read, artifacts), strict=True)
+
+        def read(shards: Iterable[Shard]) -> Iterator[tuple[Shard, bytes]]:
+            asked, found = tee(shards)
+            artifacts = (receipts[shard].artifacts[product] for shard in found)
+            return zip(asked, side_by_side(self._read, artifacts), strict=True)
+
+        return Files(frozenset(receipts), read)
 
     def _receipts(self) -> Iterator[Receipt]:
         """Yield the journal's receipts; a torn entry is no receipt."""

@@ -1,7 +1,6 @@
 """Every product of a plan whose shards are made, in a folder that is not public yet."""
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,8 +26,8 @@ def build(
     folder: Path,
 ) -> None:
     """Make every product in `folder`."""
-    from tileseg.report import quicklook
     from tileseg.encode import looks
+    from tileseg.report import quicklook
     from tileseg.stitch import stitch
     from tileseg.verify import verify_confidence, verify_mask
 
@@ -36,9 +35,9 @@ def build(
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.href, product)
-            files = partial(ledger.files, receipts, product)
+            files = ledger.files(receipts, product)
             path = folder / f"{product}.tif"
-            stitch(files, receipts, task.grid, task.scene, look=look, path=path)
+            stitch(files, task.grid, task.scene, look, path)
     with record.stage("verify"):
         verify_mask(mask, box, count_pixels(receipts.values()))
         if task.job.confidence:
@@ -64,8 +63,9 @@ def _vectorize(
 
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.href, path.name)
-    files = ledger.files(receipts, "polygons", sorted(receipts))
-    pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
+    files = ledger.files(receipts, "polygons")
+    found = files.read(sorted(files.shards))
+    pieces = {shard: Pieces.from_bytes(data) for shard, data in found}
     names = {item.value: item.name for item in task.card.classes}
     box = task.scene.geobox
     polygons = join(pieces, box)
