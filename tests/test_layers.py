@@ -50,6 +50,7 @@ ORDER = (
     "scene",
     "pixels",
     "reader",
+    "sketch",
     "overview",
     "cog",
     "encode",

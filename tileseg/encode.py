@@ -36,12 +36,14 @@ __all__ = [
     "looks",
     "raster_tags",
     "shard_bytes",
+    "sketch_of",
 ]
 
 SHARD_FORMAT = 2
 """Of the files that `shard_bytes` makes; another number, and none is used again."""
 
 _BLOCK, _SMALL_BLOCK = 512, 256
+_SKETCH, _UNDEFINED = 65000, 7  # a private tag, and its type: bytes
 _TILE_UNIT = 16  # pixels: a TIFF's tiles are multiples of it
 
 
@@ -221,7 +223,12 @@ def inflate(data: bytes, block: int) -> Pixels:
 
 
 def shard_bytes(
-    pixels: Pixels, geobox: GeoBox, *, overviews: str = "MODE", block: int = _BLOCK
+    pixels: Pixels,
+    geobox: GeoBox,
+    *,
+    overviews: str = "MODE",
+    block: int = _BLOCK,
+    sketch: bytes = b"",
 ) -> bytes:
     """Return a small COG that anything can open, made of a raster's own blocks.
 
@@ -230,6 +237,7 @@ def shard_bytes(
         geobox: where it lies.
         overviews: how its two overviews are made, MODE or NEAREST.
         block: side of the raster's blocks; the second overview is a block of its own.
+        sketch: whatever belongs to the shard, for `sketch_of`.
     """
     half = SHRINK[overviews](pixels)
     quarter = SHRINK[overviews](half)
@@ -241,7 +249,15 @@ def shard_bytes(
         for (level, side), own in zip(levels, blocks, strict=True)
     ]
     stored = (wrap(block) for own in reversed(blocks) for block in own)
-    return b"".join([frame(images, raster_tags(geobox, None)), *stored])
+    tags = raster_tags(geobox, None)
+    if sketch:
+        tags[_SKETCH] = _UNDEFINED, len(sketch), sketch
+    return b"".join([frame(images, tags), *stored])
+
+
+def sketch_of(data: bytes) -> bytes:
+    """Return what `shard_bytes` was given of that name."""
+    return read_tags(data).get(_SKETCH, (_UNDEFINED, 0, b""))[2]
 
 
 def _image(shape: tuple[int, ...], block: int, counts: list[int]) -> Image:

@@ -166,6 +166,16 @@ class Files:
     read: Callable[[Iterable[Shard]], Iterator[tuple[Shard, bytes]]]
     """Gives shards and their bytes in the order asked for, a few read ahead."""
 
+    def told(self, listener: Callable[[Shard, bytes], None]) -> "Files":
+        """Return the same files; whatever is read of them, a listener is told too."""
+
+        def read(shards: Iterable[Shard]) -> Iterator[tuple[Shard, bytes]]:
+            for shard, data in self.read(shards):
+                listener(shard, data)
+                yield shard, data
+
+        return Files(self.shards, read)
+
 
 class Ledger:
     """One plan's part of the work directory."""

@@ -26,16 +26,20 @@ def build(
     folder: Path,
 ) -> None:
     """Make every product in `folder`."""
-    from tileseg.encode import looks
+    from tileseg.encode import looks, sketch_of
     from tileseg.report import quicklook
+    from tileseg.sketch import Collage
     from tileseg.stitch import stitch
     from tileseg.verify import verify_confidence, verify_mask
 
     box, mask = task.geobox, folder / "mask.tif"
+    collage = Collage(task.grid)
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.href, product)
             files = ledger.files(receipts, product)
+            if product == "mask":
+                files = files.told(lambda at, data: collage.add(at, sketch_of(data)))
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
     with record.stage("verify"):
@@ -50,7 +54,7 @@ def build(
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = quicklook(task, mask, polygons)
+    picture = quicklook(task, mask, polygons, collage.picture())
     write_whole(folder / "quicklook.png", picture)
 
 

@@ -34,6 +34,7 @@ from tileseg.reader import Reader
 from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import default_model, is_remote
+from tileseg.sketch import Sketch
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
 
@@ -137,6 +138,7 @@ class Worker:
             batch=recipe.batch,
             stop=stop,
         )
+        self._sketch = Sketch(grid, recipe.scene, recipe.bands)
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
@@ -180,6 +182,7 @@ class Worker:
         for run in runs:
             yield run
             for strip in self._reader.strips(run, ring=self._blend.ring):
+                self._sketch.add(run, strip)
                 yield self._asked(strip)
             yield None
 
@@ -239,9 +242,14 @@ class Worker:
     ) -> Artifact:
         suffix = "" if product == "mask" else f".{product}"
         look = looks(self._recipe.card, confidence=True)[product]
-        block = block_side(self._recipe.grid.shard)
         with gdal_env():
-            data = shard_bytes(pixels, box, overviews=look.overviews, block=block)
+            data = shard_bytes(
+                pixels,
+                box,
+                overviews=look.overviews,
+                block=block_side(self._recipe.grid.shard),
+                sketch=self._sketch.take(shard) if product == "mask" else b"",
+            )
         return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
 
     def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:
