@@ -1,6 +1,6 @@
 """A scene at reduced size, put by while the network reads it, so nobody reads it twice.
 
-Every n-th pixel of every n-th row, shard by shard; for the quicklook, not for measuring.
+Every n-th pixel of every n-th row, shard by shard: for looking at, not for measuring.
 """
 
 from io import BytesIO
