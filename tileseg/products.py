@@ -1,7 +1,9 @@
 """Every product of a plan whose shards are made, in a folder that is not public yet."""
 
 import logging
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from tileseg.grid import Shard
@@ -13,9 +15,14 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from tileseg.vectorize import Polygons
 
-__all__ = ["build"]
+__all__ = ["build", "warm_up"]
 
 logger = logging.getLogger(__name__)
+
+
+def warm_up() -> None:
+    """Load what `build` needs, on a thread, while the shards are being made."""
+    Thread(target=import_module, args=("tileseg.report",), daemon=True).start()
 
 
 def build(

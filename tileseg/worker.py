@@ -1,6 +1,7 @@
 """Read, forward and write overlapped, for one device: runs in, receipts out."""
 
 import hashlib
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -44,6 +45,8 @@ T = TypeVar("T")
 
 _STRIPS_AHEAD = 1  # read ahead of the network: with the one in hand, two in memory
 _WRITES_AHEAD = 4  # shards waiting to be written
+# One keeps up with a CPU; a GPU's labels come faster than one core encodes them.
+_WRITERS = max(1, min(_WRITES_AHEAD, (os.cpu_count() or 1) // 4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,7 @@ class Worker:
         )
         self._sketch = Sketch(grid, recipe.scene, recipe.bands)
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
+        self._lock = threading.Lock()  # of what follows, for those that write
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
 
@@ -155,7 +159,8 @@ class Worker:
         borders of runs. When a stage fails, the receipts of what came before it are
         yielded first.
         """
-        yield from behind(self._finish, self._shards(runs), ahead=_WRITES_AHEAD)
+        shards = self._shards(runs)
+        yield from behind(self._finish, shards, ahead=_WRITES_AHEAD, threads=_WRITERS)
 
     def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows]]:
         """Yield the labels and confidence of each shard."""
@@ -226,7 +231,9 @@ class Worker:
         outside = 0
         if self._stencil:
             outside = int((~self._stencil.inside(window)).sum())
-        self._write += perf_counter() - start
+        with self._lock:
+            self._write += perf_counter() - start
+            work = self._since_last()
         return Receipt(
             shard=shard,
             artifacts=artifacts,
@@ -234,7 +241,7 @@ class Worker:
             masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
             outside=outside,
-            work=self._since_last(),
+            work=work,
         )
 
     def _write_layer(
