@@ -118,9 +118,14 @@ class _Level:
     def copy_to(self, file: IO[bytes]) -> None:
         """Append all blocks to a file, wrapped, row-major."""
         self._file.flush()
-        handle, counts = self._file.fileno(), self._counts.tolist()
-        for start, count in zip(self._starts.tolist(), counts, strict=True):
-            file.write(wrap(os.pread(handle, count, start)))
+        handle, shape = self._file.fileno(), (self._grid.height, self._grid.width)
+        # A row at a time: Python's own numbers take much more room than NumPy's.
+        rows = zip(
+            self._starts.reshape(shape), self._counts.reshape(shape), strict=True
+        )
+        for starts, counts in rows:
+            for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+                file.write(wrap(os.pread(handle, count, start)))
 
     def _write(self, left: int) -> None:
         """Write what is made, in the order it was asked for; leave some to be made."""
