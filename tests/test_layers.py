@@ -31,6 +31,8 @@ ORDER = (
     "unet",
     "card",
     "model",
+    "lanes",
+    "bus",
     "blend",
     "picture",
     "predict",
@@ -115,7 +117,7 @@ OWNERS = {
     },
     "safetensors": {"model"},
     "shapely": {"vectorize", "features", "region"},
-    "torch": {"unet", "model", "blend", "picture", "predict", "train"},
+    "torch": {"unet", "model", "lanes", "bus", "blend", "picture", "predict", "train"},
     "tqdm": {"console"},
     "urllib3": {"web"},
 }
