@@ -37,10 +37,10 @@ class Bus:
 
     def __init__(self, device: str) -> None:
         """Lay a stream of its own for strips, so that they pass the network by."""
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._stream: torch.cuda.Stream | None = None
-        if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device)
 
     @property
     def ahead(self) -> int:
@@ -73,13 +73,13 @@ class Bus:
         bits = host.view(torch.int16) if host.dtype == torch.uint16 else host
         first = shared if above is not None else 0
         with torch.cuda.stream(self._stream):
-            there = torch.empty(bits.shape, dtype=bits.dtype, device=self._device)
+            there = torch.empty(bits.shape, dtype=bits.dtype, device=self.device)
             if above is not None:
                 there[:, :first] = above.view(bits.dtype)[:, -first:]
             for target, source in zip(there, bits, strict=True):
                 # ^ a plane's rows lie in one piece, and only so they cross unattended
                 target[first:].copy_(source[first:], non_blocking=True)
-        network = torch.cuda.current_stream(self._device)
+        network = torch.cuda.current_stream(self.device)
         network.wait_stream(self._stream)
         there.record_stream(network)
         return there.view(host.dtype)
@@ -96,7 +96,7 @@ class Bus:
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         landed = torch.cuda.Event()
-        landed.record(torch.cuda.current_stream(self._device))
+        landed.record(torch.cuda.current_stream(self.device))
         return Landing(host, landed)
 
 

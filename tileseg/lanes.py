@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["CORES", "Lanes", "Threads", "share"]
+__all__ = ["ALONE", "CORES", "Lanes", "Threads", "share"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +33,10 @@ class Threads:
     """Forwards side by side; 0: one, by the thread that asks for it."""
     lane: int = 1
     """torch's, for each of these."""
+
+
+ALONE = Threads()
+"""What computes where it is asked, and reads with one thread."""
 
 
 def share(device: str, cores: int, workers: int) -> Threads:

@@ -89,7 +89,9 @@ class Reader:
                     ready = self._complete(bottom, tiles)
                 rows = self._reach(row, ready, grid.height).down_to(min(bottom, end))
                 held = self._held(source, rows, columns, held)
-                yield self._strip(Window(row, tiles.col, ready - row, tiles.width), held)
+                yield self._strip(
+                    Window(row, tiles.col, ready - row, tiles.width), held
+                )
                 row = ready
 
     def _reach(self, start: int, stop: int, size: int) -> "_Reach":
@@ -238,7 +240,10 @@ class _Held:
         """Copy the rows that were read before; return the first that was not."""
         first, stop = self.rows.read.start, above.rows.read.stop
         here, there = self.rows.at(first, stop), above.rows.at(first, stop)
-        self.pixels[:, here], self.state[here] = above.pixels[:, there], above.state[there]
+        self.pixels[:, here], self.state[here] = (
+            above.pixels[:, there],
+            above.state[there],
+        )
         return stop
 
     def mirror(self, first: int) -> None:

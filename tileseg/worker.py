@@ -23,7 +23,7 @@ from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identities
-from tileseg.lanes import Threads
+from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import trim_heap
 from tileseg.model import Device, Network, load
@@ -72,7 +72,7 @@ class Recipe:
     """The plan's directory, wherever it is."""
     hosts: tuple[str, ...] = ()
     """Those that may be read from, wherever they are."""
-    threads: Threads = Threads()
+    threads: Threads = ALONE
     """What it may use of its machine."""
 
     @classmethod
