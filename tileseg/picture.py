@@ -54,7 +54,7 @@ class RowsUnderWay:
         for layer in self.layers:
             values = layer.wait()
             if self.unwanted is not None:
-                values[self.unwanted] = NODATA
+                np.copyto(values, np.uint8(NODATA), where=self.unwanted)
             layers.append(values)
         labels, confidence = [*layers, None][:2]
         assert labels is not None, "there are always labels"

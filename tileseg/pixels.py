@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import isnan
 from types import TracebackType
@@ -222,14 +222,15 @@ class Pixels:
             if is_held is None or is_held.all():
                 self._from_dataset(raster, dataset, bands, window, canvas)
                 return
-            for part, rows_held in _stretches(dataset.block_shapes[0], window, is_held):
-                at = part.relative_to(window).slices
-                here = canvas.part(at)
-                if rows_held.any():
+            block = dataset.block_shapes[0]
+            for part, has_any in _stretches(block, window, is_held):
+                here = canvas.part(part.relative_to(window).slices)
+                if has_any:
                     self._from_dataset(raster, dataset, bands, part, here)
-                    here.state[~rows_held] = 0
                 else:
-                    here.pixels[:], here.state[:] = 0, 0
+                    here.pixels[:] = 0
+            for part in _absent(block, window, is_held):
+                canvas.part(part.relative_to(window).slices).state[:] = 0
         except GDAL_ERRORS as err:
             msg = f"{file.href}: cannot read {_said(window)}: {err.__cause__ or err}"
             raise InputError(msg) from err
@@ -290,21 +291,30 @@ def _blocks(raster: Scene, window: Window) -> Iterator[Window]:
 
 def _stretches(
     block: tuple[int, int], window: Window, is_held: Valid
-) -> Iterator[tuple[Window, Valid]]:
+) -> Iterator[tuple[Window, bool]]:
     """Cut a window where columns of blocks that hold anything begin or end.
 
-    Yields each part with True, (its height, its width), where a block is held.
+    Yields each part, and whether it holds anything.
     """
-    high, wide = block
-    rows = np.arange(window.row, window.row_stop) // high - window.row // high
     has_any: Valid = np.logical_or.reduce(is_held, axis=0)
-    first = window.col // wide
     borders = np.flatnonzero(np.diff(has_any)) + 1
     for left, right in pairwise([0, *borders.tolist(), len(has_any)]):
-        whole = Window(window.row, (first + left) * wide, 0, (right - left) * wide)
-        part = replace(whole, height=window.height).intersect(window)
-        columns = np.arange(part.col, part.col_stop) // wide - first
-        yield part, is_held[np.ix_(rows, columns)]
+        columns = Window(0, left, len(is_held), right - left)
+        yield _pixels(block, window, columns), bool(has_any[left])
+
+
+def _absent(block: tuple[int, int], window: Window, is_held: Valid) -> Iterator[Window]:
+    """Yield the parts of a window whose block is not held."""
+    for row, col in np.argwhere(~is_held).tolist():
+        yield _pixels(block, window, Window(row, col, 1, 1))
+
+
+def _pixels(block: tuple[int, int], window: Window, blocks: Window) -> Window:
+    """Return the part of a window in some blocks, counted from its first one."""
+    high, wide = block
+    top, left = window.row // high + blocks.row, window.col // wide + blocks.col
+    size = blocks.height * high, blocks.width * wide
+    return Window(top * high, left * wide, *size).intersect(window)
 
 
 def _see_data(stored: NDArray[Any], bands: Bands, valid: Valid) -> None:
