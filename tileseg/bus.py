@@ -74,7 +74,7 @@ class Bus:
         first = shared if above is not None else 0
         with torch.cuda.stream(self._stream):
             there = torch.empty(bits.shape, dtype=bits.dtype, device=self.device)
-            if above is not None:
+            if above is not None and first:
                 there[:, :first] = above.view(bits.dtype)[:, -first:]
             for target, source in zip(there, bits, strict=True):
                 # ^ a plane's rows lie in one piece, and only so they cross unattended
