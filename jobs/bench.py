@@ -17,6 +17,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,13 +68,15 @@ class SimulatedNetwork(Network):
         """Take the place of a network, at `rate` tiles a second."""
         self.card, self.device = network.card, network.device
         self._rate = rate
+        self._free = threading.Lock()
 
     def __call__(self, tiles_NBTT: Tensor) -> Tensor:  # noqa: N803  (shape suffix)
         """Return logits, (N, outputs, tile, tile), when the time is up."""
-        ready = time.perf_counter() + len(tiles_NBTT) / self._rate
         bands = torch.arange(self.card.outputs) % tiles_NBTT.shape[1]
-        logits = tiles_NBTT[:, bands]
-        time.sleep(max(0.0, ready - time.perf_counter()))
+        with self._free:  # one batch at a time, whoever asks
+            ready = time.perf_counter() + len(tiles_NBTT) / self._rate
+            logits = tiles_NBTT[:, bands]
+            time.sleep(max(0.0, ready - time.perf_counter()))
         return logits
 
 

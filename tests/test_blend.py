@@ -32,7 +32,7 @@ def picture(blend, tiles, parts):
     done = []
     for row in range(rows):
         for part in parts:
-            fold.add(torch.tensor(part), tiles[row, part])
+            fold.add(part[0], fold.weigh(tiles[row, part]))
         done.append(fold.next_row().clone())
     return torch.cat([*done, fold.next_row().clone()], dim=1)
 

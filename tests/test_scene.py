@@ -18,6 +18,7 @@ from strategies import cuts, grids
 
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.grid import Grid, Run
+from tileseg.pixels import Pixels
 from tileseg.reader import Reader
 from tileseg.scene import open_scene
 
@@ -242,6 +243,64 @@ def test_column_bands_decode_little_twice(ring, folder):
 
     assert len(runs) > 1
     assert reader.decoded_pixels <= 1.1 * grid.scene.size
+
+
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_blocks_that_are_not_there_are_not_read(interleave, folder, monkeypatch):
+    """Columns of blocks without any are left out; what else is missing is no data."""
+    grid = Grid(height=150, width=333, tile=32, halo=4, shard=96)
+    pixels = noise("uint16", 2, grid.height, grid.width)
+    held = np.random.default_rng(1).random((5, 11)) < 0.5
+    held[:, 3:6], held[0, 0], held[-1, -1] = False, True, True
+    profile = {"tiled": True, "blockxsize": 32, "blockysize": 32, "sparse_ok": True}
+    path = make_sparse(folder / "a.tif", pixels, held, interleave=interleave, **profile)
+    asked = []
+    read = Pixels._from_dataset
+    monkeypatch.setattr(
+        Pixels, "_from_dataset", lambda *args: asked.append(args[4]) or read(*args)
+    )
+
+    strips = strips_of(path, grid, whole(grid))
+
+    valid = held.repeat(32, axis=0).repeat(32, axis=1)[: grid.height, : grid.width]
+    assert_strips_show(pixels * valid, valid, grid, whole(grid), strips)
+    assert all(window.col_stop <= 96 or window.col >= 192 for window in asked)
+    assert sum(window.size for window in asked) < grid.scene.size
+
+
+def make_sparse(path, pixels, held, **profile):
+    """Write only the blocks that are to be there."""
+    bands, height, width = pixels.shape
+    facts = {"count": bands, "height": height, "width": width, "dtype": pixels.dtype}
+    with rasterio.open(path, "w", driver="GTiff", **facts, **profile) as dataset:
+        for row, col in np.argwhere(held):
+            high, wide = min(32, height - 32 * row), min(32, width - 32 * col)
+            window = rasterio.windows.Window(32 * col, 32 * row, wide, high)
+            part = pixels[:, 32 * row : 32 * row + high, 32 * col : 32 * col + wide]
+            dataset.write(part, window=window)
+    return path
+
+
+@pytest.mark.parametrize(
+    "blocks", [*TILED[2:], {"blockysize": 1}, {"blockysize": 300}], ids=str
+)
+@pytest.mark.parametrize("ring", [0, 1])
+def test_one_run_over_the_whole_scene_decodes_it_exactly_once(blocks, ring, folder):
+    grid = Grid(height=2_101, width=1_900, tile=128, halo=16, shard=384)
+    path = make_sparse(
+        folder / "scene.tif",
+        np.ones((3, grid.height, grid.width), "uint16"),
+        np.zeros((0, 0), bool),
+        sparse_ok=True,
+        **blocks,
+    )
+    scene = open_scene(str(path))
+    reader = Reader(scene, scene.bands, grid)
+
+    for _ in reader.strips(whole(grid), ring=ring):
+        pass
+
+    assert reader.decoded_pixels == grid.scene.size
 
 
 def validity(path, bands=None):

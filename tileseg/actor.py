@@ -15,6 +15,7 @@ from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
 from tileseg.identity import Identities, look
+from tileseg.lanes import CORES, share
 from tileseg.memory import peak_rss_mb
 from tileseg.meters import WorkerMeters
 from tileseg.model import Device, device_memory_mb, resolve_device
@@ -119,9 +120,9 @@ class Station:
             )
             raise ModelError(msg)
         # Of a CPU, Ray gave this process its share; a GPU's share reads for it.
-        threads = 1 if kind == "cpu" else _cpus_per_gpu()
+        cores = CORES if kind == "cpu" else _cpus_per_gpu()
         here = replace(wanted, hardware=hardware)
-        self._crew = Crew([recipe.on(here, read_threads=threads)])
+        self._crew = Crew([recipe.on(here, share(kind, cores, 1))])
         self._crew.wait_loaded()  # who dies of the network dies without a lease
         return hardware
 

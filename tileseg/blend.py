@@ -71,7 +71,7 @@ class Fold:
         """Begin above the first row of `columns` tiles."""
         self._blend = blend
         weights = blend.weights()
-        self._weights = torch.outer(weights, weights).to(device)
+        self._weights = torch.outer(weights, weights).to(device)  # (rows, columns)
         self._columns = columns
         self._overlap, self._stride = 2 * blend.overlap, blend.stride
         self._sum = torch.zeros(
@@ -81,17 +81,28 @@ class Fold:
             device=device,
         )
 
-    def add(self, columns: Tensor, logits: Tensor) -> None:
-        """Add tiles of the current row.
+    def weigh(self, logits: Tensor) -> Tensor:
+        """Return tiles ready to be added, (K, trimmed tile, N, trimmed tile).
 
         Args:
-            columns: (N,), ascending; later calls for the same row go on to the right.
             logits: (N, K, tile, tile) in fp32.
         """
-        trim, overlap, stride = self._blend.trim, self._overlap, self._stride
-        part_KHNW = (logits[:, :, trim, trim] * self._weights).permute(1, 2, 0, 3)
-        # ^ A column shared by two tiles belongs to the left one's body and to the
-        #   right one's ramp: bodies first keeps row-major order.
+        trim = self._blend.trim
+        tiles_KHNW = logits[:, :, trim, trim].permute(1, 2, 0, 3)
+        part = torch.empty(tiles_KHNW.shape, device=logits.device)
+        return torch.mul(tiles_KHNW, self._weights[:, None], out=part)
+
+    def add(self, column: int, part_KHNW: Tensor) -> None:
+        """Add neighbouring tiles of the current row.
+
+        Args:
+            column: of the first of them; later calls for the row go on to the right.
+            part_KHNW: what `weigh` made of them.
+        """
+        overlap, stride = self._overlap, self._stride
+        columns = slice(column, column + part_KHNW.shape[2])
+        # A column shared by two tiles belongs to the left one's body and to the
+        # right one's ramp: bodies first keeps row-major order.
         body = self._cells(self._sum[:, :, overlap:])
         body[:, :, columns] += part_KHNW[..., overlap:]
         if overlap:

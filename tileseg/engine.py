@@ -4,7 +4,6 @@ Knows shards and receipts, no pixels.
 """
 
 import logging
-import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -16,6 +15,7 @@ from tileseg.errors import (
     LostError,
 )
 from tileseg.grid import Run
+from tileseg.lanes import CORES, share
 from tileseg.model import (
     Device,
     device_memory_mb,
@@ -141,13 +141,10 @@ class LocalEngine:
         Raises:
             LostError: the workers are stuck.
         """
-        threads = 1 if recipe.device.name == "cpu" else os.cpu_count() or 1
         names = self.workers(recipe.device)
+        threads = share(recipe.device.name, CORES, len(names))
         self._crew = crew = Crew(
-            [
-                recipe.on(replace(recipe.device, name=name), read_threads=threads)
-                for name in names
-            ]
+            [recipe.on(replace(recipe.device, name=name), threads) for name in names]
         )
         self._crew_size = len(names)
         watch, done = Watch(self._patience + recipe.store_seconds), 0

@@ -26,11 +26,11 @@ __all__ = [
     "CACHE_BYTES",
     "GDAL_ERRORS",
     "gdal_env",
+    "held_blocks",
     "is_out_of_memory",
     "look_at",
     "open_bytes",
     "open_dataset",
-    "strike_absent",
 ]
 
 CACHE_BYTES = 64 << 20
@@ -221,29 +221,30 @@ def open_bytes(data: bytes) -> Iterator[Any]:
             yield dataset
 
 
-def strike_absent(
-    valid: NDArray[np.bool_],
+def held_blocks(
     dataset: Any,  # noqa: ANN401  (rasterio is untyped)
     indexes: list[int],
     window: Window,
-) -> None:
-    """Make pixels invalid whose block the file does not hold.
+) -> NDArray[np.bool_]:
+    """Return True, (block rows, block columns), where the file holds a window's blocks.
 
-    Without a nodata value GDAL reads them as 0, which nobody measured; a writer that
-    was killed leaves such files, and so do directories that are damaged.
+    Where it does not, GDAL reads 0 without a nodata value, which nobody measured; a
+    writer that was killed leaves such files, and so do directories that are damaged.
 
     Args:
-        valid: of the window, (height, width).
         dataset: an open GeoTIFF.
-        indexes: of the bands that are used, from 1.
+        indexes: of the bands that are used, from 1; all of them must be held.
         window: in pixels of the dataset.
     """
     high, wide = dataset.block_shapes[0]
     by_pixel = dataset.interleaving == Interleaving.pixel  # then in the same blocks
     rows = range(window.row // high, -(-window.row_stop // high))
     columns = range(window.col // wide, -(-window.col_stop // wide))
-    for index, row, col in product(indexes[:1] if by_pixel else indexes, rows, columns):
-        if dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index):
-            continue
-        top, left = row * high - window.row, col * wide - window.col
-        valid[max(0, top) : top + high, max(0, left) : left + wide] = False
+    held = [
+        all(
+            dataset.get_tag_item(f"BLOCK_OFFSET_{col}_{row}", "TIFF", bidx=index)
+            for index in (indexes[:1] if by_pixel else indexes)
+        )
+        for row, col in product(rows, columns)
+    ]
+    return np.array(held, np.bool_).reshape(len(rows), len(columns))

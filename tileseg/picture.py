@@ -1,10 +1,11 @@
-"""The rows of one run while its tiles are being added: sums in, labels out.
+"""The rows of one run while its tiles are being added: logits in, labels out.
 
 Shape letters: N tiles, K logits, H rows, W columns.
 """
 
+from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,12 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tileseg.blend import Blend, Fold
+from tileseg.bus import Bus, Landing
 from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.grid import Grid, Run, Strip
 from tileseg.model import Network
 from tileseg.window import Window
 
-__all__ = ["LabelRows", "Picture"]
+__all__ = ["LabelRows", "Picture", "RowsUnderWay"]
+
+Part = tuple[Tensor, ...]
+"""What of a batch goes into the picture; each (..., N, W), N tiles side by side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,107 +37,248 @@ class LabelRows:
     """Same shape: True where only a mask makes it invalid; None if there is none."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RowsUnderWay:
+    """Finished rows on their way to the host, and what of them is asked for."""
+
+    layers: tuple[Landing, ...]
+    """Labels, and confidence where it is wanted; (rows, width of the run) uint8."""
+    unwanted: NDArray[np.bool_] | None
+    """Same shape: True where there is no label; None: everywhere is one."""
+    masked: NDArray[np.bool_] | None
+    """See `LabelRows`."""
+
+    def land(self) -> LabelRows:
+        """Return them when they are there."""
+        layers: list[NDArray[np.uint8] | None] = []
+        for layer in self.layers:
+            values = layer.wait()
+            if self.unwanted is not None:
+                np.copyto(values, np.uint8(NODATA), where=self.unwanted)
+            layers.append(values)
+        labels, confidence = [*layers, None][:2]
+        assert labels is not None, "there are always labels"
+        return LabelRows(labels, confidence, self.masked)
+
+
+class Canvas(Protocol):
+    """Tiles -> rows of labels, on the device."""
+
+    def prepare(self, logits: Tensor) -> Part:
+        """Return what of (N, K, tile, tile) logits is added; needs no order."""
+
+    def add(self, column: int, part: Part) -> None:
+        """Add tiles side by side to the topmost row, from the left to the right."""
+
+    def next_row(self) -> Part:
+        """Return labels, and confidence if wanted, (stride, width), of that row.
+
+        Their first pixel lies `overlap` pixels above and left of the first core's.
+        """
+
+
 class Picture:
     """The rows of one run while its tiles are being added."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (five values, and what is wanted)
         self,
         network: Network,
         grid: Grid,
         blend: Blend,
         run: Run,
+        bus: Bus,
         *,
         confidence: bool,
     ) -> None:
         """Begin above the run's first row; `confidence` says whether it is wanted."""
-        self._grid, self._blend, self._confidence = grid, blend, confidence
+        self._grid, self._blend, self._bus = grid, blend, bus
         self._run = grid.pixels(run)
         self._tiles = grid.cores(run, ring=blend.ring)
         self._row = self._tiles.row
-        device = network.device.name
-        self._fold = Fold(
-            blend,
-            outputs=network.card.outputs,
-            columns=self._tiles.width,
-            device=device,
+        # Where no tiles overlap, sums of one term need not be made.
+        kind = Sums if blend.overlap else Cores
+        self._canvas: Canvas = kind(
+            blend, self._tiles, network, with_confidence=confidence
         )
-        self._weights_y = self._fold.weight_sum(self._tiles.height).to(device)
-        self._weights_x = self._fold.weight_sum(self._tiles.width).to(device)
-        self._valid = np.zeros((0, self._run.width), dtype=np.bool_)
-        self._hidden = self._valid
+        self._wanted = _Rows()
+        self._masked = _Rows()
 
     def see(self, strip: Strip) -> None:
         """Remember which pixels of the run get a label."""
         box = strip.tiles.scale(self._grid.stride)
         part = self._run.intersect(box).relative_to(box.pad(self._grid.halo))
-        self._valid = np.concatenate((self._valid, strip.wanted[part.slices]))
+        self._wanted.append(strip.wanted[part.slices])
         if strip.masked is not None:
-            self._hidden = np.concatenate((self._hidden, strip.masked[part.slices]))
+            self._masked.append(strip.masked[part.slices])
 
     @property
     def stop(self) -> int:
         """The tile row at which everything is finished."""
         return self._tiles.row_stop + self._blend.ring
 
-    def add(self, columns: Tensor, logits: Tensor) -> None:
-        """Add tiles of the topmost row that is not finished.
+    def prepare(self, logits: Tensor) -> Part:
+        """Return what of (N, K, tile, tile) logits goes into the picture.
+
+        May be asked from any thread, for any tiles.
+        """
+        return self._canvas.prepare(logits)
+
+    def add(self, column: int, part: Part) -> None:
+        """Add neighbouring tiles of the topmost row that is not finished.
 
         Args:
-            columns: (N,), tile columns of the scene, ascending.
-            logits: (N, K, tile, tile) in fp32.
+            column: tile column of the scene of the first one; later calls for the
+                row go on to the right.
+            part: what `prepare` made of them.
         """
-        self._fold.add(columns - self._tiles.col, logits)
+        self._canvas.add(column - self._tiles.col, part)
 
-    def finish(self, stop: int) -> list[LabelRows]:
+    def finish(self, stop: int) -> list[RowsUnderWay]:
         """Return the rows that the tile rows above `stop` complete."""
         finished = []
         while self._row < stop:
-            finished.append(self._finish(self._row))
+            finished += self._finish()
             self._row += 1
-        return [rows for rows in finished if len(rows.labels)]
+        return finished
 
-    def _finish(self, tile_row: int) -> LabelRows:
-        stride = self._grid.stride
-        first = tile_row * stride - self._blend.overlap
-        left = self._tiles.col * stride - self._blend.overlap
-        sums = self._fold.next_row()
-        box = Window(first, left, *sums.shape[1:])
+    def _finish(self) -> list[RowsUnderWay]:
+        """Return the topmost row's pixels, if any of them is the run's."""
+        first = self._row * self._grid.stride - self._blend.overlap
+        left = self._tiles.col * self._grid.stride - self._blend.overlap
+        layers = self._canvas.next_row()
+        box = Window(first, left, *layers[0].shape)
         window = self._run.intersect(box)
-        rows, columns = window.relative_to(box).slices
-        sums = sums[:, rows, columns]
-        valid, self._valid = np.split(self._valid, [window.height])
-        confidence = None
-        if self._confidence:
-            above = (tile_row - self._tiles.row) * stride
-            weights = torch.outer(
-                self._weights_y[above : above + stride][rows], self._weights_x[columns]
-            )
-            confidence = _masked(_confidence(sums / weights), valid)
-        hidden, self._hidden = np.split(self._hidden, [window.height])
-        masked = hidden if len(hidden) else None  # else no strip has any
-        return LabelRows(_masked(_labels(sums), valid), confidence, masked)
+        if not window.height:
+            return []
+        at = window.relative_to(box).slices
+        wanted = self._wanted.take(window.height)
+        landings = tuple(self._bus.fetch(layer[at]) for layer in layers)
+        unwanted = None if wanted is None or wanted.all() else ~wanted
+        masked = self._masked.take(window.height)
+        return [RowsUnderWay(landings, unwanted, masked)]
 
 
-def _labels(sums_KHW: Tensor) -> Tensor:
-    """Return uint8 labels, (H, W); ties go to the lowest class.
+class _Rows:
+    """Rows of pixels that come in strips and go in tile rows."""
 
-    sum(w) > 0 divides every class alike, so the weighted sums decide.
+    def __init__(self) -> None:
+        self._held: deque[NDArray[np.bool_]] = deque()
+
+    def append(self, rows: NDArray[np.bool_]) -> None:
+        """Add a copy of them."""
+        self._held.append(rows.copy())
+
+    def take(self, count: int) -> NDArray[np.bool_] | None:
+        """Return the first `count` rows; None if there never were any."""
+        if not self._held:
+            return None
+        taken = []
+        while count:
+            rows = self._held.popleft()
+            taken.append(rows[:count])
+            if len(rows) > count:
+                self._held.appendleft(rows[count:])
+            count -= len(taken[-1])
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
+
+
+class Cores:
+    """A canvas where each pixel is of one tile: labels are made tile by tile."""
+
+    def __init__(
+        self, blend: Blend, tiles: Window, network: Network, *, with_confidence: bool
+    ) -> None:
+        """Begin above the first row of `tiles`."""
+        self._trim, self._with_confidence = blend.trim, with_confidence
+        self._blank = torch.zeros(
+            blend.stride,
+            tiles.width,
+            blend.stride,
+            dtype=torch.uint8,
+            device=network.device.name,
+        )
+        self._layers = self._blanks()
+
+    def prepare(self, logits: Tensor) -> Part:
+        """Return what of (N, K, tile, tile) logits is added; needs no order."""
+        cores_KHNW = logits[:, :, self._trim, self._trim].permute(1, 2, 0, 3)
+        if self._with_confidence:
+            return _labels(cores_KHNW), _confidence(cores_KHNW)
+        return (_labels(cores_KHNW),)
+
+    def add(self, column: int, part: Part) -> None:
+        """Add tiles side by side to the topmost row, from the left to the right."""
+        for layer_HNW, tiles_HNW in zip(self._layers, part, strict=True):
+            layer_HNW[:, column : column + tiles_HNW.shape[1]] = tiles_HNW
+
+    def next_row(self) -> Part:
+        """Return labels, and confidence if wanted, (stride, width), of that row."""
+        done, self._layers = self._layers, self._blanks()
+        return tuple(layer_HNW.flatten(1) for layer_HNW in done)
+
+    def _blanks(self) -> Part:
+        """Return layers of their own: those of the row before may still be read."""
+        return tuple(self._blank.clone() for _ in range(1 + self._with_confidence))
+
+
+class Sums:
+    """A canvas where tiles overlap: labels are made of weighted sums."""
+
+    def __init__(
+        self, blend: Blend, tiles: Window, network: Network, *, with_confidence: bool
+    ) -> None:
+        """Begin above the first row of `tiles`."""
+        device = network.device.name
+        self._stride, self._with_confidence = blend.stride, with_confidence
+        self._fold = Fold(
+            blend, outputs=network.card.outputs, columns=tiles.width, device=device
+        )
+        self._weights_H = self._fold.weight_sum(tiles.height).to(device)
+        self._weights_W = self._fold.weight_sum(tiles.width).to(device)
+        self._above = 0
+
+    def prepare(self, logits: Tensor) -> Part:
+        """Return what of (N, K, tile, tile) logits is added; needs no order."""
+        return (self._fold.weigh(logits),)
+
+    def add(self, column: int, part: Part) -> None:
+        """Add tiles side by side to the topmost row, from the left to the right."""
+        self._fold.add(column, *part)
+
+    def next_row(self) -> Part:
+        """Return labels, and confidence if wanted, (stride, width), of that row."""
+        sums_KHW = self._fold.next_row()
+        above, self._above = self._above, self._above + self._stride
+        if not self._with_confidence:
+            return (_labels(sums_KHW),)
+        rows = self._weights_H[above : self._above]
+        weights_HW = torch.outer(rows, self._weights_W)
+        mean_KHW = sums_KHW[:, : len(rows)] / weights_HW
+        return _labels(sums_KHW[:, : len(rows)]), _confidence(mean_KHW)
+
+
+def _labels(logits: Tensor) -> Tensor:
+    """Return the uint8 labels of (K, ...) logits; ties go to the lowest class.
+
+    Of weighted sums too: sum(w) > 0 divides every class alike.
     """
-    if len(sums_KHW) == 1:
-        return (sums_KHW[0] > 0).to(torch.uint8)
-    # torch gives the first of equal values here too, and faster than in argmax
-    return sums_KHW.max(dim=0).indices.to(torch.uint8)
+    if len(logits) == 1:
+        return (logits[0] > 0).to(torch.uint8)
+    # Class by class over all pixels, each class in one piece: faster than a search in
+    # each pixel.
+    best, *others = logits.contiguous()
+    labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+    for label, here in enumerate(others, start=1):
+        is_more = (here > best).view(torch.uint8)
+        labels = torch.maximum(labels, is_more.mul_(label))
+        best = torch.maximum(best, here)
+    return labels
 
 
-def _confidence(logits_KHW: Tensor) -> Tensor:
-    """Return round(254 p), uint8 (H, W), p the probability of the label."""
-    if len(logits_KHW) == 1:
-        best = torch.sigmoid(logits_KHW[0].abs())
+def _confidence(logits: Tensor) -> Tensor:
+    """Return round(254 p), uint8, of (K, ...) logits; p the label's probability."""
+    if len(logits) == 1:
+        best = torch.sigmoid(logits[0].abs())
     else:
-        best = torch.softmax(logits_KHW, dim=0).amax(dim=0)
+        best = torch.softmax(logits, dim=0).amax(dim=0)
     return (best * CONFIDENCE_STEPS).round().to(torch.uint8)
-
-
-def _masked(values: Tensor, valid: NDArray[np.bool_]) -> NDArray[Any]:
-    """Return the values on the host, 255 where invalid."""
-    return np.where(valid, values.cpu().numpy(), np.uint8(NODATA))

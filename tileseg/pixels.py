@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import isnan
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from tileseg.errors import InputError, UsageError
-from tileseg.gdal import GDAL_ERRORS, open_dataset, strike_absent
+from tileseg.gdal import GDAL_ERRORS, held_blocks, open_dataset
 from tileseg.raster import Band, Beside, File, Resampled, Scene, Stacked
 from tileseg.source import Traffic
 from tileseg.warp import resample
@@ -213,25 +213,50 @@ class Pixels:
         window: Window,
         canvas: _Canvas,
     ) -> None:
+        """Fill from a file, of which only columns that hold blocks are read."""
         indexes = [band.index for band in bands]
-        pixels, valid = canvas.pixels, canvas.state.view(np.bool_)
         dataset = self._dataset(file)
         try:
-            # Straight into place, without a copy, where the type needs no change.
-            is_native = raster.dtype == pixels.dtype
-            out = pixels if is_native else None
-            stored = dataset.read(indexes, window=window.slices, out=out)
-            valid[:] = _has_data(stored, bands)
-            if not file.is_sparse:
-                strike_absent(valid, dataset, indexes, window)
-            if file.alpha:
-                # GDAL forgets the alpha band where there is a nodata value too.
-                valid &= dataset.read(file.alpha, window=window.slices) > 0
-            if file.has_mask:
-                valid &= dataset.read_masks(indexes, window=window.slices).all(axis=0)
+            # A mask's file says 0 by holding no block; of a scene that is no data.
+            is_held = None if file.is_sparse else held_blocks(dataset, indexes, window)
+            if is_held is None or is_held.all():
+                self._from_dataset(raster, dataset, bands, window, canvas)
+                return
+            block = dataset.block_shapes[0]
+            for part, has_any in _stretches(block, window, is_held):
+                here = canvas.part(part.relative_to(window).slices)
+                if has_any:
+                    self._from_dataset(raster, dataset, bands, part, here)
+                else:
+                    here.pixels[:] = 0
+            for part in _absent(block, window, is_held):
+                canvas.part(part.relative_to(window).slices).state[:] = 0
         except GDAL_ERRORS as err:
             msg = f"{file.href}: cannot read {_said(window)}: {err.__cause__ or err}"
             raise InputError(msg) from err
+
+    def _from_dataset(
+        self,
+        raster: Scene,
+        dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+        bands: Bands,
+        window: Window,
+        canvas: _Canvas,
+    ) -> None:
+        """Fill from an open file."""
+        file, indexes = raster.origin, [band.index for band in bands]
+        assert isinstance(file, File), "it was opened"
+        pixels, valid = canvas.pixels, canvas.state.view(np.bool_)
+        # Straight into place, without a copy, where the type needs no change.
+        is_native = raster.dtype == pixels.dtype
+        out = pixels if is_native else None
+        stored = dataset.read(indexes, window=window.slices, out=out)
+        _see_data(stored, bands, valid)
+        if file.alpha:
+            # GDAL forgets the alpha band where there is a nodata value too.
+            valid &= dataset.read(file.alpha, window=window.slices) > 0
+        if file.has_mask:
+            valid &= dataset.read_masks(indexes, window=window.slices).all(axis=0)
         if not is_native:
             if raster.dtype in _WIDE and pixels.dtype.kind == "f":
                 _check_exact(file, stored, valid)
@@ -264,9 +289,37 @@ def _blocks(raster: Scene, window: Window) -> Iterator[Window]:
             yield Window(row, col, high, wide).intersect(raster.geobox.window)
 
 
-def _has_data(stored: NDArray[Any], bands: Bands) -> Valid:
-    """Return True, (height, width), where no band holds its nodata value."""
-    has_data = np.ones(stored.shape[1:], dtype=np.bool_)
+def _stretches(
+    block: tuple[int, int], window: Window, is_held: Valid
+) -> Iterator[tuple[Window, bool]]:
+    """Cut a window where columns of blocks that hold anything begin or end.
+
+    Yields each part, and whether it holds anything.
+    """
+    has_any: Valid = np.logical_or.reduce(is_held, axis=0)
+    borders = np.flatnonzero(np.diff(has_any)) + 1
+    for left, right in pairwise([0, *borders.tolist(), len(has_any)]):
+        columns = Window(0, left, len(is_held), right - left)
+        yield _pixels(block, window, columns), bool(has_any[left])
+
+
+def _absent(block: tuple[int, int], window: Window, is_held: Valid) -> Iterator[Window]:
+    """Yield the parts of a window whose block is not held."""
+    for row, col in np.argwhere(~is_held).tolist():
+        yield _pixels(block, window, Window(row, col, 1, 1))
+
+
+def _pixels(block: tuple[int, int], window: Window, blocks: Window) -> Window:
+    """Return the part of a window in some blocks, counted from its first one."""
+    high, wide = block
+    top, left = window.row // high + blocks.row, window.col // wide + blocks.col
+    size = blocks.height * high, blocks.width * wide
+    return Window(top * high, left * wide, *size).intersect(window)
+
+
+def _see_data(stored: NDArray[Any], bands: Bands, valid: Valid) -> None:
+    """Say in `valid`, (height, width), where no band holds its nodata value."""
+    valid[:] = True
     for values, band in zip(stored, bands, strict=True):
         if band.nodata is None or isnan(band.nodata):
             continue  # NaN is invalid anyway
@@ -274,8 +327,7 @@ def _has_data(stored: NDArray[Any], bands: Bands) -> Valid:
             nodata = np.array(band.nodata).astype(values.dtype)
         if values.dtype.kind == "f" or nodata == band.nodata:
             # ^ else the type cannot hold it, and no pixel can be it
-            has_data &= values != nodata
-    return has_data
+            valid &= values != nodata
 
 
 def _check_exact(file: File, stored: NDArray[Any], valid: Valid) -> None:

@@ -1,35 +1,32 @@
 """Strips of pixels -> rows of labels and confidence, on one device.
 
-Knows tiles and batches; knows nothing of files. Shape letters: N tiles, B bands,
-T tile side, K logits, H rows, W columns.
+Knows when what is computed, and in which order it is put together; knows nothing of
+files.
 """
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tileseg.batches import Batches, Scaling, Step
 from tileseg.blend import Blend
+from tileseg.bus import Bus, Landing
 from tileseg.errors import ModelError, PreemptedError, TileError
 from tileseg.grid import Grid, Run, Strip
+from tileseg.lanes import ALONE, Lanes, Threads
 from tileseg.model import Network, device_error
-from tileseg.picture import LabelRows, Picture
+from tileseg.picture import LabelRows, Part, Picture, RowsUnderWay
 
 __all__ = ["Predictor", "Scaling"]
-
-
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """Stored values -> what the network was trained on, per band."""
-
-    gain: tuple[float, ...]
-    """Multiplies the stored value."""
-    bias: tuple[float, ...]
-    """Is added."""
 
 
 class Predictor:
@@ -44,19 +41,30 @@ class Predictor:
         *,
         batch: int,
         stop: threading.Event | None = None,
+        threads: Threads = ALONE,
     ) -> None:
         """Forward `batch` tiles at a time, always, until `stop` is set."""
         self._stop = stop or threading.Event()
         self._network, self._grid, self._blend = network, grid, blend
         self._device = network.device.name
-        self._batch = batch
+        self._lanes = Lanes(threads)
         with _device_errors(self._device):
-            gain = torch.tensor(scaling.gain, device=self._device)
-            bias = torch.tensor(scaling.bias, device=self._device)
-        self._gain, self._bias = gain.view(-1, 1, 1, 1), bias.view(-1, 1, 1, 1)
+            self.bus = Bus(self._device)
+            self._batches = Batches(
+                grid,
+                blend,
+                scaling,
+                size=batch,
+                dtype=network.device.dtype,
+                bus=self.bus,
+            )
         self.tiles = 0
-        self.tiles_skipped = 0
         self.seconds = 0.0
+
+    @property
+    def tiles_skipped(self) -> int:
+        """Tiles that no pixel needed, so far."""
+        return self._batches.tiles_skipped
 
     def rows(
         self, run: Run, strips: Iterable[Strip], *, confidence: bool = False
@@ -65,7 +73,8 @@ class Predictor:
 
         Args:
             run: what the strips cover.
-            strips: all of the run, with the blend's ring.
+            strips: all of the run, with the blend's ring. One is done with when the
+                next is asked for: its memory may be used again.
             confidence: whether to compute it.
 
         Raises:
@@ -75,135 +84,123 @@ class Predictor:
             ModelError: the network failed.
             PreemptedError: `stop` was set.
         """
-        picture = Picture(
-            self._network, self._grid, self._blend, run, confidence=confidence
-        )
-        steps = self._steps(run, strips, picture)
-        while True:
-            with _device_errors(self._device):
-                step = next(steps, None)
-                if step is None:
-                    break
-                start = perf_counter()
-                finished = self._forward(step, picture) if len(step.index) else []
-                finished += picture.finish(step.done)
-                self.seconds += perf_counter() - start
-            yield from finished
-            if self._stop.is_set():
-                msg = "stopped"
-                raise PreemptedError(msg)
         with _device_errors(self._device):
-            finished = picture.finish(picture.stop)
-        yield from finished
-
-    def _forward(self, step: "_Step", picture: Picture) -> list[LabelRows]:
-        """Add a batch's tiles to the picture; return the rows finished on the way."""
-        logits = self._logits(step.index, step.batch)
-        rows, counts = step.index[:, 0].unique_consecutive(return_counts=True)
-        sizes = counts.tolist()
-        columns = step.index[:, 1].to(self._device).split(sizes)
-        finished = []
-        for row, *part in zip(rows.tolist(), columns, logits.split(sizes), strict=True):
-            finished += picture.finish(row)
-            picture.add(*part)
-        self.tiles += len(step.index)
-        return finished
-
-    def _steps(
-        self, run: Run, strips: Iterable[Strip], picture: Picture
-    ) -> Iterator["_Step"]:
-        """Yield batches, full ones but for the last and where tiles are rare.
-
-        After each strip it is told how far down nothing is waiting: rows without data
-        are finished while the scene is read, and no tile waits longer than one strip.
-        """
-        index = torch.empty(0, 2, dtype=torch.long)
-        shape = len(self._gain), self._grid.tile, self._grid.tile
-        batch = torch.zeros(self._batch, *shape, device=self._device)
-        for strip in strips:
-            picture.see(strip)
-            source = self._tiles(strip)
-            wanted = self._wanted(run, strip)
-            top = strip.tiles.row
-            while len(wanted) or (len(index) and index[0, 0] < top):
-                room = self._batch - len(index)
-                part, wanted = wanted[:room], wanted[room:]
-                batch[len(index) : len(index) + len(part)] = self._gather(source, part)
-                origin = torch.tensor((top, strip.tiles.col))
-                index = torch.cat((index, part + origin))
-                if len(index) == self._batch or index[0, 0] < top:
-                    batch[len(index) :] = 0
-                    yield _Step(index, batch, done=0)
-                    index = index[:0]
-            done = int(index[0, 0]) if len(index) else strip.tiles.row_stop
-            yield _Step(index[:0], batch, done=done)
-        if len(index):
-            batch[len(index) :] = 0
-            yield _Step(index, batch, done=0)
-
-    def _wanted(self, run: Run, strip: Strip) -> Tensor:
-        """Return (row, column) within the strip of tiles that some pixel needs.
-
-        A tile is needed where a wanted pixel of the run lies at a weight > 0.
-        """
-        grid, tiles = self._grid, strip.tiles
-        seen = tiles.scale(grid.stride).pad(grid.halo)
-        rows, columns = grid.pixels(run).intersect(seen).relative_to(seen).slices
-        target = torch.zeros(strip.valid.shape, dtype=torch.bool)
-        target[rows, columns] = torch.from_numpy(strip.wanted[rows, columns])
-        support = self._blend.support()
-        inner = slice(grid.halo - support, None)
-        side = grid.stride + 2 * support
-        any_column = target[inner, inner].unfold(1, side, grid.stride).any(dim=-1)
-        any_cell = any_column.unfold(0, side, grid.stride).any(dim=-1)
-        wanted = any_cell.nonzero()
-        own = grid.cores(run).intersect(tiles).relative_to(tiles).slices
-        self.tiles_skipped += int((~any_cell[own]).sum())
-        return wanted
-
-    def _tiles(self, strip: Strip) -> tuple[Tensor, Tensor]:
-        """Put a strip on the device; view it as tiles.
-
-        Returns pixels, (B, rows, columns, T, T), and validity, (rows, columns, T, T).
-        """
-        tile, stride = self._grid.tile, self._grid.stride
-        pixels = torch.from_numpy(strip.pixels).to(self._device)
-        valid = torch.from_numpy(strip.valid).to(self._device)
-        return (
-            pixels.unfold(1, tile, stride).unfold(2, tile, stride),
-            valid.unfold(0, tile, stride).unfold(1, tile, stride),
-        )
-
-    def _gather(self, source: tuple[Tensor, Tensor], at: Tensor) -> Tensor:
-        """Return scaled tiles, (N, B, T, T) in fp32, 0 where invalid."""
-        pixels, valid = source
-        rows, columns = at.to(self._device).unbind(dim=1)
-        # torch indexes no uint16 on every device, so its bits go as int16.
-        bits = pixels.view(torch.int16) if pixels.dtype == torch.uint16 else pixels
-        tiles_BNTT = bits[:, rows, columns].view(pixels.dtype).float()  # a copy
-        tiles_BNTT.mul_(self._gain).add_(self._bias)
-        return tiles_BNTT.masked_fill_(~valid[rows, columns], 0).transpose(0, 1)
-
-    def _logits(self, index: Tensor, batch: Tensor) -> Tensor:
-        """Return the finite logits, (N, K, T, T), of the real tiles of a batch."""
-        with _network_errors(self._device):
-            logits = self._network(batch)[: len(index)]
-        # One number to look at: it is not finite if one of them is not.
-        if not torch.isfinite(logits.sum()):
-            self._refuse(index, batch, logits)
-        return logits
-
-    def _refuse(self, index: Tensor, batch: Tensor, logits: Tensor) -> None:
-        """Name the tile whose logits are not finite, if there is one."""
-        is_bad = ~torch.isfinite(logits).flatten(1).all(dim=1)
-        for at in is_bad.nonzero().flatten().tolist():
-            row, column = index[at].tolist()
-            msg = (
-                f"the network gave NaN or Inf for tile (row {row}, column {column}), "
-                f"whose scaled input lies in {float(batch[at].min()):.4g} to "
-                f"{float(batch[at].max()):.4g}: check the weights, scale and precision"
+            picture = Picture(
+                self._network,
+                self._grid,
+                self._blend,
+                run,
+                self.bus,
+                confidence=confidence,
             )
-            raise TileError(msg)
+            coming: deque[_Arrival] = deque()
+            for arrival in self._computed(run, strips, picture):
+                coming.append(arrival)
+                while len(coming) > self.bus.ahead:
+                    yield from self._land(coming.popleft())
+                if self._stop.is_set():
+                    msg = "stopped"
+                    raise PreemptedError(msg)
+            while coming:
+                yield from self._land(coming.popleft())
+            last = picture.finish(picture.stop)
+            yield from (rows.land() for rows in last)
+
+    def _computed(
+        self, run: Run, strips: Iterable[Strip], picture: Picture
+    ) -> Iterator["_Arrival"]:
+        """Yield what becomes of each step, in their order."""
+        ahead: deque[tuple[Step, Future[_Answer] | None]] = deque()
+        try:
+            for step in self._batches.of(run, _shown(strips, picture)):
+                ahead.append((step, self._forward(step, picture)))
+                while ahead and (
+                    _is_done(ahead[0][1]) or len(ahead) > self._lanes.ahead
+                ):
+                    yield self._add(*ahead.popleft(), picture)
+            while ahead:
+                yield self._add(*ahead.popleft(), picture)
+        finally:
+            futures = [future for _, future in ahead if future]
+            for future in futures:
+                future.cancel()
+            wait(futures)  # else the network would be in use after the run's end
+
+    def _forward(self, step: Step, picture: Picture) -> "Future[_Answer] | None":
+        """Give a step's tiles, if any, to the network."""
+        if not step.count:
+            return None
+        step.batch[step.count :] = 0
+        return self._lanes.submit(self._answer, step, picture)
+
+    @torch.inference_mode()
+    def _answer(self, step: Step, picture: Picture) -> "_Answer":
+        """Return what the network makes of a batch; needs no order."""
+        start = perf_counter()
+        with _network_errors(self._device):
+            logits = self._network(step.batch.permute(0, 3, 1, 2))[: step.count]
+        # NaN is greater and smaller than everything, Inf than what is finite.
+        ends = torch.stack((logits.amax(dim=(1, 2, 3)), logits.amin(dim=(1, 2, 3))))
+        ends = ends.float()  # the host knows no bf16
+        part = picture.prepare(logits)
+        return _Answer(ends, part, perf_counter() - start)
+
+    def _add(
+        self, step: Step, future: "Future[_Answer] | None", picture: Picture
+    ) -> "_Arrival":
+        """Add a step's tiles to the picture, whose finished rows go to the host."""
+        if future is None:
+            return _Arrival(step, None, picture.finish(step.done))
+        answer = future.result()
+        finished, first = [], 0
+        for span in step.spans:
+            finished += picture.finish(span.row)
+            tiles = slice(first, first + span.count)
+            part = tuple(layer[..., tiles, :] for layer in answer.part)
+            picture.add(span.column, part)
+            first += span.count
+        self.tiles += step.count
+        self.seconds += answer.seconds / max(1, self._lanes.count)
+        return _Arrival(step, self.bus.fetch(answer.ends), finished)
+
+    def _land(self, arrival: "_Arrival") -> Iterator[LabelRows]:
+        """Yield the finished rows, if all that is in them is finite."""
+        start = perf_counter()
+        if arrival.ends is not None:
+            is_finite = np.isfinite(arrival.ends.wait()).all(axis=0)
+            if not is_finite.all():
+                raise _refused(arrival.step, int(np.argmin(is_finite)))
+        landed = [rows.land() for rows in arrival.rows]
+        self.seconds += perf_counter() - start
+        yield from landed
+
+
+def _shown(strips: Iterable[Strip], picture: Picture) -> Iterator[Strip]:
+    """Pass strips on when the picture has seen them."""
+    for strip in strips:
+        picture.see(strip)
+        yield strip
+
+
+def _is_done(future: "Future[Any] | None") -> bool:
+    return future is None or future.done()
+
+
+def _refused(step: Step, at: int) -> TileError:
+    """Name the tile whose logits are not finite."""
+    first = 0
+    for span in step.spans:
+        if at < first + span.count:
+            break
+        first += span.count
+    scaled = step.batch[at].float()
+    msg = (
+        f"the network gave NaN or Inf for tile (row {span.row}, column "
+        f"{span.column + at - first}), whose scaled input lies in "
+        f"{float(scaled.min()):.4g} to {float(scaled.max()):.4g}: check the weights, "
+        "scale and precision"
+    )
+    return TileError(msg)
 
 
 @contextmanager
@@ -229,12 +226,24 @@ def _network_errors(device: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """Tiles to forward, if any, and how far down all tiles are then forwarded."""
+class _Answer:
+    """What the network makes of a step, on the device."""
 
-    index: Tensor
-    """(N, 2): tile row and column, row-major; N is at most the batch."""
-    batch: Tensor
-    """(batch, B, T, T), scaled; 0 from N on."""
-    done: int
-    """No tile above this tile row will come any more; 0 says nothing."""
+    ends: Tensor
+    """(2, N): each tile's greatest and least logit."""
+    part: Part
+    """What goes into the picture."""
+    seconds: float
+    """What that took."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Arrival:
+    """What becomes of a step, on its way to the host."""
+
+    step: Step
+    """Which one."""
+    ends: Landing | None
+    """See `_Answer`; None for a step without tiles."""
+    rows: list[RowsUnderWay]
+    """Those it finished."""

@@ -3,13 +3,12 @@
 import hashlib
 import os
 import threading
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,16 @@ from tileseg import remote
 from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
+from tileseg.bus import Ring
 from tileseg.card import NODATA, Card
 from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identities
+from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Artifact, Ledger, Receipt
-from tileseg.memory import trim_heap
+from tileseg.memory import rss_mb, trim_heap
 from tileseg.model import Device, Network, load
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
@@ -38,12 +39,14 @@ from tileseg.settings import default_model, is_remote
 from tileseg.sketch import Sketch
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
+from tileseg.window import Window
 
 __all__ = ["Recipe", "Worker"]
 
 T = TypeVar("T")
 
-_STRIPS_AHEAD = 1  # read ahead of the network: with the one in hand, two in memory
+_STRIPS_AHEAD = 1  # read ahead of the network
+_STRIPS = 1 + _STRIPS_AHEAD  # in memory, with the one in hand
 _WRITES_AHEAD = 4  # shards waiting to be written
 # One keeps up with a CPU; a GPU's labels come faster than one core encodes them.
 _WRITERS = max(1, min(_WRITES_AHEAD, (os.cpu_count() or 1) // 4))
@@ -73,8 +76,8 @@ class Recipe:
     """The plan's directory, wherever it is."""
     hosts: tuple[str, ...] = ()
     """Those that may be read from, wherever they are."""
-    read_threads: int = 1
-    """GDAL's decoding threads."""
+    threads: Threads = ALONE
+    """What it may use of its machine."""
 
     @classmethod
     def of(cls, task: Task, ledger: Ledger, device: Device) -> "Recipe":
@@ -105,9 +108,9 @@ class Recipe:
         reads = 2 * remote.GIVE_UP_SECONDS if any(map(is_address, paths)) else 0
         return reads + (GIVE_UP_SECONDS if is_remote(self.folder) else 0)
 
-    def on(self, device: Device, *, read_threads: int) -> "Recipe":
+    def on(self, device: Device, threads: Threads) -> "Recipe":
         """Return the recipe for a worker on a device of its own."""
-        return replace(self, device=device, read_threads=read_threads)
+        return replace(self, device=device, threads=threads)
 
     def network(self) -> Network:
         """Load the network."""
@@ -125,14 +128,12 @@ class Worker:
         enough: threading.Event | None = None,
     ) -> None:
         """Load the network; work until `stop`, or the row of shards after `enough`."""
+        start = perf_counter()
         self._recipe = recipe
         self._enough = enough or threading.Event()
         self._folder = open_storage(recipe.folder)
         grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
-        self._reader = Reader(
-            recipe.scene, recipe.bands, grid, threads=recipe.read_threads
-        )
         self._predictor = Predictor(
             recipe.network(),
             grid,
@@ -140,11 +141,22 @@ class Worker:
             recipe.scaling,
             batch=recipe.batch,
             stop=stop,
+            threads=recipe.threads,
+        )
+        self._reader = Reader(
+            recipe.scene,
+            recipe.bands,
+            grid,
+            threads=recipe.threads.read,
+            empty=Ring(self._predictor.bus.buffer, _STRIPS),
         )
         self._sketch = Sketch(grid, recipe.scene, recipe.bands)
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
-        self._lock = threading.Lock()  # of what follows, for those that write
-        self._wait = self._write = 0.0
+        self.loaded_mb = rss_mb()
+        """What this process held when the network was loaded."""
+        self._seconds = dict.fromkeys(("read", "wait", "hold", "write"), 0.0)
+        self._seconds["load"] = perf_counter() - start
+        self._lock = threading.Lock()  # of what those that write count
         self._reported: dict[str, float] = {}
 
     @property
@@ -165,31 +177,43 @@ class Worker:
     def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows]]:
         """Yield the labels and confidence of each shard."""
         with closing(Ahead(self._strips(runs), _STRIPS_AHEAD)) as ahead:
-            stream = self._waited(ahead)
-            for run in stream:
-                assert isinstance(run, Run), "a run comes before its strips"
-                strips = cast("Iterator[Strip]", iter(stream.__next__, None))
+            stream = self._timed(ahead, "wait")
+            for run, first in stream:
                 rows = self._predictor.rows(
-                    run, strips, confidence=self._recipe.confidence
+                    run,
+                    self._rest(run, first, stream),
+                    confidence=self._recipe.confidence,
                 )
                 for shard, labels in _cut(self._recipe.grid, run, rows):
+                    start = perf_counter()
                     yield shard, labels
+                    # Long only if the writer is behind by all that it may be.
+                    self._seconds["hold"] += perf_counter() - start
                     is_last = shard.col + 1 == run.shards.col_stop
                     if is_last and self._enough.is_set():
                         return
 
-    def _strips(self, runs: Iterable[Run]) -> Generator[Run | Strip | None]:
-        """Yield each run, its strips, then None.
-
-        None ends a run before the next one is touched: a next one that cannot be
-        read must not be taken for this one's fault.
-        """
+    def _strips(self, runs: Iterable[Run]) -> Generator[tuple[Run, Strip]]:
+        """Yield the strips of each run, with the run."""
         for run in runs:
-            yield run
-            for strip in self._reader.strips(run, ring=self._blend.ring):
+            strips = self._reader.strips(run, ring=self._blend.ring)
+            for strip in self._timed(strips, "read"):
                 self._sketch.add(run, strip)
-                yield self._asked(strip)
-            yield None
+                yield run, self._asked(strip)
+
+    def _rest(
+        self, run: Run, strip: Strip, stream: Iterator[tuple[Run, Strip]]
+    ) -> Iterator[Strip]:
+        """Yield a run's strips, of which one is here.
+
+        The next run is not touched: one that cannot be read must not be taken for
+        this one's fault.
+        """
+        stop = self._recipe.grid.cores(run, ring=self._blend.ring).row_stop
+        yield strip
+        while strip.tiles.row_stop < stop:
+            _, strip = next(stream)
+            yield strip
 
     def _asked(self, strip: Strip) -> Strip:
         """Return a strip that knows which of its pixels are asked for."""
@@ -201,8 +225,8 @@ class Worker:
         masked = None if strip.masked is None else strip.masked & inside
         return replace(strip, inside=inside, masked=masked)
 
-    def _waited(self, items: Iterator[T]) -> Iterator[T]:
-        """Pass items through, and count the seconds spent waiting for them."""
+    def _timed(self, items: Iterator[T], stage: str) -> Iterator[T]:
+        """Pass items through, and count the seconds until they are there."""
         while True:
             start = perf_counter()
             try:
@@ -210,7 +234,7 @@ class Worker:
             except StopIteration:
                 return
             finally:
-                self._wait += perf_counter() - start
+                self._seconds[stage] += perf_counter() - start
             yield item
 
     def _finish(self, item: tuple[Shard, LabelRows]) -> Receipt:
@@ -232,7 +256,7 @@ class Worker:
         if self._stencil:
             outside = int((~self._stencil.inside(window)).sum())
         with self._lock:
-            self._write += perf_counter() - start
+            self._seconds["write"] += perf_counter() - start
             work = self._since_last()
         return Receipt(
             shard=shard,
@@ -284,10 +308,8 @@ class Worker:
             "requests": self._reader.traffic.requests,
             "read_retries": self._reader.traffic.retries,
             "bytes_fetched": self._reader.traffic.bytes,
-            "read": self._reader.seconds,
-            "wait": self._wait,
             "forward": self._predictor.seconds,
-            "write": self._write,
+            **self._seconds,
         }
         since = {key: n - self._reported.get(key, 0) for key, n in total.items()}
         self._reported = total
@@ -311,37 +333,63 @@ def _cut(
     grid: Grid, run: Run, rows: Iterable[LabelRows]
 ) -> Iterator[tuple[Shard, LabelRows]]:
     """Gather a run's rows into shards, each as soon as its last row is there."""
-    held: list[LabelRows] = []
-    todo = deque(run)
+    todo = _Shelf(grid, run, run.shards.row)
     for item in rows:
-        held.append(item)
-        while todo and (height := grid.pixels(todo[0]).height) <= _height(held):
-            for _ in range(run.shards.width):
-                shard = todo.popleft()
-                columns = grid.pixels(shard).relative_to(grid.pixels(run)).slices[1]
-                yield shard, _part(held, slice(height), columns)
-            below = _height(held) - height  # all of it came with the last item
-            last = slice(len(held[-1].labels) - below, None)
-            held = [_part(held[-1:], last, slice(None))]
-            trim_heap()
+        first = 0
+        while first < len(item.labels):
+            first = todo.put(item, first)
+            if todo.is_full:
+                yield from todo.shards()
+                todo = _Shelf(grid, run, todo.row + 1)
+                trim_heap()
 
 
-def _height(rows: list[LabelRows]) -> int:
-    return sum(len(item.labels) for item in rows)
+class _Shelf:
+    """One row of a run's shards, filled from the top."""
+
+    def __init__(self, grid: Grid, run: Run, row: int) -> None:
+        """Begin without pixels."""
+        self.row = row
+        self._shards = [shard for shard in run if shard.row == row]
+        self._windows = [
+            grid.pixels(shard).relative_to(grid.pixels(run)) for shard in self._shards
+        ]
+        self._made: list[LabelRows] = []
+        self._filled = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every row is there."""
+        return self._filled == self._windows[0].height
+
+    def put(self, item: LabelRows, first: int) -> int:
+        """Copy an item's rows from `first` on; return the first that has no place."""
+        if not self._made:
+            self._made = [_like(item, window) for window in self._windows]
+        count = min(self._windows[0].height - self._filled, len(item.labels) - first)
+        to, source = (slice(at, at + count) for at in (self._filled, first))
+        for made, window in zip(self._made, self._windows, strict=True):
+            for here, there in zip(_layers(made), _layers(item), strict=True):
+                here[to] = there[source, window.col : window.col_stop]
+        self._filled += count
+        return first + count
+
+    def shards(self) -> Iterator[tuple[Shard, LabelRows]]:
+        """Yield the shards, from the left."""
+        yield from zip(self._shards, self._made, strict=True)
 
 
-def _part(held: list[LabelRows], rows: slice, columns: slice) -> LabelRows:
-    """Return a rectangle of what is held, in memory of its own."""
-    layers = [item.confidence for item in held if item.confidence is not None]
-    masked = [item.masked.view(np.uint8) for item in held if item.masked is not None]
+def _layers(rows: LabelRows) -> list[NDArray[Any]]:
+    """Return what there is for each pixel."""
+    layers = rows.labels, rows.confidence, rows.masked
+    return [layer for layer in layers if layer is not None]
+
+
+def _like(rows: LabelRows, window: Window) -> LabelRows:
+    """Return as many layers, of another size, still to be filled."""
+    shape = window.height, window.width
     return LabelRows(
-        _stacked([item.labels for item in held], rows, columns),
-        _stacked(layers, rows, columns) if layers else None,
-        _stacked(masked, rows, columns).view(np.bool_) if masked else None,
+        np.empty(shape, np.uint8),
+        None if rows.confidence is None else np.empty(shape, np.uint8),
+        None if rows.masked is None else np.empty(shape, np.bool_),
     )
-
-
-def _stacked(
-    layers: list[NDArray[np.uint8]], rows: slice, columns: slice
-) -> NDArray[np.uint8]:
-    return np.concatenate([layer[:, columns] for layer in layers])[rows].copy()
