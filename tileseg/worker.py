@@ -24,7 +24,7 @@ from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identities
 from tileseg.ledger import Artifact, Ledger, Receipt
-from tileseg.memory import trim_heap
+from tileseg.memory import rss_mb, trim_heap
 from tileseg.model import Device, Network, load
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
@@ -121,6 +121,7 @@ class Worker:
         enough: threading.Event | None = None,
     ) -> None:
         """Load the network; work until `stop`, or the row of shards after `enough`."""
+        start = perf_counter()
         self._recipe = recipe
         self._enough = enough or threading.Event()
         self._folder = open_storage(recipe.folder)
@@ -138,7 +139,9 @@ class Worker:
             stop=stop,
         )
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
-        self._wait = self._write = 0.0
+        self.loaded_mb = rss_mb()
+        self._load = perf_counter() - start
+        self._wait = self._hold = self._write = 0.0
         self._reported: dict[str, float] = {}
 
     @property
@@ -166,7 +169,10 @@ class Worker:
                     run, strips, confidence=self._recipe.confidence
                 )
                 for shard, labels in _cut(self._recipe.grid, run, rows):
+                    start = perf_counter()
                     yield shard, labels
+                    # Long only if the writer is behind by all that it may be.
+                    self._hold += perf_counter() - start
                     is_last = shard.col + 1 == run.shards.col_stop
                     if is_last and self._enough.is_set():
                         return
@@ -267,9 +273,11 @@ class Worker:
             "requests": self._reader.traffic.requests,
             "read_retries": self._reader.traffic.retries,
             "bytes_fetched": self._reader.traffic.bytes,
+            "load": self._load,
             "read": self._reader.seconds,
             "wait": self._wait,
             "forward": self._predictor.seconds,
+            "hold": self._hold,
             "write": self._write,
         }
         since = {key: n - self._reported.get(key, 0) for key, n in total.items()}
