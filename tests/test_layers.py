@@ -81,6 +81,7 @@ ORDER = (
     "report",
     "evaluate",
     "train",
+    "verdict",
     "record",
     "products",
     "job",

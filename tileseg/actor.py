@@ -58,6 +58,8 @@ class Report:
     """Most memory on its GPU so far."""
     rss_mb: float
     """Most memory of its process so far."""
+    above_mb: float
+    """How much of it is above what it held when its network was loaded."""
 
 
 class Station:
@@ -145,12 +147,14 @@ class Station:
         self._crew.give(runs)
         outcomes = self._crew.collect(wait)
         self._meters.count(outcomes)
+        peak = peak_rss_mb()
         return Report(
             outcomes,
             self._crew.tiles,
             not self._crew.is_at_work,
             device_memory_mb(),
-            peak_rss_mb(),
+            peak,
+            max(0.0, peak - (self._crew.loaded_mb or 0)),
         )
 
 

@@ -81,6 +81,11 @@ class Crew:
         return sum(worker.tiles for worker in self._workers)
 
     @property
+    def loaded_mb(self) -> float | None:
+        """What this process held when a first network was loaded; None before that."""
+        return min((worker.loaded_mb for worker in self._workers), default=None)
+
+    @property
     def is_at_work(self) -> bool:
         """Whether there may be more to collect."""
         return self._ended < len(self._threads)

@@ -170,6 +170,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 _close(place, record, folder)
                 lock.renew()
             _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
+            logger.info("%s: %s", job.href, record.values["verdict"]["advice"])
     except BusyError:
         held = place.published()
         if not (held and place.is_complete(held, task.request_id)):
@@ -184,8 +185,9 @@ def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -
 
 def _plan(task: Task, staff: Staff, record: Record) -> Plan:
     """Turn what is asked for into a plan, with the workers at hand."""
-    engine = staff.engine(task.job)
-    plan = resolve(task, engine)
+    with record.stage("plan"):
+        engine = staff.engine(task.job)
+        plan = resolve(task, engine)
     record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
     return plan
 
@@ -258,7 +260,7 @@ def _process(
     recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
     outcomes = engine.outcomes(recipe, runs, pulse) if todo else _nothing()
     try:
-        with stop.patient(), closing(outcomes):
+        with record.stage("work"), stop.patient(), closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     record.add_failure(outcome, task.grid)

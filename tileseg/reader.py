@@ -5,7 +5,6 @@ The only reader of a scene's pixels for the network; nothing here knows a networ
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,6 @@ class Reader:
         self._dtype = scene.dtype if scene.dtype in _NATIVE else "float32"
         self.decoded_pixels = 0
         self.traffic = Traffic()
-        self.seconds = 0.0
 
     def strips(self, run: Run, *, ring: int = 0) -> Iterator[Strip]:
         """Yield the run's tiles, top down, each pixel read once.
@@ -115,10 +113,8 @@ class Reader:
         state: NDArray[np.uint8],
     ) -> None:
         """Fill pixels, (bands, height, width), and their states, (height, width)."""
-        start = perf_counter()
         source.read(self._scene, self._bands, window, pixels, state)
         self.decoded_pixels += window.size
-        self.seconds += perf_counter() - start
 
 
 @dataclass(frozen=True, slots=True, eq=False)

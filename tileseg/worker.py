@@ -140,8 +140,9 @@ class Worker:
         )
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
         self.loaded_mb = rss_mb()
-        self._load = perf_counter() - start
-        self._wait = self._hold = self._write = 0.0
+        """What this process held when the network was loaded."""
+        self._seconds = dict.fromkeys(("read", "wait", "hold", "write"), 0.0)
+        self._seconds["load"] = perf_counter() - start
         self._reported: dict[str, float] = {}
 
     @property
@@ -161,7 +162,7 @@ class Worker:
     def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows]]:
         """Yield the labels and confidence of each shard."""
         with closing(Ahead(self._strips(runs), _STRIPS_AHEAD)) as ahead:
-            stream = self._waited(ahead)
+            stream = self._timed(ahead, "wait")
             for run in stream:
                 assert isinstance(run, Run), "a run comes before its strips"
                 strips = cast("Iterator[Strip]", iter(stream.__next__, None))
@@ -172,7 +173,7 @@ class Worker:
                     start = perf_counter()
                     yield shard, labels
                     # Long only if the writer is behind by all that it may be.
-                    self._hold += perf_counter() - start
+                    self._seconds["hold"] += perf_counter() - start
                     is_last = shard.col + 1 == run.shards.col_stop
                     if is_last and self._enough.is_set():
                         return
@@ -185,7 +186,8 @@ class Worker:
         """
         for run in runs:
             yield run
-            for strip in self._reader.strips(run, ring=self._blend.ring):
+            strips = self._reader.strips(run, ring=self._blend.ring)
+            for strip in self._timed(strips, "read"):
                 yield self._asked(strip)
             yield None
 
@@ -199,8 +201,8 @@ class Worker:
         masked = None if strip.masked is None else strip.masked & inside
         return replace(strip, inside=inside, masked=masked)
 
-    def _waited(self, items: Iterator[T]) -> Iterator[T]:
-        """Pass items through, and count the seconds spent waiting for them."""
+    def _timed(self, items: Iterator[T], stage: str) -> Iterator[T]:
+        """Pass items through, and count the seconds until they are there."""
         while True:
             start = perf_counter()
             try:
@@ -208,7 +210,7 @@ class Worker:
             except StopIteration:
                 return
             finally:
-                self._wait += perf_counter() - start
+                self._seconds[stage] += perf_counter() - start
             yield item
 
     def _finish(self, item: tuple[Shard, LabelRows]) -> Receipt:
@@ -229,7 +231,7 @@ class Worker:
         outside = 0
         if self._stencil:
             outside = int((~self._stencil.inside(window)).sum())
-        self._write += perf_counter() - start
+        self._seconds["write"] += perf_counter() - start
         return Receipt(
             shard=shard,
             artifacts=artifacts,
@@ -273,12 +275,8 @@ class Worker:
             "requests": self._reader.traffic.requests,
             "read_retries": self._reader.traffic.retries,
             "bytes_fetched": self._reader.traffic.bytes,
-            "load": self._load,
-            "read": self._reader.seconds,
-            "wait": self._wait,
             "forward": self._predictor.seconds,
-            "hold": self._hold,
-            "write": self._write,
+            **self._seconds,
         }
         since = {key: n - self._reported.get(key, 0) for key, n in total.items()}
         self._reported = total
