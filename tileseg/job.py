@@ -35,7 +35,7 @@ from tileseg.task import Task, prepare
 if TYPE_CHECKING:
     from tileseg.engine import Engine
 
-__all__ = ["Progress", "Staff", "run"]
+__all__ = ["Progress", "Staff", "carry_out", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 _check_free(place, held, task)
                 task.identity.remember(work)
                 watched = _while(lock, progress)
-                ledger, receipts = _carry_out(task, plan, staff, record, watched)
+                ledger, receipts = carry_out(task, plan, staff, record, watched)
                 task.identity.check_unchanged()
                 build(task, ledger, receipts, record, folder)
                 _close(place, record, folder)
@@ -219,7 +219,7 @@ def _while(lock: Hold, progress: Progress) -> Progress:
     return checked
 
 
-def _carry_out(
+def carry_out(
     task: Task, plan: Plan, staff: Staff, record: Record, progress: Progress
 ) -> tuple[Ledger, dict[Shard, Receipt]]:
     """Make every shard, with smaller batches where the device's memory demands it."""
