@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import is_address, shown
+from tileseg.budget import budget_of
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
@@ -43,7 +44,7 @@ _KEYS: dict[str, str] = {
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
     "memory": "peak_rss_mb above_mb device_mb",
-    "estimate": "runs shards tiles bytes_to_read memory_mb",
+    "estimate": "runs shards tiles bytes_to_read memory_mb device_mb",
 }
 _STAGES = ("load", "read", "wait", "forward", "hold", "write")
 _DONE = ("complete", "partial")
@@ -142,12 +143,14 @@ class Record:
             "batch_size": resolved["batch_size"],
         }
         runs = task.runs(list(Run(grid.shape)), len(workers))
+        budget = budget_of(task, runs, resolved)
         self.values["estimate"] = {
             "runs": len(runs),
             "shards": grid.shape.size,
             "tiles": grid.tiles.size,
             "bytes_to_read": task.scene.size * grid.area.size // grid.scene.size,
-            "memory_mb": task.memory_mb(runs, resolved["batch_size"]),
+            "memory_mb": budget.host_mb,
+            "device_mb": budget.device_mb,
         }
 
     def add_failure(self, failure: "Failure", grid: Grid) -> None:
