@@ -3,6 +3,7 @@
 Pixels and weights never pass Ray: leases come in, receipts go out.
 """
 
+import gc
 import os
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -79,7 +80,7 @@ class Station:
         """Say where this is, and what it runs."""
         node = ray.get_runtime_context().get_node_id()
         address = ray.util.get_node_ip_address()
-        return Hello(node, address, os.getpid(), versions(polygons=True))
+        return Hello(node, address, os.getpid(), dict(versions(polygons=True)))
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this node has."""
@@ -94,7 +95,8 @@ class Station:
         """Leave the plan, where it is."""
         if self._crew:
             self._crew.close()
-        self._crew = None
+            self._crew = None
+            gc.collect()  # one that failed may hold most of a device, in cycles
 
     def begin(self, recipe: Recipe, nonce: str, *, is_mixed: bool) -> str:
         """Turn to a plan; return the hardware that it is done with here.

@@ -1,5 +1,6 @@
 """The whole job told once: one scene and a model in, a published mask out."""
 
+import gc
 import logging
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, suppress
@@ -229,7 +230,9 @@ def carry_out(
             return ledger, _process(task, ledger, staff, record, progress)
         except DeviceMemoryError as err:
             plan = halved(plan, err)
-        # Not within `except`: the error's frames hold what filled the memory.
+        # Not within `except`: the error's frames hold what filled the memory, and what
+        # is left of the crew does, in cycles.
+        gc.collect()
         engine = staff.engine(task.job)
         record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
 
