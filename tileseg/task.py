@@ -116,9 +116,13 @@ class Task:
         return self.grid.runs(todo, band=band, rows=rows)
 
     def _pixel_bytes(self) -> int:
-        """Return what a worker holds for each pixel of a strip, and of its sums."""
+        """Return what a worker holds for each pixel of a strip.
+
+        Summed logits and confidence of the same columns are counted in.
+        """
         sums = self.card.outputs * _SUMS_BYTES * self.grid.stride
-        return self.scene.pixel_bytes(self.bands) + sums // self.scene.strip_rows
+        layers = sums + self.grid.shard * self.job.confidence
+        return self.scene.pixel_bytes(self.bands) + layers // self.scene.strip_rows
 
 
 @cache  # each look at a package's metadata takes some milliseconds
