@@ -3,6 +3,7 @@
 python -m benchmark.scale   (in jobs/) prints these rows alone.
 """
 
+import logging
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ import ray
 from benchmark.scenes import Kind, make_scene
 from benchmark.setting import Setting
 from benchmark.simulate import SimulatedRecipe
-from benchmark.table import Row, as_text
+from benchmark.table import Figures, Row, as_text
 from tileseg import crew
 from tileseg.cluster import RayEngine
+from tileseg.crew import Failure, Outcome
 from tileseg.engine import LocalEngine, Pulse, Usage
 from tileseg.grid import Grid, Run, Shard
 from tileseg.job import Staff, carry_out
@@ -35,7 +37,7 @@ from tileseg.worker import Recipe
 
 __all__ = ["measure"]
 
-_CLASSES = 8
+_CLASSES = 8  # of a receipt
 _NODATA = 255
 _RATE = 25.0  # tiles a second of a simulated device: two cores feed eight of them
 _SHARD = 384  # pixels: 16 tiles, one batch; as many a minute as a GPU makes large ones
@@ -167,7 +169,7 @@ def _receipts(
         ledger, receipts = carry_out(task, plan, staff, record, lambda _n, _total: None)
     seconds = perf_counter() - start
     journal = Path(ledger.folder.address) / "receipts.jsonl"
-    figures = {
+    figures: Figures = {
         "workers": workers,
         "receipts": len(receipts),
         "receipts_s": len(receipts) / seconds,
@@ -199,7 +201,7 @@ def _workers(setting: Setting) -> Iterator[Row]:
             with _cluster(workers):
                 rate = _simulated(replace(task, job=replace(job, workers=workers)))
             alone = alone or rate
-            figures = {
+            figures: Figures = {
                 "workers": workers,
                 "tiles_s": rate * workers,
                 "ratio": rate / _RATE,
@@ -222,10 +224,16 @@ def _simulated(task: Task) -> float:
         recipe = _as(SimulatedRecipe, Recipe.of(task, ledger, device), rate=_RATE)
         start = perf_counter()
         outcomes = engine.outcomes(recipe, task.runs(shards, workers))
-        tiles = sum(outcome.work["tiles"] for outcome in outcomes)
+        tiles = sum(_made(outcome).work["tiles"] for outcome in outcomes)
         seconds = perf_counter() - start
     ledger.folder.clear()
     return tiles / seconds / workers
+
+
+def _made(outcome: Outcome) -> Receipt:
+    if isinstance(outcome, Failure):
+        raise outcome.error
+    return outcome
 
 
 @contextmanager
@@ -233,7 +241,7 @@ def _cluster(cpus: int) -> Iterator[None]:
     """Have a Ray of so many CPUs, whatever the machine has: devices are simulated."""
     ray.init(
         "local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-        logging_level="warning", _node_ip_address="127.0.0.1",
+        logging_level=logging.WARNING, _node_ip_address="127.0.0.1",
     )  # fmt: skip
     try:
         yield
