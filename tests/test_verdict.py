@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from making import make_model, make_scene, random_pixels
 
 from tileseg.job import run
-from tileseg.predict import Predictor
+from tileseg.model import Network
 from tileseg.reader import Reader
 from tileseg.settings import Job
 from tileseg.verdict import ENDS, STAGES, Spent, Verdict, judge
@@ -146,7 +146,7 @@ def judged(facts, tmp_path, **options):
     ("stage", "owner", "name", "seconds"),
     [
         ("read", Reader, "_read", 1.2),  # of three runs
-        ("forward", Predictor, "_forward", 0.3),  # of 12 batches
+        ("forward", Network, "__call__", 0.5),  # of 12 batches, two at a time
         ("write", Worker, "_write_layer", 0.3),  # of 12 shards
     ],
 )
@@ -166,7 +166,7 @@ def test_a_stage_that_is_slow_is_what_limits(
 
 
 def test_of_several_workers_the_share_is_that_of_one(ready, tmp_path, monkeypatch):
-    slow(monkeypatch, Predictor, "_forward", sleep(0.3))
+    slow(monkeypatch, Network, "__call__", sleep(0.3))
 
     values = judged(ready, tmp_path, workers=2, run_shards=(1, 1))
 
