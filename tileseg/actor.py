@@ -80,7 +80,7 @@ class Station:
         """Say where this is, and what it runs."""
         node = ray.get_runtime_context().get_node_id()
         address = ray.util.get_node_ip_address()
-        return Hello(node, address, os.getpid(), dict(versions(polygons=True)))
+        return Hello(node, address, os.getpid(), versions(polygons=True))
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this node has."""

@@ -3,13 +3,10 @@
 import json
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import astuple, dataclass, replace
-from functools import cache
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import allow, has_secret
@@ -87,7 +84,7 @@ class Task:
             "precision": job.precision,
             "batch_size": job.batch_size,
             "products": products,
-            "versions": dict(versions(polygons=bool(job.polygons))),
+            "versions": versions(polygons=bool(job.polygons)),
         }
 
     @property
@@ -125,13 +122,12 @@ class Task:
         return self.scene.pixel_bytes(self.bands) + layers // self.scene.strip_rows
 
 
-@cache  # each look at a package's metadata takes some milliseconds
-def versions(*, polygons: bool = False) -> Mapping[str, str]:
+def versions(*, polygons: bool = False) -> dict[str, str]:
     """Return the versions of the packages that decide the products' bytes."""
     packages = ["tileseg", "torch", "numpy", "rasterio"]
     if polygons:
         packages += ["shapely", "pyogrio", "pyarrow"]
-    return MappingProxyType({name: version(name) for name in packages})
+    return {name: version(name) for name in packages}
 
 
 def prepare(job: Job) -> Task:
