@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import ray
@@ -164,15 +164,16 @@ def _receipts(
         _wait_for(engine)
     record = Record(name)
     record.add_plan(plan, task, engine.kind, engine.workers(device))
-    before, start = rss_mb(), perf_counter()
+    before, start, worked = rss_mb(), perf_counter(), process_time()
     with Hired() as staff:
         ledger, receipts = carry_out(task, plan, staff, record, lambda _n, _total: None)
-    seconds = perf_counter() - start
+    seconds, worked = perf_counter() - start, process_time() - worked
     journal = Path(ledger.folder.address) / "receipts.jsonl"
     figures: Figures = {
         "workers": workers,
         "receipts": len(receipts),
         "receipts_s": len(receipts) / seconds,
+        "per_cpu_s": len(receipts) / worked,
         "mpx_s": task.grid.area.size / 1e6 / seconds,
         "ledger_bytes": journal.stat().st_size / len(receipts),
         "driver_bytes": (rss_mb() - before) * (1 << 20) / len(receipts),
