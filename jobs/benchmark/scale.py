@@ -39,9 +39,10 @@ __all__ = ["measure"]
 
 _CLASSES = 8  # of a receipt
 _NODATA = 255
-_RATE = 25.0  # tiles a second of a simulated device: two cores feed eight of them
-_SHARD = 384  # pixels: 16 tiles, one batch; as many a minute as a GPU makes large ones
-_EACH = 48  # shards for each worker
+_RATE = 10.0  # tiles a second of a simulated device: two cores feed eight of them
+_SHARD = 192  # pixels
+_BATCH = 4  # the tiles of a shard
+_EACH = 96  # shards for each worker: as many as in a scene of some 10^9 pixels
 _COLUMNS = 16  # shards
 
 
@@ -194,7 +195,7 @@ def _workers(setting: Setting) -> Iterator[Row]:
         scene = make_scene(kind, setting.folder / "scenes")
         job = Job(
             input=str(scene), output=f"{place}/out", engine="ray", shard=_SHARD,
-            device="cpu", precision="fp32", batch_size=16, trusted=True,
+            device="cpu", precision="fp32", batch_size=_BATCH, trusted=True,
         )  # fmt: skip
         task = prepare(job)
         alone = 0.0
