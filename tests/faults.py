@@ -6,7 +6,8 @@ about that shard only; several are separated by blanks. The moments are
 - before, after: the n-th call (`*`: every call); one that raises has no after, and what
   a generator or a context manager does comes after its call;
 - item: the n-th item of all that a generator yields;
-- torn: in the n-th call, where a file is synced: its last line is cut in two first.
+- torn: in the n-th call or the first one after it where a file is synced: its last line
+  is cut in two first.
 
 The actions are below. Faults in this process are made by `install`; those in another
 one, in the workers of a cluster too, by `environment`.
@@ -146,6 +147,8 @@ class Fault:
             return False
         with self._one_at_a_time:
             self._calls += 1
+            if self.moment == "torn":  # not every call syncs
+                return self._calls >= self._number
             return self._number in (0, self._calls)
 
     def happen(self, result=None):

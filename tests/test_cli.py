@@ -25,9 +25,10 @@ SCRIPTS = Path(sys.executable).parent
 # run.json as the contract has it: these keys are always there.
 KEYS = {
     "": "status exit_code error job request_id plan_id started seconds scene model "
-    "grid engine counts pixels hectares rates decode precision_check memory failures "
-    "outputs",
-    "seconds": "total open read wait forward write stitch verify vectorize",
+    "grid engine counts pixels hectares rates decode precision_check memory verdict "
+    "failures outputs",
+    "seconds": "total open plan work load read wait forward hold write stitch verify "
+    "vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend",
@@ -38,7 +39,8 @@ KEYS = {
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels",
     "precision_check": "tiles agreement",
-    "memory": "peak_rss_mb device_mb",
+    "memory": "peak_rss_mb above_mb device_mb",
+    "verdict": "limit busy phases advice",
 }
 
 

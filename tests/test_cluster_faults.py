@@ -457,6 +457,8 @@ def test_a_driver_that_dies_is_resumed_by_another(
         assert counts["shards_reused"] > recorded
         assert first[1]["exit_code"] == ExitCode.PREEMPTED
         assert first[1]["counts"]["shards_done"] == counts["shards_reused"]
+    elif "torn" in fault:  # in the first call from then on that syncs
+        assert counts["shards_reused"] >= recorded
     else:
         assert counts["shards_reused"] == recorded
     assert counts["shards_done"] == SHARDS

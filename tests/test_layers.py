@@ -1,6 +1,7 @@
 """The order of the modules, the owners of the toolkits, and what an import costs."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ ORDER = (
     "catalog",
     "inputs",
     "task",
+    "budget",
     "preflight",
     "precision",
     "worker",
@@ -87,6 +89,7 @@ ORDER = (
     "report",
     "evaluate",
     "train",
+    "verdict",
     "record",
     "products",
     "job",
@@ -241,3 +244,32 @@ def test_an_import_loads_no_heavy_package(name):
 
     assert f"tileseg{name}" in loaded
     assert set() == HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "tileseg.cli", "--help"],
+        ["-m", "tileseg.cli", "segment", "--help"],
+        ["-m", "tileseg.cli", "--version"],
+        ["jobs/segment.py", "--help"],
+        ["jobs/nightly.py", "--help"],
+    ],
+)
+def test_a_word_of_help_loads_no_heavy_package(words):
+    """It answers at once: numpy alone takes as long as all the rest."""
+    said = subprocess.run(
+        [sys.executable, "-X", "importtime", *words],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    loaded = {
+        line.split("|")[2].strip() for line in said.stderr.splitlines() if "|" in line
+    }
+
+    assert said.stdout
+    assert "click" in loaded
+    assert set() == (HEAVY | {"numpy", "pyproj", "urllib3", "tqdm"}) & loaded

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
 import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from making import digests, make_scene, random_pixels, snapshot
 from tileseg.errors import ExitCode, OutputError
 from tileseg.grid import Shard
 from tileseg.job import run
+from tileseg.journal import Lines
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest
 from tileseg.settings import Job
 from tileseg.storage import Disk, write_whole
@@ -100,6 +103,31 @@ def test_a_torn_line_is_no_receipt(ledger, cut):
 
     assert len(before) == 1 + whole
     assert {item.shard for item in kept} <= set(ledger.open())
+
+
+def test_one_sync_is_for_many_receipts(tmp_path, monkeypatch):
+    """What was added can be read at once; after a flush all of it is on the disk."""
+    path = tmp_path / "receipts.jsonl"
+    synced = []
+
+    def sync(handle):
+        time.sleep(0.02)  # a slow disk
+        synced.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    journal = Lines(path)
+    entries = [b"%d" % number for number in range(300)]
+    for entry in entries:
+        journal.add(entry)
+        assert path.read_bytes().endswith(b"%s\n" % entry)
+    journal.flush()
+    count = len(synced)
+    journal.flush()
+
+    assert entries == [entry for entry in Lines(path).entries() if entry]
+    assert synced[-1] == path.stat().st_size
+    assert count < len(entries) / 2
+    assert count == len(synced)
 
 
 def test_receipts_that_cannot_be_read_are_an_output_error(ledger):

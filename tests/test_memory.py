@@ -16,6 +16,8 @@ from rasterio.windows import Window
 
 ROOT = Path(__file__).parents[1]
 BLOCK = 512
+NAMES = ("blue", "green", "red", *(f"b{number}" for number in range(4, 13)))
+TINY = {"tile": 128, "halo": 16, "width": 1, "depth": 1}
 
 PROGRAM = """
 import json, re, sys
@@ -26,11 +28,12 @@ from tileseg.card import read_card
 from tileseg.memory import peak_rss_mb
 from tileseg.model import load, resolve_device
 
-scene, model, output, engine = sys.argv[1:]
+scene, model, output, engine, options = sys.argv[1:]
 network = load(Path(model), read_card(Path(model)), resolve_device("cpu"))
 status = Path("/proc/self/status").read_text()
 loaded = int(re.search(r"VmRSS:\\s+(\\d+) kB", status)[1]) / 1024
-values = tileseg.segment(scene, model=model, output=output, engine=engine)
+options = json.loads(options)
+values = tileseg.segment(scene, model=model, output=output, engine=engine, **options)
 print(json.dumps({"loaded": loaded, "driver": peak_rss_mb(), **values}))
 """
 
@@ -68,10 +71,44 @@ def make_large_scene(path, side):
     return path
 
 
-def measure(scene, model, output, engine="local", **environ):
+def make_sparse_scene(path, shape, columns, *, bands=3, dtype="uint16"):
+    """Write a scene with data in some columns of blocks; the others are not there."""
+    height, width = shape
+    random = np.random.default_rng(bands)
+    profile = {
+        "driver": "GTiff",
+        "count": bands,
+        "height": height,
+        "width": width,
+        "dtype": dtype,
+        "nodata": 0,
+        "crs": "EPSG:32631",
+        "transform": NORTH_UP,
+        "tiled": True,
+        "blockxsize": BLOCK,
+        "blockysize": BLOCK,
+        "compress": "lzw",
+        "sparse_ok": True,
+        "num_threads": 2,
+    }
+    with rasterio.open(path, "w", **profile) as dataset:
+        for row in range(0, height, BLOCK):
+            for col in columns:
+                high, wide = min(BLOCK, height - row), min(BLOCK, width - col)
+                fields = random.integers(1, 9_000, (bands, 16, 16))
+                pixels = fields.repeat(32, axis=1).repeat(32, axis=2).astype(dtype)
+                window = Window(col, row, wide, high)
+                dataset.write(pixels[:, :high, :wide], window=window)
+        dataset.descriptions = NAMES[:bands]
+        dataset.scales = (1e-4,) * bands
+    return path
+
+
+def measure(scene, model, output, engine="local", options=None, **environ):
     """Segment a scene in a fresh process; return its record."""
+    words = [scene, model, output, engine, json.dumps(options or {})]
     text = subprocess.run(
-        [sys.executable, "-c", PROGRAM, scene, model, output, engine],
+        [sys.executable, "-c", PROGRAM, *words],
         cwd=ROOT,
         env={**os.environ, **environ},
         check=True,
@@ -81,12 +118,74 @@ def measure(scene, model, output, engine="local", **environ):
     return json.loads(text)
 
 
+def assert_within_what_was_said(values):
+    """The peak above the loaded network, seen from outside and by the run itself."""
+    memory, estimate = values["memory"], values["estimate"]
+    above = memory["peak_rss_mb"] - values["loaded"]
+    print(f"{above:.0f} MB, {memory}, {estimate}")  # noqa: T201
+
+    assert values["exit_code"] == 0
+    assert 0 < memory["above_mb"] <= estimate["memory_mb"]
+    assert 0 < above <= estimate["memory_mb"]
+
+
+def test_a_run_keeps_to_the_memory_that_was_predicted(tmp_path):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(730, 1_290, seed=3))
+    model = make_model(tmp_path / "model", outputs=20, **TINY)
+
+    values = measure(scene, model, tmp_path / "out", options={"confidence": True})
+
+    assert_within_what_was_said(values)
+    assert values["estimate"]["device_mb"] is None
+    assert values["memory"]["device_mb"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("shape", "step", "outputs", "confidence"),
+    [
+        ((4_096, 4_096), 1_024, 1, False),
+        ((4_096, 4_096), 1_024, 20, True),
+        ((3_500, 32_768), 6_144, 1, True),
+        ((3_500, 32_768), 6_144, 20, False),
+        ((1_200, 200_000), 50_000, 2, False),
+        ((1_200, 200_000), 50_000, 20, True),
+    ],
+)
+def test_a_gigabyte_is_enough_for_any_width(tmp_path, shape, step, outputs, confidence):
+    """With all defaults, above the loaded network: column bands bound what is held."""
+    columns = range(0, shape[1], step)
+    scene = make_sparse_scene(tmp_path / "scene.tif", shape, columns)
+    model = make_model(tmp_path / "model", outputs=outputs, **TINY)
+    options = {"confidence": confidence}
+
+    values = measure(scene, model, tmp_path / "out", options=options)
+
+    assert_within_what_was_said(values)
+    assert values["memory"]["above_mb"] <= 1_000
+    assert values["estimate"]["memory_mb"] <= 1_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twelve_bands_of_float32_take_what_was_predicted(tmp_path):
+    path = tmp_path / "scene.tif"
+    columns = range(0, 16_384, 4_096)
+    scene = make_sparse_scene(path, (1_700, 16_384), columns, bands=12, dtype="float32")
+    model = make_model(tmp_path / "model", outputs=2, bands=NAMES, **TINY)
+
+    values = measure(scene, model, tmp_path / "out", options={"confidence": True})
+
+    assert_within_what_was_said(values)
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_four_times_the_pixels_take_no_more_memory(tmp_path):
     """What a job takes above the loaded network differs by less than 15 %."""
-    model = make_model(tmp_path / "model", tile=128, halo=16, width=1, depth=1)
+    model = make_model(tmp_path / "model", **TINY)
 
     scenes = {
         side: make_large_scene(tmp_path / f"{side}.tif", side)
@@ -116,7 +215,7 @@ def test_the_driver_of_a_cluster_takes_no_more_for_a_larger_scene(tmp_path):
     What the larger one takes more is GDAL's cache, which the smaller one does not fill.
     """
     pytest.importorskip("ray")
-    model = make_model(tmp_path / "model", tile=128, halo=16, width=1, depth=1)
+    model = make_model(tmp_path / "model", **TINY)
     peaks = {}
     for side in (4_096, 16_384):
         scene = make_large_scene(tmp_path / f"{side}.tif", side)

@@ -3,6 +3,7 @@
 Pixels and weights never pass Ray: leases come in, receipts go out.
 """
 
+import gc
 import os
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -59,6 +60,8 @@ class Report:
     """Most memory on its GPU so far."""
     rss_mb: float
     """Most memory of its process so far."""
+    above_mb: float
+    """How much of it is above what it held when its network was loaded."""
 
 
 class Station:
@@ -93,7 +96,8 @@ class Station:
         """Leave the plan, where it is."""
         if self._crew:
             self._crew.close()
-        self._crew = None
+            self._crew = None
+            gc.collect()  # one that failed may hold most of a device, in cycles
 
     def begin(self, recipe: Recipe, nonce: str, *, is_mixed: bool) -> str:
         """Turn to a plan; return the hardware that it is done with here.
@@ -146,12 +150,14 @@ class Station:
         self._crew.give(runs)
         outcomes = self._crew.collect(wait)
         self._meters.count(outcomes)
+        peak = peak_rss_mb()
         return Report(
             outcomes,
             self._crew.tiles,
             not self._crew.is_at_work,
             device_memory_mb(),
-            peak_rss_mb(),
+            peak,
+            max(0.0, peak - (self._crew.loaded_mb or 0)),
         )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
+from tileseg.budget import budget_of
 from tileseg.errors import InputError
 from tileseg.grid import Run
 from tileseg.model import default_batch, load, resolve_device, worker_devices
@@ -192,8 +193,12 @@ def _cost(task: Task) -> Iterator[Finding]:
     todo = f"{task.grid.shape.size:,} shards, {tiles:,} tiles"
     yield Finding("job", f"{todo}; its results would go to {job.destination}")
     runs = task.runs(list(Run(task.grid.shape)), len(workers))
-    memory = task.memory_mb(runs, batch)
-    yield Finding("cost", f"at most {memory:,.0f} MB above the loaded network")
+    facts = {"device": device.name, "precision": device.precision, "batch_size": batch}
+    budget = budget_of(task, runs, facts)
+    memory = f"at most {budget.host_mb:,.0f} MB above the loaded network"
+    if budget.device_mb is not None:
+        memory += f", and {budget.device_mb:,.0f} MB on the GPU"
+    yield Finding("cost", memory)
     network = load(job.model_path, task.card, device)
     grid = replace(task.grid, shard=int(batch**0.5) * task.grid.stride)
     reader = Reader(task.scene, task.bands, grid)

@@ -3,7 +3,6 @@
 A run that fails is cut until the shard at fault is alone; the others are made.
 """
 
-import gc
 import logging
 import queue
 import threading
@@ -41,7 +40,6 @@ class Crew:
 
     def __init__(self, recipes: Sequence[Recipe]) -> None:
         """Begin; one worker for each recipe, all of the same plan."""
-        gc.collect()  # a failed crew may hold most of a device's memory, in cycles
         self._stop = threading.Event()
         self._enough = threading.Event()
         self._todo: deque[Run] = deque()
@@ -79,6 +77,11 @@ class Crew:
     def tiles(self) -> int:
         """Tiles forwarded or skipped so far."""
         return sum(worker.tiles for worker in self._workers)
+
+    @property
+    def loaded_mb(self) -> float | None:
+        """What this process held when a first network was loaded; None before that."""
+        return min((worker.loaded_mb for worker in self._workers), default=None)
 
     @property
     def is_at_work(self) -> bool:

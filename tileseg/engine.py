@@ -54,12 +54,23 @@ class Usage:
     """Most memory that torch held on a GPU since it was started; None without one."""
     rss_mb: float = 0
     """Most memory of a worker process in its life; 0 where workers are part of this."""
+    above_mb: float | None = None
+    """Most of it above what it held when its network was loaded; likewise None."""
+    loaded_mb: float | None = None
+    """What this process held then; None where workers have processes of their own."""
 
-    def with_peaks(self, device_mb: float | None, rss_mb: float) -> "Usage":
+    def with_peaks(
+        self, device_mb: float | None, rss_mb: float, above_mb: float
+    ) -> "Usage":
         """Return the same with these peaks, where they are higher."""
         if device_mb is not None:
             device_mb = max(device_mb, self.device_mb or 0)
-        return replace(self, device_mb=device_mb, rss_mb=max(rss_mb, self.rss_mb))
+        return replace(
+            self,
+            device_mb=device_mb,
+            rss_mb=max(rss_mb, self.rss_mb),
+            above_mb=max(above_mb, self.above_mb or 0),
+        )
 
 
 class Engine(Protocol):
@@ -120,6 +131,7 @@ class LocalEngine:
         self._patience = patience
         self._crew: Crew | None = None
         self._crew_size = 0
+        self._loaded_mb: float | None = None
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this machine has."""
@@ -167,6 +179,7 @@ class LocalEngine:
             self.is_broken = True
             raise
         finally:
+            self._loaded_mb = crew.loaded_mb
             self.is_broken |= not crew.close(0 if self.is_broken else self._patience)
             self._crew = None  # it may hold most of a device's memory
 
@@ -177,7 +190,11 @@ class LocalEngine:
 
     def usage(self) -> Usage:
         """Return what the workers took; they are part of this process."""
-        return Usage(workers=self._crew_size, device_mb=device_memory_mb())
+        return Usage(
+            workers=self._crew_size,
+            device_mb=device_memory_mb(),
+            loaded_mb=self._loaded_mb,
+        )
 
     def close(self) -> None:
         """Do nothing: the threads ended with their runs."""

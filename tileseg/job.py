@@ -1,5 +1,6 @@
 """The whole job told once: one scene and a model in, a published mask out."""
 
+import gc
 import logging
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing, suppress
@@ -35,7 +36,7 @@ from tileseg.task import Task, prepare
 if TYPE_CHECKING:
     from tileseg.engine import Engine
 
-__all__ = ["Progress", "Staff", "run"]
+__all__ = ["Progress", "Staff", "carry_out", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,12 +165,13 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 _check_free(place, held, task)
                 task.identity.remember(work)
                 watched = _while(lock, progress)
-                ledger, receipts = _carry_out(task, plan, staff, record, watched)
+                ledger, receipts = carry_out(task, plan, staff, record, watched)
                 task.identity.check_unchanged()
                 build(task, ledger, receipts, record, folder)
                 _close(place, record, folder)
                 lock.renew()
             _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
+            logger.info("%s: %s", job.href, record.values["verdict"]["advice"])
     except BusyError:
         held = place.published()
         if not (held and place.is_complete(held, task.request_id)):
@@ -184,8 +186,9 @@ def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -
 
 def _plan(task: Task, staff: Staff, record: Record) -> Plan:
     """Turn what is asked for into a plan, with the workers at hand."""
-    engine = staff.engine(task.job)
-    plan = resolve(task, engine)
+    with record.stage("plan"):
+        engine = staff.engine(task.job)
+        plan = resolve(task, engine)
     record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
     return plan
 
@@ -217,7 +220,7 @@ def _while(lock: Hold, progress: Progress) -> Progress:
     return checked
 
 
-def _carry_out(
+def carry_out(
     task: Task, plan: Plan, staff: Staff, record: Record, progress: Progress
 ) -> tuple[Ledger, dict[Shard, Receipt]]:
     """Make every shard, with smaller batches where the device's memory demands it."""
@@ -227,7 +230,9 @@ def _carry_out(
             return ledger, _process(task, ledger, staff, record, progress)
         except DeviceMemoryError as err:
             plan = halved(plan, err)
-        # Not within `except`: the error's frames hold what filled the memory.
+        # Not within `except`: the error's frames hold what filled the memory, and what
+        # is left of the crew does, in cycles.
+        gc.collect()
         engine = staff.engine(task.job)
         record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
 
@@ -260,7 +265,7 @@ def _process(
     recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
     outcomes = engine.outcomes(recipe, runs, pulse) if todo else _nothing()
     try:
-        with stop.patient(), closing(outcomes):
+        with record.stage("work"), stop.patient(), closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     record.add_failure(outcome, task.grid)

@@ -31,8 +31,10 @@ class Leases:
         """Begin with nothing leased; `workers` is how many are expected."""
         self._grid = grid
         self._todo = deque(runs)
+        self._todo_size = sum(run.shards.size for run in runs)
         self._workers = workers
         self._missing: dict[str, dict[Shard, Run]] = {}
+        self._open: dict[str, Counter[Run]] = {}  # by lease, how many are missing
         self._suspects: deque[Run] = deque()
         self._tries: Counter[Shard] = Counter()
         self.retries = 0
@@ -46,7 +48,7 @@ class Leases:
     def left(self) -> int:
         """How many shards are neither settled nor given up."""
         in_hand = sum(map(len, self._missing.values()))
-        return self._todo_size() + len(self._suspects) + in_hand
+        return self._todo_size + len(self._suspects) + in_hand
 
     @property
     def is_all_out(self) -> bool:
@@ -59,7 +61,9 @@ class Leases:
 
     def is_on_trial(self, worker: str) -> bool:
         """Return whether a worker has a shard that a lost one had in hand, alone."""
-        return any(self._tries[shard] for shard in self._missing.get(worker, {}))
+        return bool(self._tries) and any(
+            self._tries[shard] for shard in self._missing.get(worker, {})
+        )
 
     def take(self, worker: str) -> list[Run]:
         """Return what `worker` gets now, in order; often nothing.
@@ -74,15 +78,20 @@ class Leases:
         if self.is_on_trial(worker):
             return []
         runs: list[Run] = []
-        while self._todo and len(set(missing.values())) < _QUEUED:
-            if missing and len(missing) * self._workers >= self._todo_size():
+        while self._todo and len(self._open.get(worker, ())) < _QUEUED:
+            if missing and len(missing) * self._workers >= self._todo_size:
                 break
             runs.append(self._lease(worker, self._cut()))
         return runs
 
     def settle(self, worker: str, shard: Shard) -> None:
         """Take note that a shard is done, or failed for good."""
-        self._missing[worker].pop(shard, None)
+        run = self._missing[worker].pop(shard, None)
+        if run is not None:
+            leases = self._open[worker]
+            leases[run] -= 1
+            if not leases[run]:
+                del leases[run]
 
     def lose(self, worker: str, *, is_fault: bool = True) -> list[Shard]:
         """Take back what a lost worker had; return the shards to be given up.
@@ -91,7 +100,7 @@ class Leases:
             worker: who.
             is_fault: whether what it had in hand may be what killed it.
         """
-        missing = self._missing.pop(worker, {})
+        missing = self._take_back(worker)
         shards = list(missing)
         self.retries += len(shards)
         wide = max((run.shards.width for run in missing.values()), default=0)
@@ -103,7 +112,11 @@ class Leases:
 
     def give_back(self, worker: str) -> None:
         """Take back what a worker has and leaves undone, as nobody's fault."""
-        self._put_back(self._missing.pop(worker, {}))
+        self._put_back(self._take_back(worker))
+
+    def _take_back(self, worker: str) -> dict[Shard, Run]:
+        self._open.pop(worker, None)
+        return self._missing.pop(worker, {})
 
     def _put_back(self, missing: dict[Shard, Run]) -> None:
         """Lease again what is missing: suspects alone, the rest first, in long runs."""
@@ -116,13 +129,11 @@ class Leases:
                 rest.intersection(run), band=whole.width, rows=whole.height
             )
             self._todo.extendleft(reversed(kept))
-
-    def _todo_size(self) -> int:
-        return sum(run.shards.size for run in self._todo)
+            self._todo_size += sum(part.shards.size for part in kept)
 
     def _cut(self) -> Run:
         """Take a lease off the first run: rows of it, or where they are few a part."""
-        left = self._todo_size()
+        left = self._todo_size
         box = self._todo.popleft().shards
         share = box.size
         if self._workers > 1:
@@ -133,8 +144,11 @@ class Leases:
         below = Window(box.row + rows, box.col, box.height - rows, box.width)
         rest = [Run(window) for window in (right, below) if window.size]
         self._todo.extendleft(reversed(rest))
+        self._todo_size -= rows * width
         return Run(Window(box.row, box.col, rows, width))
 
     def _lease(self, worker: str, run: Run) -> Run:
-        self._missing[worker] |= dict.fromkeys(run, run)
+        missing = dict.fromkeys(run, run)
+        self._missing[worker] |= missing
+        self._open.setdefault(worker, Counter())[run] += len(missing)
         return run

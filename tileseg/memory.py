@@ -4,7 +4,7 @@ import ctypes
 import resource
 from pathlib import Path
 
-__all__ = ["peak_rss_mb", "trim_heap"]
+__all__ = ["peak_rss_mb", "rss_mb", "trim_heap"]
 
 
 def peak_rss_mb() -> float:
@@ -14,6 +14,15 @@ def peak_rss_mb() -> float:
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
     except (OSError, LookupError, ValueError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rss_mb() -> float:
+    """Return what this process holds now; 0 where the system does not say."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * resource.getpagesize() / (1 << 20)
+    except (OSError, LookupError, ValueError):
+        return 0.0
 
 
 def trim_heap() -> None:

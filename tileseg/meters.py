@@ -10,7 +10,7 @@ from tileseg.crew import Failure, Outcome
 
 __all__ = ["DriverMeters", "WorkerMeters"]
 
-_STAGES = ("read", "wait", "forward", "write")
+_STAGES = ("read", "wait", "forward", "hold", "write")
 
 
 class WorkerMeters:

@@ -6,7 +6,6 @@ The only reader of a scene's pixels for the network; nothing here knows a networ
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -59,7 +58,6 @@ class Reader:
         self._dtype = np.dtype(scene.dtype if scene.dtype in _NATIVE else "float32")
         self.decoded_pixels = 0
         self.traffic = Traffic()
-        self.seconds = 0.0
 
     def strips(self, run: Run, *, ring: int = 0) -> Iterator[Strip]:
         """Yield the run's tiles, top down, each pixel read once.
@@ -143,13 +141,11 @@ class Reader:
         state: NDArray[np.uint8],
     ) -> None:
         """Fill pixels, (bands, height, width), and their states, (height, width)."""
-        start = perf_counter()
         source.read(self._scene, self._bands, window, pixels, state)
         rows = _whole(window.row, window.row_stop, self._scene.block[0])
         columns = _whole(window.col, window.col_stop, self._scene.block[1])
         blocks = Window(rows.start, columns.start, len(rows), len(columns))
         self.decoded_pixels += blocks.intersect(self._grid.scene).size
-        self.seconds += perf_counter() - start
 
 
 def _whole(start: int, stop: int, block: int) -> range:

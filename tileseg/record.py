@@ -7,12 +7,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from tileseg.address import shown
+from tileseg.address import is_address, shown
+from tileseg.budget import budget_of
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
@@ -20,6 +22,7 @@ from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
 from tileseg.redact import redact
 from tileseg.task import Task
+from tileseg.verdict import ENDS, Spent, Verdict, judge
 
 if TYPE_CHECKING:
     from tileseg.crew import Failure
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
-    "seconds": "total open read wait forward write stitch verify vectorize",
+    "seconds": "total open plan work load read wait forward hold write stitch verify "
+    "vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256 etag files",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend area",
@@ -39,10 +43,11 @@ _KEYS: dict[str, str] = {
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
-    "memory": "peak_rss_mb device_mb",
-    "estimate": "runs shards tiles bytes_to_read memory_mb",
+    "memory": "peak_rss_mb above_mb device_mb",
+    "estimate": "runs shards tiles bytes_to_read memory_mb device_mb",
 }
-_STAGES = ("read", "wait", "forward", "write")
+_STAGES = ("load", "read", "wait", "forward", "hold", "write")
+_DONE = ("complete", "partial")
 
 
 class Record:
@@ -58,6 +63,10 @@ class Record:
         self._start = perf_counter()
         self._workers = 1
         self._workers_rss_mb = 0.0
+        self._loaded_mb: float | None = None
+        self._above_mb: float | None = None
+        self._ended: dict[str, float] = {}
+        self._spent = Spent()
         self.values: dict[str, Any] = {
             "status": "failed",
             "exit_code": int(ExitCode.BUG),
@@ -68,6 +77,7 @@ class Record:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             **{key: dict.fromkeys(names.split()) for key, names in _KEYS.items()},
             "hectares": None,
+            "verdict": asdict(Verdict()),
             "failures": [],
             "outputs": [],
         }
@@ -100,6 +110,12 @@ class Record:
             "classes": {str(item.value): item.name for item in card.classes},
         }
         self.values["seconds"]["open"] = self._elapsed()
+        self._spent = replace(
+            self._spent,
+            is_remote=any(is_address(file.path) for file in scene.files),
+            is_striped=not scene.is_tiled,
+            has_polygons=bool(task.job.polygons),
+        )
 
     def add_plan(self, plan: Plan, task: Task, engine: str, workers: list[str]) -> None:
         """Say what will be done, and by whom; nothing has failed yet."""
@@ -127,12 +143,14 @@ class Record:
             "batch_size": resolved["batch_size"],
         }
         runs = task.runs(list(Run(grid.shape)), len(workers))
+        budget = budget_of(task, runs, resolved)
         self.values["estimate"] = {
             "runs": len(runs),
             "shards": grid.shape.size,
             "tiles": grid.tiles.size,
             "bytes_to_read": task.scene.size * grid.area.size // grid.scene.size,
-            "memory_mb": task.memory_mb(runs, resolved["batch_size"]),
+            "memory_mb": budget.host_mb,
+            "device_mb": budget.device_mb,
         }
 
     def add_failure(self, failure: "Failure", grid: Grid) -> None:
@@ -163,6 +181,7 @@ class Record:
                 kind = engine["devices"][0].partition(" ")[0]
                 engine["devices"] = [f"{kind} ({model})" for model in usage.hardware]
         self._workers_rss_mb = usage.rss_mb
+        self._loaded_mb, self._above_mb = usage.loaded_mb, usage.above_mb
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -170,6 +189,7 @@ class Record:
         start = perf_counter()
         yield
         self.values["seconds"][name] = perf_counter() - start
+        self._ended[name] = self._elapsed()
 
     def add_receipts(self, receipts: Mapping[Shard, Receipt], task: Task) -> None:
         """Say what was done; shards made by earlier attempts count, their time too."""
@@ -209,7 +229,11 @@ class Record:
             "decoded_pixels": int(_work(done, "decoded_pixels")),
             "bytes_fetched": int(_work(done, "bytes_fetched")),
         }
-        self._add_rates([item for item in done if item.shard not in self.reused], task)
+        fresh = [item for item in done if item.shard not in self.reused]
+        self._spent = replace(
+            self._spent, stages={key: _work(fresh, key) for key in _STAGES}
+        )
+        self._add_rates(fresh, task)
 
     def _add_rates(self, done: list[Receipt], task: Task) -> None:
         """Say how fast this attempt was, from its start to the finished products."""
@@ -233,7 +257,26 @@ class Record:
         """Say how it ended."""
         self.values |= {"status": status, "exit_code": int(code)}
         self.values["seconds"]["total"] = self._elapsed()
-        self.values["memory"]["peak_rss_mb"] = max(peak_rss_mb(), self._workers_rss_mb)
+        peak = peak_rss_mb()
+        if self._loaded_mb is not None:  # else the workers are no part of this process
+            self._above_mb = max(0.0, peak - self._loaded_mb)
+        self.values["memory"]["peak_rss_mb"] = max(peak, self._workers_rss_mb)
+        self.values["memory"]["above_mb"] = self._above_mb
+        if status in _DONE:
+            self.values["verdict"] = asdict(self._judge())
+
+    def _judge(self) -> Verdict:
+        seconds, devices = self.values["seconds"], self.values["engine"]["devices"]
+        spent = replace(
+            self._spent,
+            total=seconds["total"],
+            work=seconds["work"],
+            finish=seconds["total"] - self._ended["work"],
+            workers=self._workers,
+            ends={key: seconds[key] or 0.0 for key in ENDS},
+            is_gpu=devices[0].startswith("cuda"),
+        )
+        return judge(spent)
 
     def fail(self, error: Exception) -> None:
         """Say that it ended with an error."""

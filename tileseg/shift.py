@@ -165,7 +165,9 @@ class Shift:
     def _take_in(self, name: str, report: Report) -> list[Outcome]:
         """Take note of what a worker did, and see what it does next."""
         self._tiles[name] = report.tiles
-        self.usage = self.usage.with_peaks(report.device_mb, report.rss_mb)
+        self.usage = self.usage.with_peaks(
+            report.device_mb, report.rss_mb, report.above_mb
+        )
         if report.outcomes:
             self._seats[name].fails = 0
             self._took_part[name] = self._seats[name].hardware

@@ -10,14 +10,13 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tileseg.address import allow, has_secret, is_address
+from tileseg.address import allow, has_secret
 from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
 from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
 from tileseg.encode import SHARD_FORMAT, can_write
 from tileseg.errors import InputError, RefusedError, UsageError
-from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identities, identify, unknown
@@ -25,9 +24,7 @@ from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
 from tileseg.names import is_catalog
 from tileseg.objects import open_storage
-from tileseg.pixels import HANDLES
 from tileseg.probe import examine
-from tileseg.remote import memory_bytes
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote
@@ -41,9 +38,7 @@ logger = logging.getLogger(__name__)
 
 _FAR = 1.5  # times as large or small as a pixel that the model knows
 _SUMS_BYTES = 4  # of one logit being summed
-_PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _ASSET = "asset:"
-_FIXED_BYTES = CACHE_BYTES + 160_000_000  # with what libraries and the picture take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,33 +115,13 @@ class Task:
         return self.grid.runs(todo, band=band, rows=rows)
 
     def _pixel_bytes(self) -> int:
-        """Return what a worker holds for each pixel of a strip, and of its sums."""
-        sums = self.card.outputs * _SUMS_BYTES * self.grid.stride
-        return self.scene.pixel_bytes(self.bands) + sums // self.scene.strip_rows
+        """Return what a worker holds for each pixel of a strip.
 
-    def memory_mb(self, runs: tuple[Run, ...], batch: int) -> float:
-        """Return an upper bound on the memory above the loaded network, in MB.
-
-        Strips are held four times at most (read, held, gathered, in the network), sums
-        and labels as often while they are joined and masked; a U-Net's activations
-        come to about a dozen layers of the first stage's size.
+        Summed logits and confidence of the same columns are counted in.
         """
-        width = max((self._width(run) for run in runs), default=0)
-        rows = self.scene.strip_rows + 2 * self.grid.tile
-        strips = 4 * rows * width * self.scene.pixel_bytes(self.bands)
-        sums = 4 * self.card.outputs * self.grid.tile * width * _SUMS_BYTES
-        labels = 4 * self.grid.shard * width * (1 + self.job.confidence)
-        tiles = batch * self.grid.tile**2 * _SUMS_BYTES * 12 * self.card.width
-        pieces = _PIECES_BYTES * self.grid.shard**2 if self.job.polygons else 0
-        remote = sum(is_address(file.path) for file in self.scene.files)
-        fetched = memory_bytes(min(remote, HANDLES))
-        known = strips + sums + labels + tiles + pieces + fetched
-        return (_FIXED_BYTES + known) / 1e6
-
-    def _width(self, run: Run) -> int:
-        """Return how many columns are held of a run: whole blocks, with its margin."""
-        cores = self.grid.cores(run, ring=1).width * self.grid.stride
-        return min(cores + 2 * (self.grid.halo + self.scene.block[1]), self.grid.width)
+        sums = self.card.outputs * _SUMS_BYTES * self.grid.stride
+        layers = sums + self.grid.shard * self.job.confidence
+        return self.scene.pixel_bytes(self.bands) + layers // self.scene.strip_rows
 
 
 def versions(*, polygons: bool = False) -> dict[str, str]:

@@ -1,0 +1,1 @@
+"""What `jobs/bench.py` measures, part by part; each part gives rows."""

@@ -1,0 +1,86 @@
+"""How much memory a plan takes: what is predicted before it is begun."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tileseg.address import is_address
+from tileseg.gdal import CACHE_BYTES
+from tileseg.grid import Run
+from tileseg.pixels import HANDLES
+from tileseg.remote import memory_bytes
+from tileseg.task import Task
+
+__all__ = ["Budget", "budget_of"]
+
+_FP32_BYTES = 4
+_STRIPS = 4  # read, held, gathered, in the network
+_BATCHES = 2  # in the network side by side, or one there and one being gathered
+# At its top a U-Net holds the first stage's skip and, while its last stage works, that
+# one's input, its answer and what the convolution needs besides; below come less.
+_STAGES = 8  # times the first stage's channels
+_SUMS = 4  # times the logits of a row of tiles
+_PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
+_FIXED_BYTES = CACHE_BYTES + 200_000_000  # with what libraries and the picture take
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Upper bounds in MB (10^6 bytes)."""
+
+    host_mb: float
+    """Of a worker, above what its process holds with the network loaded."""
+    device_mb: float | None
+    """Of torch on a GPU, the network too; None where the device is the host."""
+
+
+def budget_of(task: Task, runs: Sequence[Run], resolved: Mapping[str, Any]) -> Budget:
+    """Predict the memory of one worker, the one with the widest run.
+
+    Nothing grows with the scene's height, and column bands bound the width; polygons
+    count as those of one shard usually take.
+
+    Args:
+        task: what is asked for.
+        runs: how it is cut.
+        resolved: of the plan: `device`, `precision` and `batch_size`.
+    """
+    width = max((_width(task, run) for run in runs), default=0)
+    strip = _strip_bytes(task, width)
+    labels = _STRIPS * task.grid.shard * width * (1 + task.job.confidence)
+    pieces = _PIECES_BYTES * task.grid.shard**2 if task.job.polygons else 0
+    host = _FIXED_BYTES + _STRIPS * strip + labels + pieces + _fetched(task)
+    work = _work_bytes(task, width, resolved)
+    if resolved["device"] == "cpu":
+        return Budget((host + work) / 1e6, None)
+    weights = (task.job.model_path / task.card.weights).stat().st_size
+    return Budget(host / 1e6, (work + 2 * strip + weights) / 1e6)
+
+
+def _strip_bytes(task: Task, width: int) -> int:
+    rows = task.scene.strip_rows + 2 * task.grid.tile
+    return rows * width * task.scene.pixel_bytes(task.bands)
+
+
+def _work_bytes(task: Task, width: int, resolved: Mapping[str, Any]) -> int:
+    """Return what the network and summing its logits take."""
+    card, tile = task.card, task.grid.tile
+    item = _FP32_BYTES if resolved["precision"] == "fp32" else _FP32_BYTES // 2
+    ends = (len(card.bands) + card.outputs) * (2 * _FP32_BYTES + item)
+    batch: int = resolved["batch_size"] * tile**2 * (_STAGES * card.width * item + ends)
+    # Of a row of tiles: while they are joined, labelled and made a probability of.
+    sums = _SUMS * card.outputs * tile * width * _FP32_BYTES
+    return _BATCHES * batch + sums
+
+
+def _fetched(task: Task) -> int:
+    """Return what is held of files that are fetched."""
+    remote = sum(is_address(file.path) for file in task.scene.files)
+    return memory_bytes(min(remote, HANDLES))
+
+
+def _width(task: Task, run: Run) -> int:
+    """Return how many columns are held of a run: whole blocks, with its margin."""
+    grid = task.grid
+    cores = grid.cores(run, ring=1).width * grid.stride
+    return min(cores + 2 * (grid.halo + task.scene.block[1]), grid.width)
