@@ -1,5 +1,6 @@
 """Which way a network is run: the fastest that is right, the same for all workers."""
 
+import os
 from dataclasses import replace
 
 import pytest

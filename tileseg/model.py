@@ -229,24 +229,25 @@ def choose(
     Raises:
         ModelError: the way that was asked for is not right; or the device failed.
     """
-    Network(card, module, replace(device, network="plain"))
+    plain = replace(device, network="plain")
+    Network(card, module, plain)
     if asked != "auto":
-        Network(card, module, device := replace(device, network=asked))
-        return device
-    feed = len(card.bands), card.tile
+        wanted = replace(device, network=asked)
+        Network(card, module, wanted)
+        return wanted
     if isinstance(module, UNet):
-        way = "fused"
-    elif variants.is_worth_compiling(module, todo, *feed):
-        way = "compiled"
+        fast = replace(device, network="fused")
+    elif variants.is_worth_compiling(module, todo, len(card.bands), card.tile):
+        fast = replace(device, network="compiled")
     else:
-        return replace(device, network="plain")
+        return plain
     try:
-        Network(card, module, fast := replace(device, network=way))
+        Network(card, module, fast)
     except DeviceFaultError:
         raise
     except ModelError as err:
         logger.warning("%s; going on with the plain one", err)
-        return replace(device, network="plain")
+        return plain
     return fast
 
 
