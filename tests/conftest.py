@@ -1,5 +1,7 @@
 """Fixtures shared by the tests."""
 
+import tempfile
+
 import pytest
 from hypothesis import settings
 from making import make_model, make_scene, random_pixels
@@ -7,6 +9,22 @@ from making import make_model, make_scene, random_pixels
 # A law holds however slow the machine is; a hang is what pytest-timeout is for.
 settings.register_profile("tileseg", deadline=None)
 settings.load_profile("tileseg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _place_of_its_own(worker_id, tmp_path_factory):
+    """Share no temporary directory with tests that run at the same time.
+
+    What a job keeps there is named after where its results go, and a store of one test
+    has the address of another's.
+    """
+    if worker_id == "master":
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)  # look at the environment again
+        yield
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def be_nobody():
 
 @pytest.mark.parametrize("what", ["work", "output"])
 def test_a_place_that_may_not_be_written_is_told_before_any_work(trial, what):
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)  # nobody may look, and not write
         for item in ("scene.tif", "job.toml"):
