@@ -193,7 +193,7 @@ class Bench:
     @property
     def batch(self) -> int:
         """Tiles in one forward."""
-        return self.task.job.batch_size or default_batch(self.device)
+        return self.task.job.batch_size or default_batch(self.device, self.task.card)
 
     def engine(self, engine: Engine, folder: Path) -> dict[str, float]:
         """Time an engine from being given the scene to its last receipt."""

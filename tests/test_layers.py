@@ -30,6 +30,9 @@ ORDER = (
     "geobox",
     "grid",
     "unet",
+    "kernels",
+    "fused",
+    "variants",
     "card",
     "model",
     "lanes",
@@ -126,6 +129,9 @@ OWNERS = {
     "shapely": {"vectorize", "features", "region"},
     "torch": {
         "unet",
+        "kernels",
+        "fused",
+        "variants",
         "model",
         "lanes",
         "bus",
@@ -136,6 +142,7 @@ OWNERS = {
         "train",
     },
     "tqdm": {"console"},
+    "triton": {"kernels"},
     "urllib3": {"web"},
 }
 
