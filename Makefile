@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 TORCH ?= default
+JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
@@ -30,6 +31,7 @@ help:
 	@echo "PYTHON=$(PYTHON)  the Python (3.11 or newer) that .venv is made with"
 	@echo "TORCH=$(TORCH)  torch's build: default (as PyPI has it), cpu, cu126, ..."
 	@echo "                to change it later: make clean first"
+	@echo "JOBS=$(JOBS)  tests that run at the same time"
 
 # Two stamps: what the demo runs with, and what the tests need besides.
 .venv/base.stamp: requirements/base.txt requirements/torch.txt pyproject.toml
@@ -54,11 +56,15 @@ help:
 
 venv: .venv/dev.stamp
 
+# Tests of one file share servers and clusters, so a file goes to one process.
+BESIDE := --numprocesses $(JOBS) --dist loadfile --durations 15
+
 test: lint types
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(BESIDE) -m "not slow and not alone"
 
 test-slow: .venv/dev.stamp
-	$(BIN)/pytest -m slow || [ $$? -eq 5 ] # 5: no test is marked slow
+	$(BIN)/pytest $(BESIDE) -m "slow and not alone"
+	$(BIN)/pytest -m alone
 
 lint: .venv/dev.stamp infra
 	$(BIN)/ruff check

@@ -1,12 +1,14 @@
 """Jobs killed at random and resumed: what is published is never wrong.
 
     python tests/chaos.py --seed 1 --runs 100 --output s3
+    python tests/chaos.py --runs 0 --races 25
 
 A round kills one job up to three times, at calls of the functions below or after some
 time, with other numbers of workers, and then lets it end. After each death the output
 is looked at as a reader does; in the end it must be that of an undisturbed run, made
 from every shard that had been recorded, with nothing left over. Every attempt is the
 real command line in a process of its own, forked off one that has the libraries.
+In a race eight of them are started at once, of which one must publish.
 """
 
 import argparse
@@ -424,6 +426,7 @@ def main():
         "--first", type=int, default=0, help="number of the first round"
     )
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--races", type=int, default=0)
     parser.add_argument("--output", choices=PLACES, default="local")
     parser.add_argument("--work", choices=PLACES, default="local")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
@@ -448,7 +451,12 @@ def main():
                 wrong += 1
                 line = f"{number:4}  WRONG {arena.story}: {err}"
             print(line, flush=True)  # noqa: T201
-        print(f"{options.runs} runs, {arena.kills} kills, {wrong} wrong")  # noqa: T201
+        for number in range(options.races):
+            published, codes = arena.race(number)
+            wrong += published != 1 or not set(codes) <= {0, 8}
+            print(f"race {number}: {published} published, exits {codes}", flush=True)  # noqa: T201
+        counted = f"{options.runs} runs, {arena.kills} kills, {options.races} races"
+        print(f"{counted}, {wrong} wrong")  # noqa: T201
     sys.exit(wrong > 0)
 
 

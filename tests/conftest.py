@@ -1,5 +1,8 @@
 """Fixtures shared by the tests."""
 
+import os
+import tempfile
+
 import pytest
 from hypothesis import settings
 from making import make_model, make_scene, random_pixels
@@ -7,6 +10,27 @@ from making import make_model, make_scene, random_pixels
 # A law holds however slow the machine is; a hang is what pytest-timeout is for.
 settings.register_profile("tileseg", deadline=None)
 settings.load_profile("tileseg")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _place_of_its_own(worker_id):
+    """Share no temporary directory with tests that run at the same time.
+
+    What a job keeps there is named after where its results go, and a store of one test
+    has the address of another's.
+    """
+    if worker_id == "master":
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="ts") as folder:
+        before, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), folder
+        tempfile.tempdir = None  # look at the environment again
+        yield
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+        tempfile.tempdir = None
 
 
 @pytest.fixture

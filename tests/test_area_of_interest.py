@@ -402,7 +402,13 @@ def segment(model_path, tmp_path):
         out = tmp_path / name
         options = {"shard": 48, "device": "cpu", "engine": "local", **options}
         record = run(
-            Job(input=str(scene), model=str(model_path), output=str(out), **options)
+            Job(
+                input=str(scene),
+                model=str(model_path),
+                output=str(out),
+                trusted=True,
+                **options,
+            )
         )
         assert record.values["exit_code"] == 0, record.values["error"]
         return record.values, out

@@ -10,7 +10,7 @@ import chaos
 import pytest
 import s3
 
-QUICK, MANY = 2, 12  # python tests/chaos.py plays as many as one likes
+QUICK, MANY = 2, 4  # python tests/chaos.py plays as many as one likes
 PLACES = [("local", "local"), ("s3", "local"), ("s3", "s3")]  # of output and work
 SEED = 4
 
@@ -85,7 +85,7 @@ def test_of_jobs_started_at_once_one_publishes(arena, number):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_of_jobs_started_at_once_one_publishes_every_time(arena):
-    for number in range(2, 24):
+    for number in range(2, 6):
         published, codes = arena.race(number)
         assert published == 1, number
         assert set(codes) <= {0, 8}, number

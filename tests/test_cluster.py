@@ -86,6 +86,7 @@ def job(scene, model_path, tmp_path):
         facts = {
             "input": str(scene),
             "model": str(model_path),
+            "trusted": True,
             "output": str(tmp_path / name),
             "shard": SHARD,
             "precision": "fp32",
@@ -105,7 +106,12 @@ def succeed(*args):
 def expected(scene, model_path, tmp_path_factory):
     """The digests of what the local engine makes: rasters and polygons."""
     output = tmp_path_factory.mktemp("local") / "out"
-    facts = {"input": str(scene), "model": str(model_path), "output": str(output)}
+    facts = {
+        "input": str(scene),
+        "model": str(model_path),
+        "trusted": True,
+        "output": str(output),
+    }
     succeed(Job(**facts, shard=SHARD, precision="fp32", engine="local", **EVERYTHING))
     return products(output)
 
@@ -245,6 +251,7 @@ def ratio(*words):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("workers", "enough"), [(1, 0.93), (2, 0.88)])
 def test_the_workers_keep_a_device_of_known_speed_busy(workers, enough):
@@ -267,6 +274,7 @@ def test_the_workers_keep_a_device_of_known_speed_busy(workers, enough):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_without_overlap_a_device_waits_for_the_disk():
     """The control: on a slow disk, reading, forward and writing in turn."""

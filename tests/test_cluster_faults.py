@@ -122,6 +122,7 @@ def job(scene, model_path, tmp_path, monkeypatch):
         facts = {
             "input": str(scene),
             "model": str(model_path),
+            "trusted": True,
             "output": str(tmp_path / "out"),
             "shard": 96,
             "precision": "fp32",
@@ -147,6 +148,7 @@ def expected(scene, model_path, tmp_path_factory):
             Job(
                 input=str(scene),
                 model=str(model_path),
+                trusted=True,
                 output=str(output),
                 shard=96,
                 precision="fp32",
@@ -415,7 +417,12 @@ def finish(process):
 def real(scene, model_path, tmp_path_factory):
     """What an undisturbed run with the real network makes."""
     output = tmp_path_factory.mktemp("real") / "out"
-    facts = {"input": str(scene), "model": str(model_path), "output": str(output)}
+    facts = {
+        "input": str(scene),
+        "model": str(model_path),
+        "trusted": True,
+        "output": str(output),
+    }
     record = run(Job(**facts, shard=96, precision="fp32", confidence=True))
     assert record.error is None
     return digests(output)

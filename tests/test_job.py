@@ -42,6 +42,7 @@ def job(tmp_path, scene, model_path):
         facts = {
             "input": str(scene),
             "model": str(model_path),
+            "trusted": True,
             "output": str(tmp_path / name),
             "shard": 96,
             "run_shards": (1, 1),
@@ -71,7 +72,7 @@ def undisturbed(tmp_path_factory, model_path):
     """The digests of what an undisturbed job makes of the scene."""
     folder = tmp_path_factory.mktemp("undisturbed")
     scene = make_scene(folder / "scene.tif", random_pixels(HEIGHT, WIDTH, seed=1))
-    options = {"model": str(model_path), "shard": 96}
+    options = {"model": str(model_path), "trusted": True, "shard": 96}
     succeed(Job(input=str(scene), output=str(folder / "out"), **options))
     return digests(folder / "out")
 
@@ -87,6 +88,7 @@ def blended(request, tmp_path_factory, model_path):
     options = {
         "input": str(scene),
         "model": str(model_path),
+        "trusted": True,
         "shard": 96,
         "blend": request.param,
         "confidence": True,
@@ -235,6 +237,7 @@ def test_tiles_without_a_valid_pixel_are_never_forwarded(tmp_path, model_path):
         Job(
             input=str(scene),
             model=str(model_path),
+            trusted=True,
             output=str(tmp_path / "out"),
             shard=96,
         )
@@ -255,6 +258,7 @@ def test_a_scene_without_a_valid_pixel_is_forwarded_nowhere(
     job = Job(
         input=str(make_scene(tmp_path / "scene.tif", pixels)),
         model=str(model_path),
+        trusted=True,
         output=str(tmp_path / "out"),
         shard=96,
         blend=blend,
@@ -283,6 +287,7 @@ def test_values_under_nodata_change_nothing(tmp_path, model_path, blend):
             Job(
                 input=str(make_scene(tmp_path / f"{name}.tif", values)),
                 model=str(model_path),
+                trusted=True,
                 output=str(output),
                 shard=96,
                 blend=blend,

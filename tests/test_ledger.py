@@ -244,7 +244,12 @@ def test_a_full_disk_is_an_output_error_that_keeps_the_shards(
     scene = make_scene(tmp_path / "scene.tif", random_pixels(230, 170))
     (tmp_path / "job.toml").write_text("shard = 96\nrun_shards = [1, 1]\n")
     options = ["--input", scene, "--model", model_path, "--output", tmp_path / "out"]
-    facts = {"input": str(scene), "model": str(model_path), "shard": 96}
+    facts = {
+        "input": str(scene),
+        "model": str(model_path),
+        "trusted": True,
+        "shard": 96,
+    }
 
     full = segment(*options, "--config", tmp_path / "job.toml", limit=limit)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.tmp")}

@@ -82,6 +82,7 @@ def measure(scene, model, output, engine="local", **environ):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_four_times_the_pixels_take_no_more_memory(tmp_path):
     """What a job takes above the loaded network differs by less than 15 %."""
@@ -107,6 +108,7 @@ def test_four_times_the_pixels_take_no_more_memory(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_the_driver_of_a_cluster_takes_no_more_for_a_larger_scene(tmp_path):
     """Sixteen times the pixels, at most 30 %: it sees receipts and stitches in rows.

@@ -37,6 +37,7 @@ def job(tmp_path, model_path):
         facts = {
             "input": str(scene),
             "model": str(model_path),
+            "trusted": True,
             "output": str(tmp_path / name),
             "shard": 96,
             "precision": "fp32",

@@ -38,6 +38,7 @@ def job(tmp_path, model_path):
         facts = {
             "input": str(scene),
             "model": str(model_path),
+            "trusted": True,
             "output": str(tmp_path / "out"),
             "shard": 96,
             "precision": "bf16",  # which is checked before there is a plan

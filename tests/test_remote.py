@@ -607,6 +607,7 @@ def rate(log, start):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_throttling_lowers_the_request_rate_and_it_recovers(remotely):
     line, address = remotely
     source = fetcher(address)
@@ -777,6 +778,7 @@ def test_300_mb_with_every_7th_request_failing(name, proxies, folder, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_server_that_answers_late_costs_little(tmp_path):
     """The whole job, 30 ms before every answer; the aim is 0.8, measured alone."""
     words = ["--latency", "0.03", "--size", "1600", "2100", "--rounds", "1", "--json"]

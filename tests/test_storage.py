@@ -314,6 +314,7 @@ def job(tmp_path, scene, model_path, address):
         facts = {
             "input": str(scene),
             "model": str(model_path),
+            "trusted": True,
             "output": str(tmp_path / "out"),
             "work": address,
             "shard": 96,
@@ -338,7 +339,12 @@ def undisturbed(tmp_path_factory, scene, model_path):
     """What an undisturbed job makes of the scene, by name."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     options = {"shard": 96, "confidence": True, "polygons": "fgb", "precision": "fp32"}
-    facts = {"input": str(scene), "model": str(model_path), "output": str(output)}
+    facts = {
+        "input": str(scene),
+        "model": str(model_path),
+        "trusted": True,
+        "output": str(output),
+    }
     succeed(Job(**facts, **options))
     return products(output)
 

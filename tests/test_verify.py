@@ -149,7 +149,12 @@ def test_a_shard_that_changes_behind_our_back_is_not_published(
 ):
     """Nor is it used by the next run, which is right."""
     scene = make_scene(tmp_path / "scene.tif", random_pixels(230, 170, seed=1))
-    options = {"input": str(scene), "model": str(model_path), "shard": 96}
+    options = {
+        "input": str(scene),
+        "model": str(model_path),
+        "trusted": True,
+        "shard": 96,
+    }
     options |= {"run_shards": (1, 1), "confidence": True}
     job = Job(**options, output=str(tmp_path / "out"))
     suffix = "" if product == "mask" else ".confidence"

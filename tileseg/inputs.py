@@ -30,7 +30,7 @@ def find_scenes(sources: Iterable[str]) -> tuple[str, ...]:
     stops no other.
 
     Raises:
-        InputError: the only one, a pattern, folder or list, names none or is unreadable.
+        InputError: the only one names none, or cannot be read.
         TilesegError: the only one, a STAC document or in a store, cannot be read.
     """
     inputs = tuple(sources)

@@ -68,7 +68,8 @@ def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes
     with warnings.catch_warnings():
         # A scene's name may be of letters that the font has not.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        metadata, fast = {"Software": None}, {"compress_level": 1}
+        figure.savefig(buffer, format="png", metadata=metadata, pil_kwargs=fast)
     return buffer.getvalue()
 
 
@@ -84,6 +85,7 @@ def _show(axes: Any, picture: NDArray[Any], window: Window) -> None:  # noqa: AN
     axes.imshow(picture, extent=extent)
     axes.set_xlim(*extent[:2])
     axes.set_ylim(*extent[2:])
+    axes.set(xticks=[], yticks=[])  # measured for the layout even where they are off
     axes.set_axis_off()
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from dataclasses import astuple, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -152,7 +153,10 @@ def versions(*, polygons: bool = False) -> dict[str, str]:
     packages = ["tileseg", "torch", "numpy", "rasterio"]
     if polygons:
         packages += ["shapely", "pyogrio", "pyarrow"]
-    return {name: version(name) for name in packages}
+    return {name: _version(name) for name in packages}
+
+
+_version = cache(version)  # each time it would read a file
 
 
 def prepare(job: Job) -> Task:

@@ -198,7 +198,7 @@ def _enliven(module: UNet, bands: int) -> None:
 
 
 def own_model(folder: Path, width: int) -> Path:
-    """Return a model of 3 bands and 5 classes: where the width is its, tileseg's own."""
+    """Return a model of 3 bands and 5 classes, tileseg's own if that is as wide."""
     from tileseg.card import read_card
     from tileseg.settings import default_model
 
