@@ -19,7 +19,7 @@ from tileseg.memory import peak_rss_mb
 from tileseg.meters import WorkerMeters
 from tileseg.model import Device, device_memory_mb, resolve_device
 from tileseg.objects import open_storage
-from tileseg.precision import Check, compare
+from tileseg.precision import Check, compare, settle
 from tileseg.settings import Job
 from tileseg.task import Task, versions
 from tileseg.worker import Recipe
@@ -82,6 +82,10 @@ class Station:
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this node has."""
         return resolve_device(job.device, job.precision)
+
+    def settle(self, task: Task, device: Device) -> Device:
+        """Return the device with the fastest way to run the network that is right."""
+        return settle(task, device)
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32."""

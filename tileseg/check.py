@@ -16,7 +16,7 @@ from tileseg.blend import Blend
 from tileseg.errors import InputError
 from tileseg.grid import Run
 from tileseg.model import default_batch, load, resolve_device, worker_devices
-from tileseg.precision import spots
+from tileseg.precision import settle, spots
 from tileseg.predict import Predictor, Scaling
 from tileseg.raster import Scene
 from tileseg.reader import Reader
@@ -185,8 +185,8 @@ def _cost(task: Task) -> Iterator[Finding]:
         ModelError: the network or the device fails on them.
     """
     job = task.job
-    device = resolve_device(job.device, job.precision)
-    batch = job.batch_size or default_batch(device)
+    device = settle(task, resolve_device(job.device, job.precision))
+    batch = job.batch_size or default_batch(device, task.card)
     workers = worker_devices(device, job.workers)
     tiles = task.grid.tiles.size
     todo = f"{task.grid.shape.size:,} shards, {tiles:,} tiles"

@@ -47,16 +47,18 @@ class RayEngine:
         device: Device = self._ask("resolve", job)
         return device
 
+    def settle(self, task: Task, device: Device) -> Device:
+        """Return the device with the way to run the network that a worker found."""
+        settled: Device = self._ask("settle", _anywhere(task), device)
+        return settled
+
     def workers(self, device: Device) -> list[str]:
         """Return torch's device name of each worker."""
         return [device.name] * self.pool.wanted
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32, on a worker."""
-        if task.job.model:  # relative to where the driver runs
-            job = replace(task.job, model=str(task.job.model_path.absolute()))
-            task = replace(task, job=job)
-        check: Check = self._ask("compare", task, device)
+        check: Check = self._ask("compare", _anywhere(task), device)
         return check
 
     def outcomes(
@@ -115,3 +117,11 @@ class RayEngine:
             raise error
         msg = f"{MAX_TRIES} workers were lost before the plan was made: {reason}"
         raise LostError(msg)
+
+
+def _anywhere(task: Task) -> Task:
+    """Return a task whose model is not named from where the driver runs."""
+    if not task.job.model:
+        return task
+    job = replace(task.job, model=str(task.job.model_path.absolute()))
+    return replace(task, job=job)

@@ -22,7 +22,7 @@ from tileseg.model import (
     resolve_device,
     worker_devices,
 )
-from tileseg.precision import Check, compare
+from tileseg.precision import Check, compare, settle
 from tileseg.settings import Job
 from tileseg.task import Task
 from tileseg.watch import Watch
@@ -72,6 +72,9 @@ class Engine(Protocol):
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what the workers have."""
+
+    def settle(self, task: Task, device: Device) -> Device:
+        """Return the device with the fastest way to run the network that is right."""
 
     def workers(self, device: Device) -> list[str]:
         """Return torch's device name of each worker there is to be."""
@@ -124,6 +127,10 @@ class LocalEngine:
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this machine has."""
         return resolve_device(job.device, job.precision)
+
+    def settle(self, task: Task, device: Device) -> Device:
+        """Return the device with the fastest way to run the network that is right."""
+        return settle(task, device)
 
     def workers(self, device: Device) -> list[str]:
         """Return torch's device name of each worker."""

@@ -2,7 +2,9 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from tileseg import variants
 from tileseg.card import Card, own_file
 from tileseg.errors import (
     DeviceFaultError,
@@ -23,12 +26,15 @@ from tileseg.unet import UNet
 __all__ = [
     "Device",
     "Network",
+    "choose",
     "default_batch",
     "device_error",
     "load",
     "load_module",
     "resolve_device",
     "save",
+    "settle",
+    "tile_bytes",
     "worker_devices",
 ]
 
@@ -36,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 _MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
 _FAULTS = ("CUDA", "CUDNN", "CUBLAS")
+_FP32_BYTES = 4
+_CPU_BATCH = 16
+_MOST_TILES = 512
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,6 +58,10 @@ class Device:
     """What decides the last bits of a result: the GPUs' models or the CPU's vectors."""
     precision: str
     """`fp32`, `bf16` or `fp16`."""
+    network: str = "plain"
+    """How the network is run: `plain`, `fused` or `compiled`."""
+    memory: int | None = None
+    """Bytes that a network may take: the least that is free on one of the GPUs."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,7 +93,15 @@ def resolve_device(device: str = "auto", precision: str = "auto") -> Device:
         name = "cuda"
     if precision == "auto":
         precision = "bf16" if has_bf16 else "fp32"
-    return Device(name, hardware, precision)
+    return Device(name, hardware, precision, memory=_free_memory(name))
+
+
+def _free_memory(name: str) -> int | None:
+    """Return the bytes that are free on the fullest GPU; None for a CPU."""
+    if name == "cpu":
+        return None
+    gpus = range(torch.cuda.device_count())
+    return min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
 
 
 def device_memory_mb() -> float | None:
@@ -105,9 +126,29 @@ def device_error(device: str, error: RuntimeError) -> ModelError | None:
     return None
 
 
-def default_batch(device: Device) -> int:
-    """Return how many tiles one forward takes where the user does not say."""
-    return 16 if device.name == "cpu" else 256
+def default_batch(device: Device, card: Card) -> int:
+    """Return how many tiles one forward takes where the user does not say.
+
+    On a GPU the largest power of two whose numbers fill at most half of what is free;
+    more than 512 tiles are no faster. On a CPU 16: of fewer the steps themselves
+    take a share, and more are no faster either.
+    """
+    if device.memory is None:
+        return _CPU_BATCH
+    fit = device.memory // (2 * tile_bytes(card, device))
+    return min(_MOST_TILES, 1 << max(0, fit.bit_length() - 1))
+
+
+def tile_bytes(card: Card, device: Device) -> int:
+    """Return what one more tile in a batch takes of a device's memory, at most.
+
+    At its top a U-Net holds the first stage's skip and, while the last stage works,
+    its input and its answer: 5 times the first stage's channels; from below come the
+    deeper skips, less than one. The tiles themselves and their logits are in fp32 too.
+    """
+    width = 6 * card.width * device.dtype.itemsize
+    ends = (len(card.bands) + card.outputs) * (2 * _FP32_BYTES + device.dtype.itemsize)
+    return card.tile**2 * (width + ends)
 
 
 def worker_devices(device: Device, workers: int | None) -> list[str]:
@@ -122,18 +163,101 @@ class Network:
     """A card's network, loaded once, on one device."""
 
     def __init__(self, card: Card, module: torch.nn.Module, device: Device) -> None:
-        """Put `module` on `device`, channels last, for inference only."""
+        """Put `module` on `device`, channels last, for inference only.
+
+        Raises:
+            ModelError: run as the device says, it is not the same network.
+        """
         self.card = card
         self.device = device
         module = module.to(device.name, device.dtype).eval()
-        self._module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        self._forward = _forward(module, card, device)
 
     @torch.inference_mode()
     def __call__(self, tiles_NBTT: Tensor) -> Tensor:
         """Return fp32 logits, (N, outputs, tile, tile), of scaled tiles."""
         tiles = tiles_NBTT.to(self.device.dtype, memory_format=torch.channels_last)
-        logits: Tensor = self._module(tiles)
-        return logits.float()
+        return self._forward(tiles).float()
+
+
+def _forward(module: torch.nn.Module, card: Card, device: Device) -> variants.Forward:
+    """Return the module's forward as the device runs it, compared with the plain one.
+
+    Raises:
+        DeviceFaultError: the device failed.
+        ModelError: it cannot be run so here, or gives something else.
+    """
+    way = device.network
+    if way == "plain":
+        return module
+    try:
+        tiles = variants.sample(module, way, len(card.bands), card.tile)
+        forward = variants.build(module, way)
+        off = variants.deviation(module, forward, tiles)
+    except Exception as err:  # a compiler raises anything
+        ours = isinstance(err, RuntimeError) and device_error(device.name, err)
+        if isinstance(ours, DeviceFaultError):
+            raise ours from err
+        reason = f"{type(err).__name__}: {err}".splitlines()[0]
+        msg = f"{device.name}: the {way} network does not run here: {reason}"
+        raise ModelError(msg) from err
+    if not off <= 1:
+        msg = (
+            f"{device.name}: the {way} network is not the plain one in "
+            f"{device.precision}: {off:.3g} times as far off as it may be"
+        )
+        raise ModelError(msg)
+    return forward
+
+
+def choose(
+    card: Card, module: torch.nn.Module, device: Device, *, asked: str, todo: int
+) -> Device:
+    """Return the device with the fastest way to run a network that is right on it.
+
+    Our own U-Net is fused; another network is compiled where that earns its time.
+
+    Args:
+        card: the network's.
+        module: the network; it is put on the device.
+        device: which one.
+        asked: `auto`, or the one way that will do.
+        todo: tiles that are to be forwarded.
+
+    Raises:
+        ModelError: the way that was asked for is not right; or the device failed.
+    """
+    Network(card, module, replace(device, network="plain"))
+    if asked != "auto":
+        Network(card, module, device := replace(device, network=asked))
+        return device
+    feed = len(card.bands), card.tile
+    if isinstance(module, UNet):
+        way = "fused"
+    elif variants.is_worth_compiling(module, todo, *feed):
+        way = "compiled"
+    else:
+        return replace(device, network="plain")
+    try:
+        Network(card, module, fast := replace(device, network=way))
+    except DeviceFaultError:
+        raise
+    except ModelError as err:
+        logger.warning("%s; going on with the plain one", err)
+        return replace(device, network="plain")
+    return fast
+
+
+def settle(
+    folder: Path, card: Card, device: Device, *, asked: str, todo: int
+) -> Device:
+    """Return the device with the way to run a model folder's network; see `choose`."""
+    if asked == "plain":
+        return replace(device, network=asked)
+    _be_exact()
+    with _loading(device):
+        return choose(card, load_module(folder, card), device, asked=asked, todo=todo)
 
 
 def load_module(folder: Path, card: Card) -> UNet:
@@ -182,13 +306,24 @@ def load(folder: Path, card: Card, device: Device) -> Network:
         DeviceFaultError: the device failed.
     """
     module = load_module(folder, card)
-    # fp32 shall mean fp32, and the same plan the same bytes.
+    _be_exact()
+    with _loading(device):
+        return Network(card, module, device)
+
+
+def _be_exact() -> None:
+    """Let fp32 mean fp32, and the same plan the same bytes."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+@contextmanager
+def _loading(device: Device) -> Iterator[None]:
+    """Say what a failure to load a network means."""
     try:
-        return Network(card, module, device)
+        yield
     except RuntimeError as err:
         ours = device_error(device.name, err)
         if isinstance(ours, DeviceFaultError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tileseg import model
 from tileseg.blend import Blend
 from tileseg.card import NODATA
 from tileseg.errors import InputError, TileError
@@ -16,7 +17,7 @@ from tileseg.reader import Reader
 from tileseg.task import Task
 from tileseg.window import Window
 
-__all__ = ["ENOUGH", "Check", "compare", "spots"]
+__all__ = ["ENOUGH", "Check", "compare", "settle", "spots"]
 
 ENOUGH = 0.999
 """Share of labels that must agree for `--precision auto` to keep the fast numbers."""
@@ -35,15 +36,26 @@ class Check:
     """Share of valid pixels with the same label, 0 to 1; None where all is nodata."""
 
 
+def settle(task: Task, device: Device) -> Device:
+    """Return the device with the way to run the task's network: see `model.choose`.
+
+    Raises:
+        ModelError: the way that was asked for is not right there; or the device failed.
+    """
+    job, todo = task.job, task.grid.tiles.size
+    return model.settle(job.model_path, task.card, device, asked=job.network, todo=todo)
+
+
 def compare(task: Task, device: Device) -> Check:
-    """Label a few tiles all over the scene in the device's numbers and in fp32.
+    """Label a few tiles all over the scene as the device does, and plainly in fp32.
 
     Spots that cannot be read are left out; the run itself will say so.
 
     Raises:
         ModelError: the device failed, or fp32 gives NaN or Inf too.
     """
-    exact, tiles = _labels(task, replace(device, precision="fp32"))
+    plain = replace(device, precision="fp32", network="plain")
+    exact, tiles = _labels(task, plain)
     is_valid = exact != NODATA
     if not is_valid.any():
         return Check(tiles, None)

@@ -32,7 +32,7 @@ _KEYS: dict[str, str] = {
     "scene": "href width height bands dtype crs transform nodata sha256 etag files",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend area",
-    "engine": "kind workers devices precision precision_asked batch_size",
+    "engine": "kind workers devices precision precision_asked network batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
     "shards_distrusted shards_failed retries worker_restarts requests read_retries",
     "pixels": "total nodata masked outside by_class",
@@ -124,6 +124,7 @@ class Record:
             "devices": [f"{name} ({resolved['hardware']})" for name in workers],
             "precision": resolved["precision"],
             "precision_asked": task.job.precision,
+            "network": resolved["network"],
             "batch_size": resolved["batch_size"],
         }
         runs = task.runs(list(Run(grid.shape)), len(workers))

@@ -31,11 +31,16 @@ def resolve(task: Task, engine: "Engine") -> Plan:
     machine = {"device": device.name, "hardware": device.hardware}
     if begun := find_plan(open_storage(job.workplace), task.request, machine):
         return begun
+    device = engine.settle(task, device)
     check: dict[str, Any] = {}
     if device.precision != "fp32" and not job.dry_run:
         device, check = _checked(task, device, engine)
-    batch = job.batch_size or default_batch(device)
-    resolved = {**machine, "precision": device.precision, "batch_size": batch}
+    resolved = {
+        **machine,
+        "precision": device.precision,
+        "network": device.network,
+        "batch_size": job.batch_size or default_batch(device, task.card),
+    }
     return Plan(task.request, resolved, check, job.destination)
 
 
@@ -44,7 +49,8 @@ def device_of(plan: Plan) -> "Device":
     from tileseg.model import Device
 
     resolved = plan.resolved
-    return Device(resolved["device"], resolved["hardware"], resolved["precision"])
+    where = resolved["device"], resolved["hardware"], resolved["precision"]
+    return Device(*where, resolved["network"])
 
 
 def _checked(
@@ -59,7 +65,7 @@ def _checked(
         logger.warning(text, task.job.href, check.agreement, device.precision)
         if task.job.precision == "auto":
             logger.warning("%s: going on in fp32", task.job.href)
-            device = replace(device, precision="fp32")
+            device = engine.settle(task, replace(device, precision="fp32"))
     return device, asdict(check)
 
 

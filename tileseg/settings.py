@@ -63,6 +63,8 @@ class Job:
     """Tiles in one forward; None for a size that fits the device."""
     precision: str = "auto"
     """`auto`, `fp32`, `bf16` or `fp16`."""
+    network: str = "auto"
+    """How it is run: `auto`, `plain`, `fused` or `compiled`; see `model.choose`."""
     blend: str = "crop"
     """`crop` or `cosine`."""
     confidence: bool = False
@@ -202,6 +204,7 @@ class Job:
             "engine": one_of("auto", "local", "ray"),
             "device": one_of("auto", "cpu", "cuda"),
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
+            "network": one_of("auto", "plain", "fused", "compiled"),
             "blend": one_of("crop", "cosine"),
             "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
             "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),

@@ -88,6 +88,7 @@ class Task:
             "blend": job.blend,
             "device": job.device,
             "precision": job.precision,
+            "network": job.network,
             "batch_size": job.batch_size,
             "products": products,
             "versions": versions(polygons=bool(job.polygons)),

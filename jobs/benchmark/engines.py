@@ -115,9 +115,7 @@ def _rounds(case: Case, job: Job, served: str, setting: Setting) -> Iterator[Row
     found: dict[str, list[dict[str, float]]] = {}
     task = prepare(job)
     for _ in range(setting.rounds):
-        rate = case.rate or alone.rate_of(
-            job.model_path, setting.device, job.batch_size or setting.batch, 3
-        )
+        rate = case.rate or alone.rate_of(job.model_path, setting, 3)
         figures = _engine(case, task, setting)
         figures["ratio"] = figures["tiles_s"] / rate
         found.setdefault(f"engine {case.name}", []).append(figures)

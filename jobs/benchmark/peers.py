@@ -127,7 +127,7 @@ def _labels_of(
     with torch.inference_mode():
         parts = [
             module(part.to(setting.device.name))[:, :, core, core].argmax(dim=1).cpu()
-            for part in tiles.split(setting.batch)
+            for part in tiles.split(setting.batch(card))
         ]
     labels = torch.cat(list(torch.cat(parts)), dim=1)
     return labels.numpy().astype(np.uint8)
@@ -207,7 +207,7 @@ def _wish(contest: Contest, mask: Path) -> dict[str, Any]:
         "bias": bias,
         "tile": card.tile,
         "stride": card.stride,
-        "batch": 64 if setting.is_gpu else setting.batch,
+        "batch": 64 if setting.is_gpu else setting.batch(card),
         "workers": min(14, len(os.sched_getaffinity(0))),
         "device": setting.device.name,
         "mask": str(mask),

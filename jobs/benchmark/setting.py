@@ -1,8 +1,10 @@
 """How much is measured, and on what: what every part is told."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from tileseg.card import Card
 from tileseg.model import Device, default_batch
 
 __all__ = ["Setting"]
@@ -31,10 +33,14 @@ class Setting:
         """Whether the device has instructions for bf16."""
         return self.device.precision == "bf16"
 
+    def batch(self, card: Card) -> int:
+        """Return how many tiles of a model one forward takes, by default."""
+        return default_batch(self.device, card)
+
     @property
-    def batch(self) -> int:
-        """Tiles in one forward, by default."""
-        return default_batch(self.device)
+    def lanes(self) -> int:
+        """Forwards that go side by side on the CPU, each on one core."""
+        return 1 if self.is_gpu else len(os.sched_getaffinity(0))
 
     @property
     def widths(self) -> tuple[int, ...]:

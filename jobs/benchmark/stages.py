@@ -148,13 +148,14 @@ def _forwarding(setting: Setting, side: int, place: Path) -> Iterator[Stage]:
     scene = make_scene(kind, setting.folder / "scenes")
     model = own_model(setting.folder, 16)
     task = _task(scene, model, place)
-    strips = list(Reader(task.scene, task.bands, task.grid).strips(_whole(task)))
+    reader = Reader(task.scene, task.bands, task.grid)
+    strips = [_copy(strip) for strip in reader.strips(_whole(task))]
     device = setting.device
     network = load(model, task.card, device)
     if setting.is_gpu:
         yield Stage("host → device", kind.mpx, partial(_cross, strips, device.name))
     for name, confidence in (("labels", False), ("labels and confidence", True)):
-        ready = _predictor(task, Ready(network, setting.batch), setting)
+        ready = _predictor(task, Ready(network, setting.batch(task.card)), setting)
         call = partial(_predict, ready, task, strips, confidence=confidence)
         text = f"all on the device but the network, {name}"
         yield Stage(text, kind.mpx, call, "scale, tiles, crop, argmax, labels back")
@@ -164,6 +165,11 @@ def _forwarding(setting: Setting, side: int, place: Path) -> Iterator[Stage]:
         yield Stage(name, kind.mpx, fold)
     call = partial(_predict, _predictor(task, network, setting), task, strips)
     yield Stage(f"the same with the network, {device.precision}", kind.mpx, call)
+
+
+def _copy(strip: Strip) -> Strip:
+    """Return a strip in memory of its own: a reader may use its own again."""
+    return replace(strip, pixels=strip.pixels.copy(), valid=strip.valid.copy())
 
 
 def _cross(strips: list[Strip], device: str) -> None:
@@ -176,7 +182,7 @@ def _predictor(task: Task, network: Network, setting: Setting) -> Predictor:
     grid = task.grid
     blend = Blend(grid.stride, grid.halo, "crop")
     scaling = Scaling(*task.gains())
-    return Predictor(network, grid, blend, scaling, batch=setting.batch)
+    return Predictor(network, grid, blend, scaling, batch=setting.batch(task.card))
 
 
 def _predict(

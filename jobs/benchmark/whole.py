@@ -109,7 +109,7 @@ def _rows(scene: Path, model: Path, setting: Setting, name: str) -> Iterator[Row
 def own_rate(model: Path, setting: Setting) -> float:
     """Return tiles a second of the network alone, as tileseg runs it."""
     seconds = 3 if setting.quick else 6
-    return alone.rate_of(model, setting.device, setting.batch, seconds)
+    return alone.rate_of(model, setting, seconds)
 
 
 def job_of(scene: Path, model: Path, setting: Setting, place: str) -> Job:

@@ -1,0 +1,229 @@
+"""Our U-Net in fewer passes over memory: the same weights, ready at once.
+
+A convolution adds its bias and its ReLU while its answer is at hand, pooling keeps no
+indices, and on the way up nothing is written only to be copied beside the skip. The
+plain module stays the one that says what is right. Shape letters as in `unet.py`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tileseg.unet import UNet
+
+__all__ = ["CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
+
+Step = Callable[[Tensor], Tensor]
+Merge = Callable[[Tensor, Tensor], Tensor]
+
+
+class Parts(Protocol):
+    """How one kind of device does a U-Net's steps; all pictures lie channels last."""
+
+    def conv(self, layer: nn.Conv2d) -> Step:
+        """Return x -> relu(layer(x))."""
+
+    def merge(self, up: nn.ConvTranspose2d, layer: nn.Conv2d) -> Merge:
+        """Return (x, skip) -> relu(layer(relu(up(x)) beside skip))."""
+
+    def pool(self, x_NCHW: Tensor) -> Tensor:
+        """Return the largest of every 2 x 2 pixels."""
+
+
+class FusedUNet:
+    """A U-Net made of a device's parts; tiles (N, B, H, W) -> logits (N, K, H, W)."""
+
+    def __init__(self, network: UNet, parts: Parts) -> None:
+        """Take a network's weights, which lie channels last where they are to work."""
+        layer: Any = network.get_submodule  # of a type that its name says
+
+        def pair(name: str) -> list[Step]:
+            return [parts.conv(layer(f"{name}.{place}")) for place in (0, 2)]
+
+        stages = range(1, network.depth + 1)
+        self._down = [pair(f"enc{stage}") for stage in stages]
+        self._bottom = pair("bottleneck")
+        self._up = [
+            (
+                parts.merge(layer(f"upconv{stage}.0"), layer(f"dec{stage}.0")),
+                parts.conv(layer(f"dec{stage}.2")),
+            )
+            for stage in reversed(stages)
+        ]
+        self._head = network.final_conv
+        self._pool = parts.pool
+
+    def __call__(self, x_NBHW: Tensor) -> Tensor:
+        """Return logits, (N, K, H, W)."""
+        x, skips = x_NBHW, []
+        for first, second in self._down:
+            x = second(first(x))  # (N, C, H, W)
+            skips.append(x)
+            x = self._pool(x)  # (N, C, H/2, W/2)
+        for step in self._bottom:
+            x = step(x)  # (N, 2C, H, W)
+        for merge, second in self._up:
+            x = second(merge(x, skips.pop()))  # (N, C, 2H, 2W)
+        logits_NKHW: Tensor = self._head(x)
+        return logits_NKHW
+
+
+def fuse(network: UNet) -> FusedUNet:
+    """Return the fused form of a network, for the device where its weights are.
+
+    Raises:
+        ImportError: Triton is not installed, which a GPU's form needs.
+        RuntimeError: the device cannot.
+    """
+    is_cpu = network.final_conv.weight.device.type == "cpu"
+    return FusedUNet(network, CpuParts() if is_cpu else GpuParts())
+
+
+def pool(x_NCHW: Tensor) -> Tensor:
+    """Return the largest of every 2 x 2 pixels, (N, C, H/2, W/2), channels last.
+
+    Whole lines at a time: torch's own pooling on a CPU also notes where each was.
+    """
+    count, channels, height, width = x_NCHW.shape
+    x_NHWC = x_NCHW.permute(0, 2, 3, 1)
+    lines = x_NHWC.reshape(count, height // 2, 2, width * channels)
+    rows = torch.maximum(*lines.unbind(2))
+    pixels = rows.view(count, height // 2, width // 2, 2, channels)
+    return torch.maximum(*pixels.unbind(3)).permute(0, 3, 1, 2)
+
+
+class CpuParts:
+    """oneDNN's convolutions, which do what follows while their answer is in a cache.
+
+    These operators are those that `torch.compile` itself puts in the place of a
+    convolution; they have no public name.
+    """
+
+    def conv(self, layer: nn.Conv2d) -> Step:
+        """Return x -> relu(layer(x))."""
+        weight, like = _Weight(layer.weight, _pack, _like(layer)), _like(layer)
+        bias = _bias(layer)
+        return lambda x: _dnn()._convolution_pointwise(
+            x, weight.of(x), bias, *like, "relu", [], ""
+        )
+
+    def merge(self, up: nn.ConvTranspose2d, layer: nn.Conv2d) -> Merge:
+        """Return (x, skip) -> relu(layer(relu(up(x)) beside skip)).
+
+        A convolution of two pictures side by side is the sum of one of each, and the
+        second adds itself to the first: the two never need to be put together.
+        """
+        like, bias = _like(layer), _bias(layer)
+        own, beside = (
+            _Weight(part, _pack, like)
+            for part in layer.weight.split(up.out_channels, dim=1)
+        )
+        up_like = list(up.padding), [0, 0], list(up.stride), list(up.dilation), 1
+        up_weight, up_bias = _Weight(up.weight, _pack_up, up_like), _bias(up)
+
+        def merge(x: Tensor, skip: Tensor) -> Tensor:
+            dnn = _dnn()
+            y = dnn._convolution_transpose_pointwise(
+                x, up_weight.of(x), up_bias, *up_like, "relu", [], ""
+            )
+            out = dnn._convolution_pointwise(
+                skip, beside.of(skip), bias, *like, "none", [], ""
+            )
+            done: Tensor = dnn._convolution_pointwise_.binary(
+                out, y, own.of(y), None, *like, "add", 1.0, "relu", [], ""
+            )
+            return done
+
+        return merge
+
+    def pool(self, x_NCHW: Tensor) -> Tensor:
+        """Return the largest of every 2 x 2 pixels."""
+        return pool(x_NCHW)
+
+
+class _Weight:
+    """A layer's weight in the order in which oneDNN reads it, for one shape of input.
+
+    In another order it would be put into that one at every call, by its slowest way.
+    """
+
+    def __init__(
+        self, weight: Tensor, pack: Callable[..., Tensor], like: tuple[Any, ...]
+    ) -> None:
+        """Keep a weight as it is; `pack` it, for a layer like this, when first used."""
+        self._weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        self._pack, self._like = pack, like
+        self._shape: torch.Size | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return it for an input."""
+        if self._shape != x.shape:
+            self._packed = self._pack(self._weight, *self._like, list(x.shape))
+            self._shape = x.shape
+        return self._packed
+
+
+def _pack(weight: Tensor, *like: object) -> Tensor:
+    packed: Tensor = _dnn()._reorder_convolution_weight(weight, *like)
+    return packed
+
+
+def _pack_up(weight: Tensor, *like: object) -> Tensor:
+    packed: Tensor = _dnn()._reorder_convolution_transpose_weight(weight, *like)
+    return packed
+
+
+def _dnn() -> Any:  # noqa: ANN401  (operators that torch makes when they are asked for)
+    return torch.ops.mkldnn
+
+
+class GpuParts:
+    """cuDNN's convolutions with bias and ReLU, and kernels of our own."""
+
+    def __init__(self) -> None:
+        """Need Triton."""
+        from tileseg import kernels
+
+        self._kernels = kernels
+
+    def conv(self, layer: nn.Conv2d) -> Step:
+        """Return x -> relu(layer(x))."""
+        weight, bias = layer.weight.detach(), _bias(layer)
+        padding, stride, dilation, groups = _like(layer)
+        return lambda x: torch.cudnn_convolution_relu(
+            x, weight, bias, stride, padding, dilation, groups
+        )
+
+    def merge(self, up: nn.ConvTranspose2d, layer: nn.Conv2d) -> Merge:
+        """Return (x, skip) -> relu(layer(relu(up(x)) beside skip)).
+
+        A 2 x 2 transposed convolution of stride 2 gives each pixel four of its own: it
+        is a matrix product, whose rows only lie in another order.
+        """
+        conv = self.conv(layer)
+        weight = up.weight.detach().permute(0, 2, 3, 1).flatten(1).contiguous()
+        bias = _bias(up)
+
+        def merge(x: Tensor, skip: Tensor) -> Tensor:
+            product = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight  # (N H/2 W/2, 4C)
+            return conv(self._kernels.join(product, bias, skip))
+
+        return merge
+
+    def pool(self, x_NCHW: Tensor) -> Tensor:
+        """Return the largest of every 2 x 2 pixels."""
+        return self._kernels.pool(x_NCHW)
+
+
+def _bias(layer: nn.Conv2d | nn.ConvTranspose2d) -> Tensor | None:
+    return None if layer.bias is None else layer.bias.detach()
+
+
+def _like(layer: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:
+    """Return a layer's padding, stride, dilation and groups."""
+    assert not isinstance(layer.padding, str), "our layers say how many pixels"
+    sizes = layer.padding, layer.stride, layer.dilation
+    padding, stride, dilation = map(list, sizes)
+    return padding, stride, dilation, layer.groups
