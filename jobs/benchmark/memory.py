@@ -14,7 +14,7 @@ from benchmark.scenes import Kind, make_model, make_scene
 from benchmark.setting import Setting
 from benchmark.table import Row
 
-__all__ = ["measure"]
+__all__ = ["Case", "measure", "row_of"]
 
 JOBS = Path(__file__).parents[1]
 _SIMULATED = 100_000.0  # tiles a second: never what is waited for
@@ -56,7 +56,7 @@ class Case:
 def measure(setting: Setting) -> Iterator[Row]:
     """Yield a row for every scene."""
     for case in _cases(quick=setting.quick):
-        yield _row(case, setting)
+        yield row_of(case, setting)
 
 
 def _cases(*, quick: bool) -> Iterator[Case]:
@@ -82,7 +82,7 @@ def _cases(*, quick: bool) -> Iterator[Case]:
         )
 
 
-def _row(case: Case, setting: Setting) -> Row:
+def row_of(case: Case, setting: Setting) -> Row:
     """Do the job in a process of its own; say what it took."""
     scene = make_scene(case.kind, setting.folder / "scenes")
     bands, classes = case.kind.bands, case.classes

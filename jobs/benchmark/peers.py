@@ -23,7 +23,7 @@ from tileseg.card import Card
 from tileseg.model import load_module
 from tileseg.task import Task, prepare
 
-__all__ = ["measure"]
+__all__ = ["Contest", "contest_of", "measure", "own_figures", "peer_figures", "rows_of"]
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv" / "peers" / "bin" / "python"
@@ -75,16 +75,18 @@ def measure(setting: Setting) -> Iterator[Row]:
     if not setting.is_gpu and 64 in contests:  # noqa: PLR2004  (a width)
         contests[64] = 768  # else it is an hour
     for width, size in contests.items():
-        contest = _contest(width, size, setting)
-        yield from _rows(contest, f"width {width}, {size}²")
+        kind = Kind(height=size, width=size)
+        scene = make_scene(kind, setting.folder / "scenes")
+        model = own_model(setting.folder, width)
+        whole.one_job(scene, model, setting)  # imports, and what is done only once
+        contest = contest_of(scene, model, setting)
+        yield from rows_of(contest, f"width {width}, {size}²")
 
 
-def _contest(width: int, side: int, setting: Setting) -> Contest:
-    scene = make_scene(Kind(height=side, width=side), setting.folder / "scenes")
-    model = own_model(setting.folder, width)
+def contest_of(scene: Path, model: Path, setting: Setting) -> Contest:
+    """Make ready for everybody, with the reference."""
     with TemporaryDirectory() as place:
         task = prepare(whole.job_of(scene, model, setting, place))
-    whole.one_job(scene, model, setting)  # imports, and what is found out only once
     return Contest(
         scene=scene,
         model=model,
@@ -133,19 +135,20 @@ def _labels_of(
     return labels.numpy().astype(np.uint8)
 
 
-def _rows(contest: Contest, name: str) -> Iterator[Row]:
-    """Yield everybody's row, fastest last measured with all others in turns."""
+def rows_of(contest: Contest, name: str) -> Iterator[Row]:
+    """Yield everybody's row, all in turns."""
     found: dict[str, list[Figures]] = {}
     notes: dict[str, str] = {}
     for _ in range(contest.setting.rounds):
-        found.setdefault("tileseg", []).append(_own(contest))
+        found.setdefault("tileseg", []).append(own_figures(contest))
         for peer, program in PROGRAMS.items():
             if peer in notes:
                 continue  # it will not do better
-            try:
-                found.setdefault(peer, []).append(_peer(contest, program))
-            except (OSError, subprocess.SubprocessError, ValueError) as err:
-                notes[peer] = _reason(err)
+            figures, note = peer_figures(contest, program)
+            if note:
+                notes[peer] = note
+            else:
+                found.setdefault(peer, []).append(figures)
     own = median(float(item["mpx_s"] or 0) for item in found["tileseg"])
     for peer in ("tileseg", *PROGRAMS):
         figures = _medians(found.get(peer, []))
@@ -164,7 +167,7 @@ def _medians(rounds: list[Figures]) -> Figures:
     return middles | {"spread": apart}
 
 
-def _own(contest: Contest) -> Figures:
+def own_figures(contest: Contest) -> Figures:
     """Do tileseg's whole job, with all its defaults, in this process."""
     setting = contest.setting
     alone = whole.own_rate(contest.model, setting)
@@ -179,19 +182,17 @@ def _own(contest: Contest) -> Figures:
     )
 
 
-def _peer(contest: Contest, program: str) -> Figures:
-    """Run a library's program in its own Python.
-
-    Raises:
-        OSError: there is no such Python.
-        SubprocessError: it failed, or took too long.
-        ValueError: what it said is no answer.
-    """
+def peer_figures(contest: Contest, program: str) -> tuple[Figures, str]:
+    """Run a library's program in its own Python; return figures, or a reason."""
     with TemporaryDirectory() as place:
         mask = Path(place) / "mask.tif"
-        said = _run(program, _wish(contest, mask))
-        labels = np.load(mask.with_suffix(".npy"))
-    return contest.figures(said["seconds"], said["tiles"], said["alone"], labels)
+        try:
+            said = _run(program, _wish(contest, mask))
+            labels = np.load(mask.with_suffix(".npy"))
+        except (OSError, subprocess.SubprocessError, ValueError, LookupError) as err:
+            return {}, _reason(err)
+    figures = contest.figures(said["seconds"], said["tiles"], said["alone"], labels)
+    return figures, ""
 
 
 def _wish(contest: Contest, mask: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from tileseg.task import Task, prepare
 from tileseg.vectorize import polygonise
 from tileseg.verify import verify_mask
 
-__all__ = ["measure"]
+__all__ = ["Ready", "measure", "predictor_of"]
 
 _CODECS = ("deflate", "zstd", "lzw", "none")
 
@@ -155,7 +155,7 @@ def _forwarding(setting: Setting, side: int, place: Path) -> Iterator[Stage]:
     if setting.is_gpu:
         yield Stage("host → device", kind.mpx, partial(_cross, strips, device.name))
     for name, confidence in (("labels", False), ("labels and confidence", True)):
-        ready = _predictor(task, Ready(network, setting.batch(task.card)), setting)
+        ready = predictor_of(task, Ready(network, setting.batch(task.card)), setting)
         call = partial(_predict, ready, task, strips, confidence=confidence)
         text = f"all on the device but the network, {name}"
         yield Stage(text, kind.mpx, call, "scale, tiles, crop, argmax, labels back")
@@ -163,7 +163,7 @@ def _forwarding(setting: Setting, side: int, place: Path) -> Iterator[Stage]:
         fold = partial(_fold, task, blend, setting)
         name = f"blend {task.card.outputs} classes, {blend}"
         yield Stage(name, kind.mpx, fold)
-    call = partial(_predict, _predictor(task, network, setting), task, strips)
+    call = partial(_predict, predictor_of(task, network, setting), task, strips)
     yield Stage(f"the same with the network, {device.precision}", kind.mpx, call)
 
 
@@ -178,7 +178,8 @@ def _cross(strips: list[Strip], device: str) -> None:
     torch.cuda.synchronize()
 
 
-def _predictor(task: Task, network: Network, setting: Setting) -> Predictor:
+def predictor_of(task: Task, network: Network, setting: Setting) -> Predictor:
+    """Return what forwards a task's strips, cropping."""
     grid = task.grid
     blend = Blend(grid.stride, grid.halo, "crop")
     scaling = Scaling(*task.gains())
