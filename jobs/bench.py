@@ -3,6 +3,7 @@
 python jobs/bench.py --quick                   some minutes; every part, small
 python jobs/bench.py                           the full set; hours on a small machine
 python jobs/bench.py --only stages --only peers
+python jobs/bench.py --quick --side 8192       with a larger scene for the whole job
 python jobs/bench.py --device cuda             the same on a GPU, with larger scenes
 python jobs/bench.py --simulate 300            a device that takes 300 tiles a second
 python jobs/bench.py --simulate 300 --storage 0.5 [--in-turn]
@@ -64,6 +65,7 @@ def _setting(options: dict[str, Any]) -> Setting:
         device=device,
         quick=options["quick"],
         rounds=rounds,
+        side=options["side"],
         folder=Path(options["cache"]).expanduser().absolute(),
     )
 
@@ -127,6 +129,7 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
               help="One part; may be given again.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rounds", type=int, help="1 with --quick, else 3.")
+@click.option("--side", type=int, help="Of the scene of a whole job, in pixels.")
 @click.option("--output", default="out/bench", show_default=True,
               help="Where JSON and picture go.")  # fmt: skip
 @click.option("--cache", default="~/.cache/tileseg-bench", show_default=True,

@@ -19,6 +19,8 @@ __all__ = ["Case", "measure", "row_of"]
 JOBS = Path(__file__).parents[1]
 _SIMULATED = 100_000.0  # tiles a second: never what is waited for
 _SPARSE = 64
+_PATIENCE = 1800  # seconds for one job
+_REASON = 160  # letters of why something failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,9 +100,10 @@ def row_of(case: Case, setting: Setting) -> Row:
         }
         try:
             said = run_child(job, _SIMULATED if case.is_simulated else None)
-        except subprocess.CalledProcessError as err:
-            reason = err.stderr.strip().splitlines()[-1:] or [str(err)]
-            return Row("memory", case.name, {"above_mb": None}, f"failed: {reason[0]}")
+        except subprocess.SubprocessError as err:
+            lines = str(getattr(err, "stderr", "") or err).strip().splitlines()
+            note = f"{case.note}; failed: {lines[-1][:_REASON]}"
+            return Row("memory", case.name, {"above_mb": None}, note)
     values = said["run"]
     figures = {
         "above_mb": said["peak_mb"] - said["loaded_mb"],
@@ -118,7 +121,7 @@ def run_child(job: dict[str, Any], rate: float | None) -> dict[str, Any]:
     """Do a job in a process of its own; return what `child.py` says.
 
     Raises:
-        subprocess.CalledProcessError: it failed.
+        subprocess.SubprocessError: it failed, or took too long.
     """
     wish = json.dumps({"job": job, "rate": rate})
     paths = [str(JOBS), str(JOBS.parent), os.environ.get("PYTHONPATH", "")]
@@ -128,6 +131,7 @@ def run_child(job: dict[str, Any], rate: float | None) -> dict[str, Any]:
         check=True,
         capture_output=True,
         text=True,
+        timeout=_PATIENCE,
     ).stdout
     said: dict[str, Any] = json.loads(out.splitlines()[-1])
     return said

@@ -70,7 +70,7 @@ class Contest:
 
 def measure(setting: Setting) -> Iterator[Row]:
     """Yield rows for tileseg and every library, on a scene for each base width."""
-    side = 8_192 if setting.is_gpu else 2_048
+    side = setting.small
     contests = {16: side} if setting.quick else {8: side, 16: side, 64: side}
     if not setting.is_gpu and 64 in contests:  # noqa: PLR2004  (a width)
         contests[64] = 768  # else it is an hour

@@ -86,7 +86,7 @@ def _profile(kind: Kind) -> dict[str, Any]:
         "dtype": kind.dtype,
         "nodata": 0,
         "crs": "EPSG:32631",
-        "transform": Affine(10, 0, 300_000, 0, -10, 4_600_000),
+        "transform": Affine(30, 0, 300_000, 0, -30, 4_600_000),
         "num_threads": "all_cpus",
         "sparse_ok": kind.every > 1,
         "bigtiff": "if_safer",

@@ -20,6 +20,8 @@ class Setting:
     """Whether minutes are to be enough."""
     rounds: int
     """How often each thing is measured; the median counts."""
+    side: int | None = None
+    """Of the scene of a whole job; None for what fits the device."""
     folder: Path
     """Where scenes, models and environments are kept for the next time."""
 
@@ -48,8 +50,15 @@ class Setting:
         return (8, 16) if self.quick else (8, 16, 64)
 
     @property
+    def small(self) -> int:
+        """Side of a scene that is small for the device."""
+        return 8_192 if self.is_gpu else 2_048
+
+    @property
     def large(self) -> int:
         """Side of the scene of a whole job."""
+        if self.side:
+            return self.side
         if self.is_gpu:
             return 10_980 if self.quick else 24_576
-        return 2_048 if self.quick else 8_192
+        return self.small if self.quick else 8_192
