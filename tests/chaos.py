@@ -49,7 +49,7 @@ worker.Worker._write_artifact before,torn,after 60
 ledger.Ledger.record before,torn,after 20
 stitch.stitch before,after 2
 stitch._place before 40
-encode.write_cog before,after 2
+stitch._assemble before,after 2
 vectorize.join before,after 1
 features.write_features before,after 1
 report.quicklook before,after 1

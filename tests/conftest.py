@@ -1,6 +1,5 @@
 """Fixtures shared by the tests."""
 
-import os
 import tempfile
 
 import pytest
@@ -13,7 +12,7 @@ settings.load_profile("tileseg")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _place_of_its_own(worker_id):
+def _place_of_its_own(worker_id, tmp_path_factory):
     """Share no temporary directory with tests that run at the same time.
 
     What a job keeps there is named after where its results go, and a store of one test
@@ -22,15 +21,10 @@ def _place_of_its_own(worker_id):
     if worker_id == "master":
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="ts") as folder:
-        before, os.environ["TMPDIR"] = os.environ.get("TMPDIR"), folder
-        tempfile.tempdir = None  # look at the environment again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
+        patch.setattr(tempfile, "tempdir", None)  # look at the environment again
         yield
-        if before is None:
-            del os.environ["TMPDIR"]
-        else:
-            os.environ["TMPDIR"] = before
-        tempfile.tempdir = None
 
 
 @pytest.fixture

@@ -67,12 +67,13 @@ def test_closing_ends_the_thread_and_the_maker():
     assert threading.active_count() == before
 
 
-def test_work_done_behind_comes_in_order():
+@pytest.mark.parametrize("threads", [1, 3])
+def test_work_done_behind_comes_in_order(threads):
     def slow_for_even(item):
         time.sleep(0.01 * (item % 2 == 0))
         return item * item
 
-    found = list(behind(slow_for_even, count(8), ahead=2))
+    found = list(behind(slow_for_even, count(8), ahead=2, threads=threads))
 
     assert [item * item for item in range(8)] == found
 

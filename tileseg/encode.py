@@ -1,30 +1,50 @@
-"""Arrays of uint8 -> the bytes of GeoTIFFs. The rules for every raster we write."""
+"""Arrays of uint8 -> the bytes of GeoTIFFs. The rules for every raster we write.
+
+GDAL says where a raster lies and what its values mean, in tags that are taken as they
+are; the blocks are encoded here, and `cog.py` puts the file together.
+"""
 
 import warnings
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
-import rasterio.shutil
-from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 from rasterio.errors import CRSError, NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 
-from tileseg.card import NODATA
+from tileseg.card import CONFIDENCE_STEPS, NODATA, Card
+from tileseg.cog import Image, Tag, frame, read_tags, wrap
 from tileseg.geobox import GeoBox
+from tileseg.overview import SHRINK, Pixels
 from tileseg.raster import Tie
 
-__all__ = ["Look", "can_write", "create", "shard_bytes", "write_cog"]
+__all__ = [
+    "SHARD_FORMAT",
+    "Look",
+    "block_side",
+    "can_write",
+    "cut",
+    "deflate",
+    "inflate",
+    "looks",
+    "raster_tags",
+    "shard_bytes",
+    "sketch_of",
+]
 
-_BLOCK = 512
+SHARD_FORMAT = 2
+"""Of the files that `shard_bytes` makes; another number, and none is used again."""
+
+_BLOCK, _SMALL_BLOCK = 512, 256
+_SKETCH, _UNDEFINED = 65000, 7  # a private tag, and its type: bytes
+_TILE_UNIT = 16  # pixels: a TIFF's tiles are multiples of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,75 +100,167 @@ def can_write(wkt: str | None) -> bool:
     return wkt is None or _comes_back(_spelled(wkt), CRS.from_wkt(wkt))
 
 
+def looks(card: Card, *, confidence: bool) -> dict[str, Look]:
+    """Return each product and how it presents itself."""
+    names = {f"CLASS_{item.value}": item.name for item in card.classes}
+    origin = {"MODEL": f"{card.name} {card.version}", "MODEL_SHA256": card.sha256}
+    mask = Look(
+        description="class",
+        overviews="MODE",
+        tags={**names, **origin},
+        colors={item.value: item.rgb for item in card.classes},
+    )
+    layer = Look(
+        description="probability of the class",
+        overviews="NEAREST",
+        tags=origin,
+        scale=1 / CONFIDENCE_STEPS,
+    )
+    return {"mask": mask, "confidence": layer} if confidence else {"mask": mask}
+
+
+def raster_tags(
+    geobox: GeoBox, look: Look | None, *, point: bool = False, tie: Tie | None = None
+) -> dict[int, Tag]:
+    """Return the TIFF tags of a raster of one uint8 band: those that GDAL writes.
+
+    Args:
+        geobox: where its upper left corner lies; its size does not matter.
+        look: what it says about its values; None for nothing.
+        point: whether coordinates mean the pixels' centres.
+        tie: what places it where no transform does.
+    """
+    with warnings.catch_warnings(), MemoryFile() as memory:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with memory.open(**_profile(geobox)) as dataset:
+            if look:
+                _dress(dataset, look, point=point)
+            if tie and tie.points:
+                points = [GroundControlPoint(*point) for point in tie.points]
+                dataset.gcps = points, tie.crs and CRS.from_wkt(tie.crs)
+            if tie and tie.rpc:
+                dataset.update_tags(ns="RPC", **dict(tie.rpc))
+        return read_tags(bytes(memory.getbuffer()))
+
+
 def _profile(geobox: GeoBox) -> dict[str, Any]:
     # A raster without a transform has the identity for rasterio; ours has none then.
     transform = None if geobox.transform.is_identity else geobox.transform
     return {
         "driver": "GTiff",
-        "height": geobox.height,
-        "width": geobox.width,
+        "height": 1,
+        "width": 1,
         "count": 1,
         "dtype": "uint8",
         "nodata": NODATA,
         "crs": _spelled(geobox.crs),
         "transform": transform,
         "tiled": True,
-        "blockxsize": _BLOCK,
-        "blockysize": _BLOCK,
         "compress": "deflate",
-        "zlevel": 1,  # these files are read once and thrown away
-        "bigtiff": "IF_SAFER",
+        "endianness": "LITTLE",
+        "sparse_ok": True,
     }
 
 
-def create(
-    path: Path, geobox: GeoBox, look: Look, *, point: bool, tie: Tie | None = None
-) -> Any:  # noqa: ANN401  (rasterio is untyped)
-    """Open a new GeoTIFF of one uint8 band for writing window by window."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        dataset = rasterio.open(path, "w", **_profile(geobox))
+def _dress(dataset: Any, look: Look, *, point: bool) -> None:  # noqa: ANN401  (rasterio is untyped)
     dataset.update_tags(AREA_OR_POINT="Point" if point else "Area", **look.tags)
     dataset.set_band_description(1, look.description)
-    if tie and tie.points:
-        points = [GroundControlPoint(*point) for point in tie.points]
-        dataset.gcps = points, tie.crs and CRS.from_wkt(tie.crs)
-    if tie and tie.rpc:
-        dataset.update_tags(ns="RPC", **dict(tie.rpc))
     if look.colors:
         dataset.colorinterp = [ColorInterp.palette]
         transparent = {NODATA: (0, 0, 0, 0)}
         dataset.write_colormap(1, {**_opaque(look.colors), **transparent})
     if look.scale != 1:
         dataset.scales = (look.scale,)
-    return dataset
 
 
 def _opaque(colors: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[int, ...]]:
     return {value: (*rgb, 255) for value, rgb in colors.items()}
 
 
-def shard_bytes(pixels: NDArray[np.uint8], geobox: GeoBox) -> bytes:
-    """Return a small GeoTIFF of `pixels`, (height, width), that anything can open."""
-    with warnings.catch_warnings(), MemoryFile() as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(**_profile(geobox)) as dataset:
-            dataset.write(pixels, 1)
-        return bytes(memory.getbuffer())
+def block_side(shard: int) -> int:
+    """Return the side of a raster's blocks in pixels, for the side of its shards.
+
+    Those of its overviews have half of it: so a shard of whole blocks is whole blocks
+    of its first overview too.
+    """
+    return _SMALL_BLOCK if shard % _BLOCK and not shard % _SMALL_BLOCK else _BLOCK
 
 
-def write_cog(source: Path, path: Path, look: Look, *, width: int) -> None:
-    """Copy a GeoTIFF, `width` pixels wide, into a COG with overviews."""
-    rasterio.shutil.copy(
-        source,
-        path,
-        driver="COG",
-        BLOCKSIZE=_BLOCK,
-        COMPRESS="DEFLATE",
-        # GDAL's default (cubic, average) would invent classes between classes.
-        OVERVIEW_RESAMPLING=look.overviews,
-        # One column cannot be narrower, and an overview of it is no valid one.
-        OVERVIEWS="NONE" if width == 1 else "AUTO",
-        BIGTIFF="IF_SAFER",
-        NUM_THREADS="ALL_CPUS",
+def cut(pixels: Pixels, block: int) -> Iterator[Pixels]:
+    """Yield a raster's blocks, row-major, (block, block), filled up with nodata."""
+    height, width = pixels.shape
+    for row in range(0, height, block):
+        for col in range(0, width, block):
+            part = pixels[row : row + block, col : col + block]
+            if part.shape != (block, block):
+                lacking = [(0, block - side) for side in part.shape]
+                part = np.pad(part, lacking, constant_values=NODATA)
+            yield part
+
+
+def deflate(block: Pixels) -> bytes:
+    """Return a block as TIFF's DEFLATE; of nothing but nodata always the same bytes."""
+    if block[0, 0] == NODATA and block.min() == NODATA:
+        return _nothing(block.shape)
+    return _deflated(block)
+
+
+@cache
+def _nothing(shape: tuple[int, ...]) -> bytes:
+    return _deflated(np.full(shape, NODATA, np.uint8))
+
+
+def _deflated(block: Pixels) -> bytes:
+    # Runs only: on masks as small as zlib's level 6 and four times as fast.
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
+    return packer.compress(np.ascontiguousarray(block).data) + packer.flush()
+
+
+def inflate(data: bytes, block: int) -> Pixels:
+    """Return what `deflate` was given."""
+    pixels = np.frombuffer(zlib.decompress(data, bufsize=block**2), np.uint8)
+    return pixels.reshape(block, block)
+
+
+def shard_bytes(
+    pixels: Pixels,
+    geobox: GeoBox,
+    *,
+    overviews: str = "MODE",
+    block: int = _BLOCK,
+    sketch: bytes = b"",
+) -> bytes:
+    """Return a small COG that anything can open, made of a raster's own blocks.
+
+    Args:
+        pixels: the shard's.
+        geobox: where it lies.
+        overviews: how its two overviews are made, MODE or NEAREST.
+        block: side of the raster's blocks; the second overview is a block of its own.
+        sketch: whatever belongs to the shard, for `sketch_of`.
+    """
+    half = SHRINK[overviews](pixels)
+    quarter = SHRINK[overviews](half)
+    whole = -(-max(quarter.shape) // _TILE_UNIT) * _TILE_UNIT
+    levels = (pixels, block), (half, block // 2), (quarter, whole)
+    blocks = [[deflate(part) for part in cut(*level)] for level in levels]
+    images = [
+        _image(level.shape, side, [len(item) for item in own])
+        for (level, side), own in zip(levels, blocks, strict=True)
+    ]
+    stored = (wrap(block) for own in reversed(blocks) for block in own)
+    tags = raster_tags(geobox, None)
+    if sketch:
+        tags[_SKETCH] = _UNDEFINED, len(sketch), sketch
+    return b"".join([frame(images, tags), *stored])
+
+
+def sketch_of(data: bytes) -> bytes:
+    """Return what `shard_bytes` was given of that name."""
+    return read_tags(data).get(_SKETCH, (_UNDEFINED, 0, b""))[2]
+
+
+def _image(shape: tuple[int, ...], block: int, counts: list[int]) -> Image:
+    return Image(
+        height=shape[0], width=shape[1], block=block, counts=np.array(counts, np.uint32)
     )

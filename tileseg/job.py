@@ -24,7 +24,7 @@ from tileseg.ledger import Ledger, Plan, Receipt, forget, plans
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.preflight import preflight
-from tileseg.products import build
+from tileseg.products import build, warm_up
 from tileseg.record import Record
 from tileseg.resolve import device_of, halved, resolve
 from tileseg.settings import Job, is_remote
@@ -255,6 +255,8 @@ def _process(
         if stop.obey(task.job.grace_seconds):
             engine.wind_down()
 
+    if todo:
+        warm_up()
     recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
     outcomes = engine.outcomes(recipe, runs, pulse) if todo else _nothing()
     try:

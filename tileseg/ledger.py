@@ -8,9 +8,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from itertools import tee
 from typing import Any
 
 from tileseg.errors import OutputError
@@ -20,6 +21,7 @@ from tileseg.storage import Storage
 
 __all__ = [
     "Artifact",
+    "Files",
     "Ledger",
     "Plan",
     "Receipt",
@@ -155,6 +157,26 @@ def forget(work: Storage, plan_id: str) -> None:
         work.below(plan_id).clear()
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The shard files of one product."""
+
+    shards: frozenset[Shard]
+    """Which there are."""
+    read: Callable[[Iterable[Shard]], Iterator[tuple[Shard, bytes]]]
+    """Gives shards and their bytes in the order asked for, a few read ahead."""
+
+    def told(self, listener: Callable[[Shard, bytes], None]) -> "Files":
+        """Return the same files; whatever is read of them, a listener is told too."""
+
+        def read(shards: Iterable[Shard]) -> Iterator[tuple[Shard, bytes]]:
+            for shard, data in self.read(shards):
+                listener(shard, data)
+                yield shard, data
+
+        return Files(self.shards, read)
+
+
 class Ledger:
     """One plan's part of the work directory."""
 
@@ -208,18 +230,20 @@ class Ledger:
         """
         self._journal.flush()
 
-    def files(
-        self, receipts: Mapping[Shard, Receipt], product: str
-    ) -> Iterator[tuple[Shard, bytes]]:
-        """Yield each shard and the bytes of its file, by shard, a few read ahead.
+    def files(self, receipts: Mapping[Shard, Receipt], product: str) -> "Files":
+        """Return the files of a product.
 
-        Raises:
+        Reading them raises:
             OutputError: a file is not what its worker wrote.
             StorageError: the store keeps failing.
         """
-        shards = sorted(receipts)
-        artifacts = (receipts[shard].artifacts[product] for shard in shards)
-        return zip(shards, side_by_side(self._read, artifacts), strict=True)
+
+        def read(shards: Iterable[Shard]) -> Iterator[tuple[Shard, bytes]]:
+            asked, found = tee(shards)
+            artifacts = (receipts[shard].artifacts[product] for shard in found)
+            return zip(asked, side_by_side(self._read, artifacts), strict=True)
+
+        return Files(frozenset(receipts), read)
 
     def _receipts(self) -> Iterator[Receipt]:
         """Yield the journal's receipts; a torn entry is no receipt."""

@@ -55,14 +55,17 @@ class Ahead(Iterator[T]):
 
 
 def behind(
-    function: Callable[[T], U], items: Generator[T], *, ahead: int
+    function: Callable[[T], U], items: Generator[T], *, ahead: int, threads: int = 1
 ) -> Iterator[U]:
-    """Yield function(item) in order, computed behind the items' maker.
+    """Yield function(item) in order, computed behind the items' maker by some threads.
 
     If the items end in an error, the results of those before it come first.
     """
     pending: deque[Future[U]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as pool, closing(items):
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="write") as pool,
+        closing(items),
+    ):
         failure: BaseException | None = None
         while True:
             try:

@@ -69,7 +69,7 @@ def _needs(task: Task) -> list[_Need]:
     job, pixels = task.job, task.grid.area.size
     layers = 1 + job.confidence
     polygons = _POLYGON_BYTES * bool(job.polygons)
-    # The products, and beside them the one that is being made: first without overviews.
+    # The products, and beside them the blocks of the one that is being made.
     results = pixels * (_OVERVIEWS * (layers + 1) + polygons)
     has_disk = not is_remote(job.workplace)
     work = f"--work {job.work_path}", job.work_path
@@ -81,7 +81,7 @@ def _needs(task: Task) -> list[_Need]:
         output = "TMPDIR", Path(gettempdir())
     places = [(*output, results)]
     if has_disk:
-        shards = _share_to_do(task) * pixels * (layers + polygons)
+        shards = _share_to_do(task) * pixels * (_OVERVIEWS * layers + polygons)
         places.append((*work, shards))
     return [_Need(option, _nearest(path), size) for option, path, size in places]
 

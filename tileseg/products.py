@@ -1,7 +1,9 @@
 """Every product of a plan whose shards are made, in a folder that is not public yet."""
 
 import logging
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from tileseg.grid import Shard
@@ -13,9 +15,14 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from tileseg.vectorize import Polygons
 
-__all__ = ["build"]
+__all__ = ["build", "warm_up"]
 
 logger = logging.getLogger(__name__)
+
+
+def warm_up() -> None:
+    """Load what `build` needs, on a thread, while the shards are being made."""
+    Thread(target=import_module, args=("tileseg.report",), daemon=True).start()
 
 
 def build(
@@ -26,15 +33,20 @@ def build(
     folder: Path,
 ) -> None:
     """Make every product in `folder`."""
+    from tileseg.encode import looks, sketch_of
     from tileseg.report import quicklook
-    from tileseg.stitch import looks, stitch
+    from tileseg.sketch import Collage
+    from tileseg.stitch import stitch
     from tileseg.verify import verify_confidence, verify_mask
 
     box, mask = task.geobox, folder / "mask.tif"
+    collage = Collage(task.grid)
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
             logger.info("%s: stitching %s.tif", task.job.href, product)
             files = ledger.files(receipts, product)
+            if product == "mask":
+                files = files.told(lambda at, data: collage.add(at, sketch_of(data)))
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
     with record.stage("verify"):
@@ -49,7 +61,7 @@ def build(
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = quicklook(task, mask, polygons)
+    picture = quicklook(task, mask, polygons, collage.picture())
     write_whole(folder / "quicklook.png", picture)
 
 
@@ -63,7 +75,8 @@ def _vectorize(
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.href, path.name)
     files = ledger.files(receipts, "polygons")
-    pieces = {shard: Pieces.from_bytes(data) for shard, data in files}
+    found = files.read(sorted(files.shards))
+    pieces = {shard: Pieces.from_bytes(data) for shard, data in found}
     names = {item.value: item.name for item in task.card.classes}
     box = task.scene.geobox
     polygons = join(pieces, box)

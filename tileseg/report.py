@@ -17,6 +17,7 @@ from tileseg.errors import TilesegError
 from tileseg.gdal import gdal_env, open_dataset
 from tileseg.glance import glance
 from tileseg.scene import Band, Scene
+from tileseg.sketch import Picture, Sampling, shown
 from tileseg.task import Task
 from tileseg.vectorize import Polygons
 from tileseg.window import Window
@@ -25,24 +26,28 @@ __all__ = ["quicklook"]
 
 logger = logging.getLogger(__name__)
 
-_SIDE = 1200  # pixels of the longer side of each picture
 _STRETCH = (1, 99)  # percentiles of the valid pixels
 _LEGEND = 20  # classes that the legend names, the commonest
 _DETAIL = 256  # pixels of the side of what is shown with polygons
-_DISPLAY = ("red", "green", "blue")
 
 
-def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes:
+def quicklook(
+    task: Task,
+    mask: Path,
+    polygons: Polygons | None = None,
+    picture: Picture | None = None,
+) -> bytes:
     """Return a PNG: the scene, its mask and the legend; a detail with its polygons.
 
     Args:
         task: of what scene, by which model.
         mask: the finished mask, of the grid's area.
         polygons: the mask's, if they were made.
+        picture: the scene's bands that are shown, if they were put by.
     """
     scene, bands, card = task.scene, task.bands, task.card
-    whole = task.grid.area
-    shape = _fit(whole)
+    whole, shape = task.grid.area, Sampling(task.grid).shape
+    shown_bands = shown(scene, bands)
     labels = _labels(mask, whole.relative_to(whole), shape)
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
     panels = 2
@@ -50,7 +55,9 @@ def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes
         panels, panel = 3, max(panel, 6.0)  # the detail is square
     figure = Figure(figsize=(6 * panels, panel + 1.0), layout="constrained")
     left, right, *more = figure.subplots(1, panels)
-    _show(left, _rgb(scene, bands, labels == NODATA, whole), whole)
+    if picture is None:
+        picture = _glance(scene, shown_bands, whole, shape)
+    _show(left, _rgb(picture, labels == NODATA), whole)
     left.set_title(Path(scene.href).name)
     _show(right, _colored(labels, card), whole)
     right.set_title(f"{card.name} {card.version}")
@@ -60,7 +67,8 @@ def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes
         frame.set(edgecolor="white", linewidth=1.5)
         left.add_patch(frame)
         part = _labels(mask, at.relative_to(whole), (at.height, at.width))
-        _show(more[0], _rgb(scene, bands, part == NODATA, at), at)
+        detail = _glance(scene, shown_bands, at, part.shape)
+        _show(more[0], _rgb(detail, part == NODATA), at)
         more[0].add_collection(_outlines(polygons, at, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(labels, card), loc="outside lower center", ncols=5)
@@ -71,12 +79,6 @@ def quicklook(task: Task, mask: Path, polygons: Polygons | None = None) -> bytes
         metadata, fast = {"Software": None}, {"compress_level": 1}
         figure.savefig(buffer, format="png", metadata=metadata, pil_kwargs=fast)
     return buffer.getvalue()
-
-
-def _fit(window: Window) -> tuple[int, int]:
-    """Return the (height, width) that a window is shown with."""
-    scale = min(1.0, _SIDE / max(window.height, window.width))
-    return max(1, round(window.height * scale)), max(1, round(window.width * scale))
 
 
 def _show(axes: Any, picture: NDArray[Any], window: Window) -> None:  # noqa: ANN401  (matplotlib's)
@@ -98,23 +100,23 @@ def _labels(mask: Path, window: Window, shape: tuple[int, int]) -> NDArray[np.ui
     return labels
 
 
-def _rgb(
-    scene: Scene, bands: tuple[Band, ...], is_nodata: NDArray[np.bool_], window: Window
-) -> NDArray[np.float64]:
-    """Return a window stretched to 0..1, as `is_nodata` by 3, white where that is."""
-    shape = is_nodata.shape
-    by_name = {(band.name or "").casefold(): band for band in scene.bands}
-    if all(name in by_name for name in _DISPLAY):
-        shown = tuple(by_name[name] for name in _DISPLAY)
-    else:
-        shown = bands[:3] if len(bands) >= len(_DISPLAY) else bands[:1] * 3
+def _glance(
+    scene: Scene, bands: tuple[Band, ...], window: Window, shape: tuple[int, int]
+) -> Picture | None:
+    """Return bands of a window decimated to `shape`; None where that cannot be read."""
     try:
-        pixels = glance(scene, shown, window, (shape[0], shape[1]))
+        return glance(scene, bands, window, shape)
     except TilesegError as err:
         # A damaged block, or a dead server: the mask is there all the same.
         logger.warning("no picture of the scene: %s", err)
-        return np.ones((*shape, 3))
-    pixels[~np.isfinite(pixels)] = 0
+        return None
+
+
+def _rgb(picture: Picture | None, is_nodata: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return a picture stretched to 0..1, as `is_nodata` by 3, white where that is."""
+    if picture is None:
+        return np.ones((*is_nodata.shape, 3))
+    pixels = np.where(np.isfinite(picture), picture, 0)
     valid = pixels[:, ~is_nodata]
     if valid.size:
         low, high = np.percentile(valid, _STRETCH, axis=1)[:, :, None, None]

@@ -15,7 +15,7 @@ from tileseg.area import pixel_metres
 from tileseg.card import Card, read_card
 from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
-from tileseg.encode import can_write
+from tileseg.encode import SHARD_FORMAT, can_write
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.gdal import CACHE_BYTES
 from tileseg.geobox import GeoBox
@@ -85,6 +85,7 @@ class Task:
             "area": list(astuple(self.grid.area)),
             "outline": self.region and self.region.sha256,
             "shard": self.grid.shard,
+            "shard_format": SHARD_FORMAT,
             "blend": job.blend,
             "device": job.device,
             "precision": job.precision,

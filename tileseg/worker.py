@@ -1,6 +1,7 @@
 """Read, forward and write overlapped, for one device: runs in, receipts out."""
 
 import hashlib
+import os
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -18,7 +19,7 @@ from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.card import NODATA, Card
-from tileseg.encode import shard_bytes
+from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
@@ -34,6 +35,7 @@ from tileseg.reader import Reader
 from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import default_model, is_remote
+from tileseg.sketch import Sketch
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
 
@@ -43,6 +45,8 @@ T = TypeVar("T")
 
 _STRIPS_AHEAD = 1  # read ahead of the network: with the one in hand, two in memory
 _WRITES_AHEAD = 4  # shards waiting to be written
+# One keeps up with a CPU; a GPU's labels come faster than one core encodes them.
+_WRITERS = max(1, min(_WRITES_AHEAD, (os.cpu_count() or 1) // 4))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +141,9 @@ class Worker:
             batch=recipe.batch,
             stop=stop,
         )
+        self._sketch = Sketch(grid, recipe.scene, recipe.bands)
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
+        self._lock = threading.Lock()  # of what follows, for those that write
         self._wait = self._write = 0.0
         self._reported: dict[str, float] = {}
 
@@ -153,7 +159,8 @@ class Worker:
         borders of runs. When a stage fails, the receipts of what came before it are
         yielded first.
         """
-        yield from behind(self._finish, self._shards(runs), ahead=_WRITES_AHEAD)
+        shards = self._shards(runs)
+        yield from behind(self._finish, shards, ahead=_WRITES_AHEAD, threads=_WRITERS)
 
     def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows]]:
         """Yield the labels and confidence of each shard."""
@@ -180,6 +187,7 @@ class Worker:
         for run in runs:
             yield run
             for strip in self._reader.strips(run, ring=self._blend.ring):
+                self._sketch.add(run, strip)
                 yield self._asked(strip)
             yield None
 
@@ -223,7 +231,9 @@ class Worker:
         outside = 0
         if self._stencil:
             outside = int((~self._stencil.inside(window)).sum())
-        self._write += perf_counter() - start
+        with self._lock:
+            self._write += perf_counter() - start
+            work = self._since_last()
         return Receipt(
             shard=shard,
             artifacts=artifacts,
@@ -231,15 +241,22 @@ class Worker:
             masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
             outside=outside,
-            work=self._since_last(),
+            work=work,
         )
 
     def _write_layer(
         self, shard: Shard, product: str, pixels: NDArray[np.uint8], box: GeoBox
     ) -> Artifact:
         suffix = "" if product == "mask" else f".{product}"
+        look = looks(self._recipe.card, confidence=True)[product]
         with gdal_env():
-            data = shard_bytes(pixels, box)
+            data = shard_bytes(
+                pixels,
+                box,
+                overviews=look.overviews,
+                block=block_side(self._recipe.grid.shard),
+                sketch=self._sketch.take(shard) if product == "mask" else b"",
+            )
         return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
 
     def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:

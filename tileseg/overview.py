@@ -1,0 +1,70 @@
+"""How a raster of uint8 becomes smaller, two by two pixels to one, and how often."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.card import NODATA
+
+__all__ = ["SHRINK", "Pixels", "Shrink", "halved", "level_shapes", "mode", "nearest"]
+
+_SMALL = 512  # pixels: what is no larger has no overview
+
+Pixels = NDArray[np.uint8]
+"""(height, width)."""
+
+Shrink = Callable[[Pixels], Pixels]
+"""Makes one overview of the level before it."""
+
+
+def level_shapes(height: int, width: int) -> list[tuple[int, int]]:
+    """Return (height, width) of a raster and of each overview, half the one before.
+
+    The last is the first that is no larger than 512 x 512. What is one pixel wide has
+    no overview: it could not be narrower, and would be no valid one.
+    """
+    shapes = [(height, width)]
+    while width > 1 and max(shapes[-1]) > _SMALL:
+        shapes.append(halved(*shapes[-1]))
+    return shapes
+
+
+def halved(height: int, width: int) -> tuple[int, int]:
+    """Return the (height, width) of what is half as large; an odd row counts."""
+    return -(-height // 2), -(-width // 2)
+
+
+def mode(pixels: Pixels) -> Pixels:
+    """Return the commonest class of every 2 x 2 pixels, of equally common the lowest.
+
+    Nodata is no class and has no vote: it is the answer where all four are nodata.
+    """
+    height, width = pixels.shape
+    if height % 2 or width % 2:
+        pad = ((0, height % 2), (0, width % 2))
+        pixels = np.pad(pixels, pad, constant_values=NODATA)
+    # Sorted, a <= b <= c <= d, by columns first: rows lie together in memory.
+    low = np.minimum(pixels[::2], pixels[1::2])
+    high = np.maximum(pixels[::2], pixels[1::2])
+    left, right = low[:, ::2], low[:, 1::2]
+    a, x = np.minimum(left, right), np.maximum(left, right)
+    left, right = high[:, ::2], high[:, 1::2]
+    y, d = np.minimum(left, right), np.maximum(left, right)
+    b, c = np.minimum(x, y), np.maximum(x, y)
+    # Nodata is the highest value, so a is a class unless all four are nodata. A pair
+    # (b, c) or (c, d) of classes outvotes a where a stands alone.
+    has_pair = (c == d) & (d != NODATA)
+    best = np.where(has_pair, d, a)
+    has_pair = (b == c) & (c != NODATA)
+    best = np.where(has_pair, c, best)
+    return np.where(a == b, a, best)
+
+
+def nearest(pixels: Pixels) -> Pixels:
+    """Return the upper left of every 2 x 2 pixels."""
+    return pixels[::2, ::2]
+
+
+SHRINK: Mapping[str, Shrink] = {"MODE": mode, "NEAREST": nearest}
+"""By the name that GDAL has for it. Neither invents a value."""
