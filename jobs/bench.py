@@ -18,6 +18,7 @@ share of it. `ratio` is tiles a second over those of the same network alone.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -33,6 +34,8 @@ from benchmark.setting import Setting
 from benchmark.table import Row, as_text
 from tileseg.cli import one_line_errors
 from tileseg.model import resolve_device
+
+logger = logging.getLogger(__name__)
 
 PARTS = {
     "alone": "the network alone",
@@ -50,12 +53,6 @@ def measured(part: str, setting: Setting) -> Iterator[Row]:
     """Yield the rows of a part."""
     module = import_module(f"benchmark.{_MODULES.get(part, part)}")
     yield from module.measure(setting)
-
-
-def _wanted(options: dict[str, Any]) -> tuple[str, ...]:
-    if options["only"]:
-        return tuple(options["only"])
-    return tuple(PARTS)
 
 
 def _setting(options: dict[str, Any]) -> Setting:
@@ -92,9 +89,13 @@ def _rows(options: dict[str, Any], setting: Setting) -> Iterator[Row]:
         for case in cases:
             yield from engines.measure_case(case, setting)
         return
-    for part in _wanted(options):
+    for part in options["only"] or PARTS:
         click.echo(f"{part}: {PARTS[part]} ...", err=True)
-        yield from measured(part, setting)
+        try:
+            yield from measured(part, setting)
+        except Exception as err:  # the other parts are measured all the same
+            logger.exception("%s failed", part)
+            yield Row(part, "the rest", {}, f"failed: {type(err).__name__}: {err}")
 
 
 def _kept(result: dict[str, Any], options: dict[str, Any]) -> list[Path]:

@@ -4,8 +4,7 @@ Figures are millions of scene pixels a second; `tiles_s` says for how many tiles
 the network a stage would do.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,15 @@ from benchmark.scenes import Kind, land_cover, make_model, make_scene, own_model
 from benchmark.setting import Setting
 from benchmark.table import Row, interleave, seconds_of, spread
 from tileseg.blend import Blend, Fold
-from tileseg.encode import shard_bytes
+from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.gdal import gdal_env
 from tileseg.grid import Run, Shard, Strip
+from tileseg.ledger import Files
 from tileseg.model import Network, load
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.settings import Job
-from tileseg.stitch import looks, stitch
+from tileseg.stitch import stitch
 from tileseg.task import Task, prepare
 from tileseg.vectorize import polygonise
 from tileseg.verify import verify_mask
@@ -235,19 +235,27 @@ def _finishing(setting: Setting, side: int, place: Path) -> Iterator[Stage]:
     yield Stage("polygonise", mpx, trace, f"{len(some)} shards")
 
 
-def _encode(
-    parts: dict[Shard, NDArray[np.uint8]], task: Task
-) -> list[tuple[Shard, bytes]]:
-    with gdal_env(), warnings.catch_warnings():
-        return [
-            (shard, shard_bytes(part, task.scene.geobox.crop(task.grid.pixels(shard))))
+def _encode(parts: dict[Shard, NDArray[np.uint8]], task: Task) -> dict[Shard, bytes]:
+    grid = task.grid
+    with gdal_env():
+        return {
+            shard: shard_bytes(
+                part,
+                task.scene.geobox.crop(grid.pixels(shard)),
+                block=block_side(grid.shard),
+            )
             for shard, part in parts.items()
-        ]
+        }
 
 
-def _stitch(encoded: list[tuple[Shard, bytes]], task: Task, mask: Path) -> None:
+def _stitch(encoded: dict[Shard, bytes], task: Task, mask: Path) -> None:
+    def read(shards: Iterable[Shard]) -> Iterator[tuple[Shard, bytes]]:
+        return ((shard, encoded[shard]) for shard in shards)
+
+    mask.unlink(missing_ok=True)
+    files = Files(frozenset(encoded), read)
     look = looks(task.card, confidence=False)["mask"]
-    stitch(iter(encoded), task.grid, task.scene, look, mask)
+    stitch(files, task.grid, task.scene, look, mask)
 
 
 def _polygonise(parts: dict[Shard, NDArray[np.uint8]], task: Task) -> None:
