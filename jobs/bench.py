@@ -5,6 +5,8 @@ python jobs/bench.py                           the full set; hours on a small ma
 python jobs/bench.py --only stages --only peers
 python jobs/bench.py --quick --side 8192       with a larger scene for the whole job
 python jobs/bench.py --device cuda             the same on a GPU, with larger scenes
+python jobs/bench.py --engine local --engine ray
+                                               the engines alone, and whole jobs
 python jobs/bench.py --simulate 300            a device that takes 300 tiles a second
 python jobs/bench.py --simulate 300 --storage 0.5 [--in-turn]
                                                and a slow disk; without any overlap
@@ -20,7 +22,6 @@ share of it. `ratio` is tiles a second over those of the same network alone.
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from benchmark.picture import draw
 from benchmark.setting import Setting
 from benchmark.table import Row, as_text
 from tileseg.cli import one_line_errors
+from tileseg.errors import UsageError
 from tileseg.model import resolve_device
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ PARTS = {
     "simulate": "the engines with simulated devices, disks and servers",
     "scale": "workers and receipts",
 }
+_CASE = ["engines", "size", "model", "workers", "rate", "storage", "in_turn", "latency"]
 _MODULES = {"simulate": "engines"}  # else the part's own name
 
 
@@ -67,25 +70,25 @@ def _setting(options: dict[str, Any]) -> Setting:
     )
 
 
-def _case(options: dict[str, Any]) -> list[engines.Case]:
-    """Return the cases that options spell out; none if they do not."""
-    if options["simulate"] is None and options["latency"] is None:
+def _cases(options: dict[str, Any]) -> list[engines.Case]:
+    """Return the cases that options spell out; none if they say nothing of one.
+
+    Raises:
+        UsageError: a disk is to be simulated, but no device.
+    """
+    named = {name: options[name] for name in _CASE if options[name] not in (None, ())}
+    kinds = named.pop("engines", ("local",))
+    if not (named or options["engines"]):
         return []
-    case = engines.Case(
-        size=options["size"],
-        workers=options["workers"],
-        model=options["model"],
-        rate=options["simulate"],
-        storage=options["storage"],
-        in_turn=options["in_turn"],
-        latency=options["latency"],
-    )
-    return [replace(case, engine=engine) for engine in options["engines"]]
+    if "rate" not in named and named.keys() & {"storage", "in_turn"}:
+        msg = "--storage and --in-turn: wanted with --simulate, which they slow down"
+        raise UsageError(msg)
+    return [engines.Case(engine=kind, **named) for kind in kinds]
 
 
 def _rows(options: dict[str, Any], setting: Setting) -> Iterator[Row]:
     """Yield what is asked for, row by row."""
-    if cases := _case(options):
+    if cases := _cases(options):
         for case in cases:
             yield from engines.measure_case(case, setting)
         return
@@ -134,27 +137,26 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--output", default="out/bench", show_default=True,
               help="Where JSON and picture go.")  # fmt: skip
 @click.option("--cache", default="~/.cache/tileseg-bench", show_default=True,
-              help="Where scenes, models and the peers' environment stay.")  # fmt: skip
+              help="Where scenes and models stay.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, no table.")
 @click.option("--read", multiple=True, type=click.Path(dir_okay=False),
               help="Measure nothing; take these results.")  # fmt: skip
 @click.option("--markdown", type=click.Path(dir_okay=False),
               help="Write a document of all results, too.")  # fmt: skip
-@click.option("--simulate", type=float, metavar="RATE",
+@click.option("--simulate", "rate", type=float, metavar="RATE",
               help="Tiles a second of a simulated device: only that.")  # fmt: skip
-@click.option("--storage", default=0.0, metavar="SHARE",
+@click.option("--storage", type=float, metavar="SHARE",
               help="Of the device's time that reading takes, and writing.")  # fmt: skip
-@click.option("--in-turn", is_flag=True,
+@click.option("--in-turn", flag_value=True, default=None,
               help="Let reading, forward and writing wait in turn.")  # fmt: skip
 @click.option("--latency", type=float, metavar="SECONDS",
               help="From a web server that answers so late: only that.")  # fmt: skip
-@click.option("--engine", "engines", multiple=True, default=("local",),
-              type=click.Choice(["local", "ray"]), show_default=True,
-              help="Of --simulate and --latency, as those below.")  # fmt: skip
-@click.option("--size", type=(int, int), default=(3_300, 4_700), show_default=True,
-              help="Height and width of the scene, in pixels.")  # fmt: skip
-@click.option("--model", default="", help="Model folder.")
-@click.option("--workers", type=int, default=1, show_default=True)
+@click.option("--engine", "engines", multiple=True, type=click.Choice(["local", "ray"]),
+              help="Which one; local. Only that, as with those below.")  # fmt: skip
+@click.option("--size", type=(int, int),
+              help="Height and width of its scene; 3300 4700.")  # fmt: skip
+@click.option("--model", help="Its model folder.")
+@click.option("--workers", type=int, help="Its workers; 1.")
 def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
     """Measure speed and memory; print medians, write JSON and a picture."""
     with one_line_errors():

@@ -9,6 +9,7 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 
+from tileseg.errors import ExitCode
 from tileseg.model import resolve_device
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
@@ -129,6 +130,13 @@ def test_results_are_read_again_for_a_page(tmp_path):
     assert "Not measured" not in (text := write("cpu", "gpu"))
     assert "## 2 CPU cores, 2026-01-02" in text
     assert "## an H100, 2026-01-02" in text
+
+
+def test_a_slow_disk_without_a_simulated_device_is_refused():
+    result = CliRunner().invoke(bench.main, ["--storage", "0.5"])
+
+    assert result.exit_code == ExitCode.USAGE
+    assert "wanted with --simulate" in result.output
 
 
 def test_the_picture_is_a_picture(tmp_path):
