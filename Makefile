@@ -13,7 +13,7 @@ TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.
 SETS := base ray dev tools
 TOOLS := .venv/tools/bin
 
-.PHONY: help venv test test-slow lint infra types demo lock sbom audit clean
+.PHONY: help venv bench peers lock-peers test test-slow lint infra types demo lock sbom audit clean
 
 help:
 	@echo "make demo       segment the example scene; say which files to open"
@@ -23,6 +23,8 @@ help:
 	@echo "make infra      the Dockerfile and the Kubernetes manifests, as far as no cluster is needed"
 	@echo "make types      mypy"
 	@echo "make venv       .venv with everything, from the pinned versions"
+	@echo "make bench      speed and memory, some minutes (python jobs/bench.py: the full set)"
+	@echo "make peers      .venv/peers with the libraries that jobs/bench.py compares with (3 GB)"
 	@echo "make lock       requirements/*.txt with the hashes of what requirements/*.in pins"
 	@echo "make sbom       dist/sbom.json (CycloneDX) of all that is in .venv"
 	@echo "make audit      what is known of holes in it (pip-audit; needs the internet)"
@@ -100,6 +102,27 @@ lock: .venv/tools.stamp
 	    $$constraints requirements/$$set.in --output-file requirements/$$set.txt || exit 1; \
 	  case $$set in base|ray) constraints="$$constraints --constraint requirements/$$set.txt";; esac; \
 	done
+
+# An environment of its own: nothing that runs tileseg may depend on these.
+PEERS := .venv/peers/bin/python -m pip --disable-pip-version-check --no-input --quiet
+.venv/peers.stamp: requirements/peers.txt requirements/torch.txt
+	@echo "venv: requirements/peers.txt, in .venv/peers (TORCH=$(TORCH))"
+	@$(PYTHON) -m venv .venv/peers
+	@$(PEERS) install $(TORCH_INDEX) --no-deps -r requirements/torch.txt
+	@$(PEERS) install --no-deps -r requirements/peers.txt
+	@touch $@
+
+peers: .venv/peers.stamp
+
+# What is in .venv/peers now, with the hashes: after requirements/peers.in was installed there.
+lock-peers: .venv/tools.stamp
+	@.venv/peers/bin/python -m pip freeze --exclude torch --exclude pip > .venv/peers/freeze.txt
+	@$(TOOLS)/uv pip compile --quiet --no-deps --generate-hashes --no-annotate \
+	  --custom-compile-command "make lock-peers" .venv/peers/freeze.txt \
+	  --output-file requirements/peers.txt
+
+bench: .venv/dev.stamp
+	$(BIN)/python jobs/bench.py --quick
 
 sbom: .venv/dev.stamp .venv/tools.stamp
 	@mkdir -p dist

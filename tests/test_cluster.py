@@ -35,6 +35,8 @@ ray = pytest.importorskip("ray")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import bench  # noqa: E402
+import benchmark  # noqa: E402
+from benchmark import simulate  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -65,7 +67,7 @@ def cluster():
             object_store_memory=STORE_BYTES,
             _node_ip_address="127.0.0.1",
         )
-        ray.cloudpickle.register_pickle_by_value(bench)
+        ray.cloudpickle.register_pickle_by_value(benchmark)
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield
         ray.shutdown()
@@ -178,7 +180,7 @@ def test_the_only_worker_killed_comes_back(job, expected, tmp_path):
     assert values["counts"]["worker_restarts"] == 1
 
 
-class PoisonNetwork(bench.SimulatedNetwork):
+class PoisonNetwork(simulate.SimulatedNetwork):
     """Ends its process at the sight of a pixel."""
 
     def __call__(self, tiles):
@@ -187,7 +189,7 @@ class PoisonNetwork(bench.SimulatedNetwork):
         return super().__call__(tiles)
 
 
-class PoisonRecipe(bench.SimulatedRecipe):
+class PoisonRecipe(simulate.SimulatedRecipe):
     """A recipe for workers that a pixel kills."""
 
     __slots__ = ()
@@ -241,9 +243,11 @@ def stored_bytes():
 
 def ratio(*words):
     """Return the share of a simulated device's speed that a Ray engine gets."""
-    arguments = ["--engine", "ray", "--rounds", "1", "--json", *map(str, words)]
-    result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
-    return json.loads(result.stdout)["engine ray"]["ratio"]
+    with tempfile.TemporaryDirectory() as place:
+        arguments = ["--engine", "ray", "--rounds", "1", "--json", *map(str, words)]
+        arguments += ["--output", place, "--cache", place]
+        result = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
+    return json.loads(result.stdout)["rows"][0]["figures"]["ratio"]
 
 
 @pytest.mark.slow
@@ -377,7 +381,7 @@ def test_without_leave_a_lost_shard_is_exit_12(job, poisoned, tmp_path, staff):
     assert not (tmp_path / "out").exists()
 
 
-class CrampedNetwork(bench.SimulatedNetwork):
+class CrampedNetwork(simulate.SimulatedNetwork):
     """A network on a device whose memory holds three tiles."""
 
     def __init__(self, network):
@@ -389,7 +393,7 @@ class CrampedNetwork(bench.SimulatedNetwork):
         return self._network(tiles)
 
 
-class CrampedRecipe(bench.SimulatedRecipe):
+class CrampedRecipe(simulate.SimulatedRecipe):
     """A recipe for workers with little memory."""
 
     __slots__ = ()

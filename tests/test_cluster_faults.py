@@ -30,7 +30,8 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-import bench  # noqa: E402
+import benchmark  # noqa: E402
+from benchmark import simulate  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(150)]
 
@@ -73,7 +74,7 @@ def cluster():
         ray.init(
             address=whole.address, log_to_driver=False, _node_ip_address="127.0.0.1"
         )
-        ray.cloudpickle.register_pickle_by_value(bench)
+        ray.cloudpickle.register_pickle_by_value(benchmark)
         yield whole
         ray.shutdown()
         whole.shutdown()
@@ -115,7 +116,7 @@ def scene(tmp_path_factory):
 @pytest.fixture
 def job(scene, model_path, tmp_path, monkeypatch):
     """Make jobs for workers whose device has a known speed."""
-    use(monkeypatch, bench.SimulatedRecipe, rate=RATE)
+    use(monkeypatch, simulate.SimulatedRecipe, rate=RATE)
 
     def make(**options):
         facts = {
@@ -142,7 +143,7 @@ def expected(scene, model_path, tmp_path_factory):
     """The digests of what an undisturbed run makes."""
     output = tmp_path_factory.mktemp("undisturbed") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        use(patch, bench.SimulatedRecipe, rate=50_000)
+        use(patch, simulate.SimulatedRecipe, rate=50_000)
         record = run(
             Job(
                 input=str(scene),
@@ -194,7 +195,7 @@ def test_a_worker_that_dies_or_hangs_is_replaced(
     add, job, expected, tmp_path, monkeypatch, fault
 ):
     """One node's worker fails in the middle; what it had is made again."""
-    use(monkeypatch, bench.SimulatedRecipe, rate=100)
+    use(monkeypatch, simulate.SimulatedRecipe, rate=100)
     add(**environment(fault))
     add()
     left = []
@@ -335,7 +336,7 @@ def test_other_hardware_takes_part_only_if_allowed(
     add, job, monkeypatch, caplog, is_allowed
 ):
     """Another CPU has other last bits, as another GPU has."""
-    use(monkeypatch, bench.SimulatedRecipe, rate=80)
+    use(monkeypatch, simulate.SimulatedRecipe, rate=80)
     add()
     task = job(mixed_devices=is_allowed)
 

@@ -17,6 +17,7 @@ Figure = float | str | None
 Figures = dict[str, Figure]
 
 _WIDTH = 12  # of a column of figures
+_LARGE = 1_000  # from here on without decimals
 _KEEP = "spread"  # the column that stands last
 
 
@@ -99,7 +100,7 @@ def shown(value: Figure) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= _LARGE else f"{value:.3g}"
 
 
 def _part_text(part: str, rows: list[Row]) -> str:
