@@ -403,7 +403,7 @@ def test_cutting_changes_no_bit_of_a_real_networks_answer(seed, blend, folder):
     path = make_plain(folder / "scene.tif", case.pixels, nodata=case.nodata)
     network = make_network(case)
     torch.manual_seed(seed)
-    lively(network._module)
+    lively(network._forward)  # plain: the module itself
     shards = list(Run(grid.shape))
     np.random.default_rng(seed).shuffle(shards)
     parts = [run for shard in shards for run in grid.runs([shard], band=1, rows=1)]

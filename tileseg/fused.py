@@ -167,14 +167,15 @@ class _Weight:
         """Keep a weight as it is; `pack` it, for a layer like this, when first used."""
         self._weight = weight.detach().contiguous(memory_format=torch.channels_last)
         self._pack, self._like = pack, like
-        self._shape: torch.Size | None = None
+        self._packed = torch.Size(), self._weight  # one value: forwards run side by side
 
     def of(self, x: Tensor) -> Tensor:
         """Return it for an input."""
-        if self._shape != x.shape:
-            self._packed = self._pack(self._weight, *self._like, list(x.shape))
-            self._shape = x.shape
-        return self._packed
+        shape, packed = self._packed
+        if shape != x.shape:
+            packed = self._pack(self._weight, *self._like, list(x.shape))
+            self._packed = x.shape, packed
+        return packed
 
 
 def _pack(weight: Tensor, *like: object) -> Tensor:

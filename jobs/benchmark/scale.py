@@ -25,6 +25,7 @@ from tileseg.crew import Failure, Outcome
 from tileseg.engine import LocalEngine, Pulse, Usage
 from tileseg.grid import Grid, Run, Shard
 from tileseg.job import Staff, carry_out
+from tileseg.lanes import Threads
 from tileseg.leases import Leases
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt
 from tileseg.memory import rss_mb
@@ -126,10 +127,10 @@ class _CannedWorker:
 class _CannedRecipe(Recipe):
     """A recipe whose workers make receipts only."""
 
-    def on(self, device: Device, *, read_threads: int) -> Recipe:
+    def on(self, device: Device, threads: Threads) -> Recipe:
         """Called in the process of the worker, before it is there."""
         vars(crew).update(Worker=_CannedWorker)
-        return replace(self, device=device, read_threads=read_threads)
+        return replace(self, device=device, threads=threads)
 
 
 class _CannedRay(RayEngine):

@@ -201,10 +201,9 @@ def _fold(task: Task, kind: str, setting: Setting) -> None:
     outputs = task.card.outputs
     fold = Fold(blend, outputs=outputs, columns=tiles.width, device=device)
     logits = torch.zeros(tiles.width, outputs, grid.tile, grid.tile, device=device)
-    columns = torch.arange(tiles.width, device=device)
     rows = torch.zeros(())
     for _ in range(tiles.height):
-        fold.add(columns, logits)
+        fold.add(0, fold.weigh(logits))
         rows = fold.next_row()
     rows.sum().item()  # waits for a GPU
 
