@@ -18,9 +18,13 @@ RUN pip install --no-deps --no-build-isolation .
 FROM python:3.11.15-slim-bookworm
 # rasterio's wheel brings every library but expat. Not pinned: Debian takes a version off
 # its mirrors with the next security fix, and a pin would then break the build.
+# On a GPU, Triton compiles a small C program the first time that it runs a kernel.
+ARG TORCH=cpu
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends libexpat1 \
+    && if [ "$TORCH" != cpu ]; then \
+        apt-get install --yes --no-install-recommends gcc libc6-dev; fi \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 65532 tileseg \
     && useradd --uid 65532 --gid 65532 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin tileseg

@@ -51,6 +51,7 @@ def job(tmp_path, model_path):
             "shard": 96,
             "run_shards": (1, 1),
             "precision": "fp32",
+            "network": "plain",  # whose forward is replaced
         }
         return Job(**{**facts, **options})
 

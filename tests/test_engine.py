@@ -341,7 +341,7 @@ def test_a_device_that_fails_is_no_hole_in_the_map(job, tmp_path, monkeypatch):
         return real(self, tiles)
 
     monkeypatch.setattr(UNet, "forward", fail_later)
-    values = run(job(allow_partial=True)).values
+    values = run(job(network="plain", allow_partial=True)).values
 
     assert values["exit_code"] == ExitCode.MODEL
     assert "illegal memory access" in values["error"]

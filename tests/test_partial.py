@@ -41,6 +41,7 @@ def job(tmp_path, model_path):
             "output": str(tmp_path / name),
             "shard": 96,
             "precision": "fp32",
+            "network": "plain",  # whose forward is replaced
             "polygons": "gpkg",
             "confidence": True,
             "allow_partial": True,

@@ -5,7 +5,7 @@ import torch
 from making import lively, make_model, make_scene, random_pixels
 
 import tileseg
-from tileseg.model import Device
+from tileseg.model import Device, Network
 from tileseg.precision import compare
 from tileseg.settings import Job
 from tileseg.task import prepare
@@ -67,3 +67,20 @@ def test_auto_falls_back_where_labels_differ(
 
     assert record["precision_check"]["agreement"] < 0.999
     assert record["engine"]["precision"] == resolved
+
+
+def test_the_comparison_is_with_the_plain_network(scene_path, model_path, monkeypatch):
+    """What runs is compared, not another network in the same numbers."""
+    made = []
+
+    class Seen(Network):
+        def __init__(self, card, module, device):
+            made.append((device.precision, device.network))
+            super().__init__(card, module, device)
+
+    monkeypatch.setattr("tileseg.model.Network", Seen)
+    compare(
+        prepared(scene_path, model_path), Device("cpu", "any", "fp32", network="fused")
+    )
+
+    assert made == [("fp32", "plain"), ("fp32", "fused")]

@@ -41,6 +41,7 @@ def job(tmp_path, model_path):
             "trusted": True,
             "output": str(tmp_path / "out"),
             "shard": 96,
+            "network": "plain",  # whose forward is replaced
             "precision": "bf16",  # which is checked before there is a plan
         }
         return Job(**{**facts, **options})

@@ -381,7 +381,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(
     def change():
         other.replace(path)
 
-    todo = job(f"{site.address}/{tag}.tif", run_shards=(1, 1))
+    todo = job(f"{site.address}/{tag}.tif", network="plain", run_shards=(1, 1))
     with monkeypatch.context() as patch:
         patch.setattr(UNet, "forward", forward)
         record = run(todo, after(todo, 2, change))

@@ -28,6 +28,7 @@ EVERYTHING = {
     "device": "cpu",
     "batch_size": 5,
     "precision": "fp32",
+    "network": "compiled",
     "blend": "cosine",
     "confidence": True,
     "polygons": "fgb",

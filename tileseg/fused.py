@@ -15,6 +15,8 @@ from tileseg.unet import UNet
 
 __all__ = ["CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
 
+_DNN: Any = torch.ops.mkldnn  # makes its operators when they are asked for
+
 Step = Callable[[Tensor], Tensor]
 Merge = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,6 +29,9 @@ class Parts(Protocol):
 
     def merge(self, up: nn.ConvTranspose2d, layer: nn.Conv2d) -> Merge:
         """Return (x, skip) -> relu(layer(relu(up(x)) beside skip))."""
+
+    def head(self, layer: nn.Conv2d) -> Step:
+        """Return x -> layer(x)."""
 
     def pool(self, x_NCHW: Tensor) -> Tensor:
         """Return the largest of every 2 x 2 pixels."""
@@ -52,7 +57,7 @@ class FusedUNet:
             )
             for stage in reversed(stages)
         ]
-        self._head = network.final_conv
+        self._head = parts.head(network.final_conv)
         self._pool = parts.pool
 
     def __call__(self, x_NBHW: Tensor) -> Tensor:
@@ -66,8 +71,7 @@ class FusedUNet:
             x = step(x)  # (N, 2C, H, W)
         for merge, second in self._up:
             x = second(merge(x, skips.pop()))  # (N, C, 2H, 2W)
-        logits_NKHW: Tensor = self._head(x)
-        return logits_NKHW
+        return self._head(x)
 
 
 def fuse(network: UNet) -> FusedUNet:
@@ -103,11 +107,7 @@ class CpuParts:
 
     def conv(self, layer: nn.Conv2d) -> Step:
         """Return x -> relu(layer(x))."""
-        weight, like = _Weight(layer.weight, _pack, _like(layer)), _like(layer)
-        bias = _bias(layer)
-        return lambda x: _dnn()._convolution_pointwise(
-            x, weight.of(x), bias, *like, "relu", [], ""
-        )
+        return self._conv(layer, "relu")
 
     def merge(self, up: nn.ConvTranspose2d, layer: nn.Conv2d) -> Merge:
         """Return (x, skip) -> relu(layer(relu(up(x)) beside skip)).
@@ -124,23 +124,35 @@ class CpuParts:
         up_weight, up_bias = _Weight(up.weight, _pack_up, up_like), _bias(up)
 
         def merge(x: Tensor, skip: Tensor) -> Tensor:
-            dnn = _dnn()
-            y = dnn._convolution_transpose_pointwise(
+            y = _DNN._convolution_transpose_pointwise(
                 x, up_weight.of(x), up_bias, *up_like, "relu", [], ""
             )
-            out = dnn._convolution_pointwise(
+            out = _DNN._convolution_pointwise(
                 skip, beside.of(skip), bias, *like, "none", [], ""
             )
-            done: Tensor = dnn._convolution_pointwise_.binary(
+            done: Tensor = _DNN._convolution_pointwise_.binary(
                 out, y, own.of(y), None, *like, "add", 1.0, "relu", [], ""
             )
             return done
 
         return merge
 
+    def head(self, layer: nn.Conv2d) -> Step:
+        """Return x -> layer(x); torch's own differs on one thread from on two."""
+        return self._conv(layer, "none")
+
     def pool(self, x_NCHW: Tensor) -> Tensor:
         """Return the largest of every 2 x 2 pixels."""
         return pool(x_NCHW)
+
+    @staticmethod
+    def _conv(layer: nn.Conv2d, after: str) -> Step:
+        """Return x -> after(layer(x))."""
+        like, bias = _like(layer), _bias(layer)
+        weight = _Weight(layer.weight, _pack, like)
+        return lambda x: _DNN._convolution_pointwise(
+            x, weight.of(x), bias, *like, after, [], ""
+        )
 
 
 class _Weight:
@@ -166,17 +178,13 @@ class _Weight:
 
 
 def _pack(weight: Tensor, *like: object) -> Tensor:
-    packed: Tensor = _dnn()._reorder_convolution_weight(weight, *like)
+    packed: Tensor = _DNN._reorder_convolution_weight(weight, *like)
     return packed
 
 
 def _pack_up(weight: Tensor, *like: object) -> Tensor:
-    packed: Tensor = _dnn()._reorder_convolution_transpose_weight(weight, *like)
+    packed: Tensor = _DNN._reorder_convolution_transpose_weight(weight, *like)
     return packed
-
-
-def _dnn() -> Any:  # noqa: ANN401  (operators that torch makes when they are asked for)
-    return torch.ops.mkldnn
 
 
 class GpuParts:
@@ -211,6 +219,10 @@ class GpuParts:
             return conv(self._kernels.join(product, bias, skip))
 
         return merge
+
+    def head(self, layer: nn.Conv2d) -> Step:
+        """Return x -> layer(x)."""
+        return layer
 
     def pool(self, x_NCHW: Tensor) -> Tensor:
         """Return the largest of every 2 x 2 pixels."""

@@ -80,7 +80,8 @@ def pool(x_NCHW: Tensor) -> Tensor:
     small = x_NCHW.new_empty(count, height // 2, width // 2, channels)
     line = width * channels
     grid = count * height // 2, triton.cdiv(line // 2, _BLOCK)
-    _pool_kernel[grid](_lines(x_NCHW), small, line, channels, _BLOCK)
+    with torch.cuda.device_of(x_NCHW):  # Triton goes by the current one
+        _pool_kernel[grid](_lines(x_NCHW), small, line, channels, _BLOCK)
     return small.permute(0, 3, 1, 2)
 
 
@@ -100,7 +101,8 @@ def join(product: Tensor, bias_C: Tensor, skip_NCHW: Tensor) -> Tensor:
     target = skip_NCHW.new_empty(count, height, width, 2 * channels)
     grid = count * height, triton.cdiv(width * 2 * channels, _BLOCK)
     skip = _lines(skip_NCHW)
-    _join_kernel[grid](product, bias_C, skip, target, width, channels, _BLOCK)
+    with torch.cuda.device_of(skip):  # Triton goes by the current one
+        _join_kernel[grid](product, bias_C, skip, target, width, channels, _BLOCK)
     return target.permute(0, 3, 1, 2)
 
 

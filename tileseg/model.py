@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 _MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
 _FAULTS = ("CUDA", "CUDNN", "CUBLAS")
+_ELSE = 'network = "plain" in a job file does without it'
 _FP32_BYTES = 4
 _CPU_BATCH = 16
 _MOST_TILES = 512
@@ -200,12 +201,12 @@ def _forward(module: torch.nn.Module, card: Card, device: Device) -> variants.Fo
         if isinstance(ours, DeviceFaultError):
             raise ours from err
         reason = f"{type(err).__name__}: {err}".splitlines()[0]
-        msg = f"{device.name}: the {way} network does not run here: {reason}"
+        msg = f"{device.name}: the {way} network does not run here ({reason}); {_ELSE}"
         raise ModelError(msg) from err
     if not off <= 1:
         msg = (
             f"{device.name}: the {way} network is not the plain one in "
-            f"{device.precision}: {off:.3g} times as far off as it may be"
+            f"{device.precision}, {off:.3g} times as far off as it may be; {_ELSE}"
         )
         raise ModelError(msg)
     return forward
@@ -228,24 +229,25 @@ def choose(
     Raises:
         ModelError: the way that was asked for is not right; or the device failed.
     """
-    Network(card, module, replace(device, network="plain"))
+    plain = replace(device, network="plain")
+    Network(card, module, plain)
     if asked != "auto":
-        Network(card, module, device := replace(device, network=asked))
-        return device
-    feed = len(card.bands), card.tile
+        wanted = replace(device, network=asked)
+        Network(card, module, wanted)
+        return wanted
     if isinstance(module, UNet):
-        way = "fused"
-    elif variants.is_worth_compiling(module, todo, *feed):
-        way = "compiled"
+        fast = replace(device, network="fused")
+    elif variants.is_worth_compiling(module, todo, len(card.bands), card.tile):
+        fast = replace(device, network="compiled")
     else:
-        return replace(device, network="plain")
+        return plain
     try:
-        Network(card, module, fast := replace(device, network=way))
+        Network(card, module, fast)
     except DeviceFaultError:
         raise
     except ModelError as err:
         logger.warning("%s; going on with the plain one", err)
-        return replace(device, network="plain")
+        return plain
     return fast
 
 
