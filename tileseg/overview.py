@@ -44,13 +44,14 @@ def mode(pixels: Pixels) -> Pixels:
     if height % 2 or width % 2:
         pad = ((0, height % 2), (0, width % 2))
         pixels = np.pad(pixels, pad, constant_values=NODATA)
-    # Sorted, a <= b <= c <= d, by columns first: rows lie together in memory.
-    low = np.minimum(pixels[::2], pixels[1::2])
-    high = np.maximum(pixels[::2], pixels[1::2])
-    left, right = low[:, ::2], low[:, 1::2]
-    a, x = np.minimum(left, right), np.maximum(left, right)
-    left, right = high[:, ::2], high[:, 1::2]
-    y, d = np.minimum(left, right), np.maximum(left, right)
+    # Columns are parted as halves of 16-bit numbers: faster than taking every second.
+    pairs = np.ascontiguousarray(pixels).view("<u2")
+    left, right = pairs.astype(np.uint8), (pairs >> 8).astype(np.uint8)
+    # Sorted, a <= b <= c <= d.
+    p, q = np.minimum(left[::2], left[1::2]), np.maximum(left[::2], left[1::2])
+    r, s = np.minimum(right[::2], right[1::2]), np.maximum(right[::2], right[1::2])
+    a, x = np.minimum(p, r), np.maximum(p, r)
+    y, d = np.minimum(q, s), np.maximum(q, s)
     b, c = np.minimum(x, y), np.maximum(x, y)
     # Nodata is the highest value, so a is a class unless all four are nodata. A pair
     # (b, c) or (c, d) of classes outvotes a where a stands alone.

@@ -68,7 +68,7 @@ def stitch(files: Files, grid: Grid, scene: Scene, look: Look, path: Path) -> No
 
 def _assemble(path: Path, levels: list["_Level"], tags: dict[int, Tag]) -> None:
     """Write the file: its frame, and the blocks in the order that belongs to it."""
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         file.write(frame([level.finish() for level in levels], tags))
         for level in reversed(levels):
             level.copy_to(file)
