@@ -167,7 +167,8 @@ class _Weight:
         """Keep a weight as it is; `pack` it, for a layer like this, when first used."""
         self._weight = weight.detach().contiguous(memory_format=torch.channels_last)
         self._pack, self._like = pack, like
-        self._packed = torch.Size(), self._weight  # one value: forwards run side by side
+        # One value, since forwards run side by side.
+        self._packed = torch.Size(), self._weight
 
     def of(self, x: Tensor) -> Tensor:
         """Return it for an input."""

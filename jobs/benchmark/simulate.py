@@ -92,8 +92,7 @@ def in_turn(items: Generator[Any], _ahead: int) -> Generator[Any]:
 
 
 def one_by_one(
-    function: Callable[[Any], Any], items: Generator[Any], *, ahead: int
+    function: Callable[[Any], Any], items: Generator[Any], **_overlap: int
 ) -> Iterator[Any]:
     """Yield function(item) in order, each before the next item is made."""
-    del ahead
     yield from map(function, items)
