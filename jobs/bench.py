@@ -21,7 +21,9 @@ share of it. `ratio` is tiles a second over those of the same network alone.
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,14 @@ PARTS = {
 }
 _CASE = ["engines", "size", "model", "workers", "rate", "storage", "in_turn", "latency"]
 _MODULES = {"simulate": "engines"}  # else the part's own name
+
+
+FAILED = "failed"  # begins the note of a row of what could not be measured
+
+
+def is_failed(row: dict[str, Any]) -> bool:
+    """Return whether a row says that a part ended with an error."""
+    return str(row["note"]).startswith(FAILED)
 
 
 def measured(part: str, setting: Setting) -> Iterator[Row]:
@@ -98,33 +108,45 @@ def _rows(options: dict[str, Any], setting: Setting) -> Iterator[Row]:
             yield from measured(part, setting)
         except Exception as err:  # the other parts are measured all the same
             logger.exception("%s failed", part)
-            yield Row(part, "the rest", {}, f"failed: {type(err).__name__}: {err}")
-
-
-def _kept(result: dict[str, Any], options: dict[str, Any]) -> list[Path]:
-    """Write JSON and a picture; return where."""
-    folder = Path(options["output"])
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"bench-{result['machine']['date'][:19].replace(':', '')}"
-    data, picture = stem.with_suffix(".json"), stem.with_suffix(".png")
-    data.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(result, picture)
-    return [data, picture]
+            yield Row(part, "the rest", {}, f"{FAILED}: {type(err).__name__}: {err}")
 
 
 def _result(rows: list[Row], known: dict[str, Any]) -> dict[str, Any]:
     return {"machine": known, "rows": [row.as_dict() for row in rows]}
 
 
-def _measure(options: dict[str, Any]) -> dict[str, Any]:
-    """Measure all that is asked for; what is done is kept after every part."""
+def _measure(options: dict[str, Any], stem: Path) -> dict[str, Any]:
+    """Measure all that is asked for; every row is kept in a file at once."""
     setting = _setting(options)
     known, rows = machine.facts(setting.device), list[Row]()
     for row in _rows(options, setting):
         rows.append(row)
+        data = json.dumps(_result(rows, known), indent=1) + "\n"
+        stem.with_suffix(".json").write_text(data, encoding="utf-8")
         if not options["as_json"]:
             click.echo(f"{row.part}: {row.name}: {row.figures}", err=True)
     return _result(rows, known)
+
+
+def _stem(output: str) -> Path:
+    """Return the path of what is written, without its suffix."""
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"bench-{datetime.now(UTC):%Y-%m-%dT%H%M%S}"
+
+
+def _read(name: str) -> Any:  # noqa: ANN401  (JSON)
+    try:
+        return json.loads(Path(name).read_text("utf-8"))
+    except (OSError, ValueError) as err:
+        msg = f"--read {name}: is no result of this program: {err}"
+        raise UsageError(msg) from err
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        click.echo(machine.in_words(result["machine"]) + "\n")
+        click.echo(as_text(Row(**row) for row in result["rows"]) + "\n")
 
 
 @click.command()
@@ -133,7 +155,9 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
               help="One part; may be given again.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True)
 @click.option("--rounds", type=int, help="1 with --quick, else 3.")
-@click.option("--side", type=int, help="Of the scene of a whole job, in pixels.")
+@click.option(
+    "--side", type=click.IntRange(128), help="Of the scene of a whole job, in pixels."
+)
 @click.option("--output", default="out/bench", show_default=True,
               help="Where JSON and picture go.")  # fmt: skip
 @click.option("--cache", default="~/.cache/tileseg-bench", show_default=True,
@@ -160,24 +184,24 @@ def _measure(options: dict[str, Any]) -> dict[str, Any]:
 def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
     """Measure speed and memory; print medians, write JSON and a picture."""
     with one_line_errors():
-        results = [
-            json.loads(Path(name).read_text("utf-8")) for name in options["read"]
-        ]
+        results = [_read(name) for name in options["read"]]
         kept: list[Path] = []
         if not results:
-            results = [_measure(options)]
-            kept = _kept(results[0], options)
+            stem = _stem(options["output"])
+            results = [_measure(options, stem)]
+            kept = [stem.with_suffix(".json")]
+            if draw(results[0], stem.with_suffix(".png")):
+                kept.append(stem.with_suffix(".png"))
         if options["as_json"]:
             click.echo(json.dumps(results[0] if len(results) == 1 else results))
-            return
-        for result in results:
-            click.echo(machine.in_words(result["machine"]) + "\n")
-            click.echo(as_text(Row(**row) for row in result["rows"]) + "\n")
+        else:
+            _print(results)
         if options["markdown"]:
             Path(options["markdown"]).write_text(as_document(results), "utf-8")
             kept.append(Path(options["markdown"]))
         for path in kept:
-            click.echo(path)
+            click.echo(path, err=options["as_json"])
+    sys.exit(any(is_failed(row) for result in results for row in result["rows"]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import rasterio
 from affine import Affine
 from making import NORTH_UP, after, digests, make_scene, random_pixels
 
+from tileseg import verify
 from tileseg.encode import shard_bytes
 from tileseg.errors import ExitCode, OutputError
 from tileseg.gdal import gdal_env
@@ -175,3 +176,13 @@ def test_a_shard_that_changes_behind_our_back_is_not_published(
     expected = Job(**options, output=str(tmp_path / "expected"))
     assert run(expected).error is None
     assert digests(expected.output_path) == digests(job.output_path)
+
+
+@pytest.mark.parametrize("shape", [(7, 9), (8, 14)])
+@pytest.mark.parametrize("values", [1, 3, 9, 256])
+def test_pixels_are_counted_once_whatever_is_likely(values, shape):
+    pixels = np.random.default_rng(values).integers(0, values, shape, dtype=np.uint8)
+
+    for likely in ((), (0,), (0, 2, 255), tuple(range(values))):
+        counts = verify._histogram(pixels, likely)
+        assert counts.tolist() == np.bincount(pixels.ravel(), minlength=256).tolist()

@@ -40,6 +40,7 @@ def build(
     from tileseg.verify import verify_confidence, verify_mask
 
     box, mask = task.geobox, folder / "mask.tif"
+    pixels = count_pixels(receipts.values())
     collage = Collage(task.grid)
     with record.stage("stitch"):
         for product, look in looks(task.card, confidence=task.job.confidence).items():
@@ -50,7 +51,7 @@ def build(
             path = folder / f"{product}.tif"
             stitch(files, task.grid, task.scene, look, path)
     with record.stage("verify"):
-        verify_mask(mask, box, count_pixels(receipts.values()))
+        verify_mask(mask, box, pixels)
         if task.job.confidence:
             verify_confidence(folder / "confidence.tif", box, mask)
     polygons = None
@@ -61,7 +62,7 @@ def build(
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = quicklook(task, mask, polygons, collage.picture())
+    picture = quicklook(task, mask, pixels, polygons, collage.picture())
     write_whole(folder / "quicklook.png", picture)
 
 

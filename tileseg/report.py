@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _DETAIL = 256  # pixels of the side of what is shown with polygons
 def quicklook(
     task: Task,
     mask: Path,
+    pixels: Mapping[int, int],
     polygons: Polygons | None = None,
     picture: Picture | None = None,
 ) -> bytes:
@@ -42,6 +44,7 @@ def quicklook(
     Args:
         task: of what scene, by which model.
         mask: the finished mask, of the grid's area.
+        pixels: how many of each value are in it.
         polygons: the mask's, if they were made.
         picture: the scene's bands that are shown, if they were put by.
     """
@@ -71,7 +74,7 @@ def quicklook(
         _show(more[0], _rgb(detail, part == NODATA), at)
         more[0].add_collection(_outlines(polygons, at, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
-    figure.legend(handles=_legend(labels, card), loc="outside lower center", ncols=5)
+    figure.legend(handles=_legend(pixels, card), loc="outside lower center", ncols=5)
     buffer = BytesIO()
     with warnings.catch_warnings():
         # A scene's name may be of letters that the font has not.
@@ -171,9 +174,10 @@ def _colored(labels: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:
     return table[labels]
 
 
-def _legend(labels: NDArray[np.uint8], card: Card) -> list[Patch]:
-    counts = np.bincount(labels.ravel(), minlength=256)
-    valid = max(1, int(counts[:NODATA].sum()))
+def _legend(pixels: Mapping[int, int], card: Card) -> list[Patch]:
+    """Return a patch for each of the commonest classes, with its share of the map."""
+    counts = {item.value: pixels.get(item.value, 0) for item in card.classes}
+    valid = max(1, sum(counts.values()))
     common = sorted(card.classes, key=lambda item: -counts[item.value])[:_LEGEND]
     return [
         Patch(

@@ -26,8 +26,8 @@ _WIDE = 100  # times the smallest bar: then the axis is logarithmic
 _BAR_INCHES = 0.24
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Write a PNG of a result's rows."""
+def draw(result: dict[str, Any], path: Path) -> bool:
+    """Write a PNG of a result's rows; return whether there was anything to draw."""
     rows = [Row(**row) for row in result["rows"]]
     panels = [
         (title, bars)
@@ -35,7 +35,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         if (bars := _bars(rows, part, figure))
     ]
     if not panels:
-        return
+        return False
     heights = [_BAR_INCHES * len(bars) + 0.9 for _, bars in panels]
     picture = Figure(figsize=(11, sum(heights) + 0.4), layout="constrained")
     axes = picture.subplots(
@@ -45,6 +45,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         _panel(axis, title, bars)
     picture.suptitle(in_words(result["machine"]), fontsize=7)
     picture.savefig(path, dpi=110)
+    return True
 
 
 def _bars(rows: Iterable[Row], part: str, figure: str) -> dict[str, float]:
