@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (everybody's name for it)
 from making import lively
 
-from tileseg.fused import FusedUNet, GpuParts, fuse, pool
+from tileseg.fused import LARGEST, FusedUNet, GpuParts, fuse, pool
 from tileseg.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +63,29 @@ def test_the_fused_network_gives_the_plain_ones_logits(width, depth):
     plain, fused = network(tiles), fuse(network)(tiles)
 
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_tile_beyond_all_data_is_not_hidden_by_a_relu():
+    """Where the plain network may give NaN, the fused one does, for that tile."""
+    fused = fuse(make(width=4, depth=2))
+    for value in (1.1 * LARGEST, -3.4e38, torch.inf, torch.nan):
+        tiles = tidy(torch.randn(3, 3, 16, 24))
+        tiles[1, 2, 3, 4] = value
+
+        is_finite = fused(tiles).isfinite().flatten(1).all(dim=1)
+
+        assert is_finite.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("spoil", [1e30, torch.nan])
+def test_a_network_whose_numbers_may_overflow_is_not_fused(spoil):
+    network = make(width=4, depth=2)
+    with torch.inference_mode():
+        network.get_parameter("enc2.0.weight").mul_(spoil)
+
+    with pytest.raises(ValueError, match=r"may grow beyond torch\.float32"):
+        fuse(network)
 
 
 @torch.inference_mode()

@@ -187,12 +187,13 @@ def test_a_file_that_changed_since_is_named_when_it_is_read(ledger):
     ledger.open()
     receipts = [finish(ledger, 0, col, bytes([col])) for col in range(40)]
     known = {item.shard: item for item in reversed(receipts)}
-    before = list(ledger.files(known, "mask"))
+    files = ledger.files(known, "mask")
+    before = list(files.read(sorted(files.shards)))
     ledger.folder.write("shards/0_9.tif", b"tampered")
 
     assert before == [(Shard(0, col), bytes([col])) for col in range(40)]
     with pytest.raises(OutputError, match=r"shards/0_9\.tif.*made again"):
-        list(ledger.files(known, "mask"))
+        list(files.read(sorted(files.shards)))
     ledger.flush()
 
 

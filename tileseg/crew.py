@@ -8,6 +8,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import monotonic
 
@@ -151,8 +152,9 @@ class Crew:
             finally:
                 self._loaded.release()
             self._workers.append(worker)
-            while self._has_more():
-                self._work(worker)
+            with closing(worker):
+                while self._has_more():
+                    self._work(worker)
         except PreemptedError:
             logger.debug("worker stopped")
         except BaseException as err:  # noqa: BLE001  (raised again in `collect`)
@@ -196,7 +198,8 @@ class Crew:
         faulty, innocent = left[0], left[1:]
         missing = [shard for shard in faulty if shard not in done]
         if len(list(faulty)) == 1:
-            self._results.put(Failure(missing[0], error))
+            # Without the frames of the run, which hold batches and pictures.
+            self._results.put(Failure(missing[0], error.with_traceback(None)))
             pieces = []
         else:
             logger.warning("%s; trying its shards one by one", error)

@@ -4,6 +4,7 @@ Knows shards and receipts, no pixels.
 """
 
 import logging
+import os
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
@@ -161,7 +162,9 @@ class LocalEngine:
             LostError: the workers are stuck.
         """
         names = self.workers(recipe.device)
-        threads = share(recipe.device.name, CORES, len(names))
+        is_cpu = recipe.device.name == "cpu"
+        cores = CORES if is_cpu else len(os.sched_getaffinity(0))
+        threads = share(recipe.device.name, cores, len(names))
         self._crew = crew = Crew(
             [recipe.on(replace(recipe.device, name=name), threads) for name in names]
         )

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from tileseg.unet import UNet
 
-__all__ = ["CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
+__all__ = ["LARGEST", "CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
 
 _DNN: Any = torch.ops.mkldnn  # makes its operators when they are asked for
+
+LARGEST = 1e4
+"""A tile's largest input: in standard deviations of what a network knows, no datum."""
 
 Step = Callable[[Tensor], Tensor]
 Merge = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +64,8 @@ class FusedUNet:
         self._pool = parts.pool
 
     def __call__(self, x_NBHW: Tensor) -> Tensor:
-        """Return logits, (N, K, H, W)."""
+        """Return logits, (N, K, H, W); NaN for tiles with an input beyond `LARGEST`."""
+        is_beyond = ~(x_NBHW.abs().amax(dim=(1, 2, 3), keepdim=True) <= LARGEST)
         x, skips = x_NBHW, []
         for first, second in self._down:
             x = second(first(x))  # (N, C, H, W)
@@ -71,7 +75,7 @@ class FusedUNet:
             x = step(x)  # (N, 2C, H, W)
         for merge, second in self._up:
             x = second(merge(x, skips.pop()))  # (N, C, 2H, 2W)
-        return self._head(x)
+        return self._head(x).masked_fill(is_beyond, torch.nan)
 
 
 def fuse(network: UNet) -> FusedUNet:
@@ -79,10 +83,45 @@ def fuse(network: UNet) -> FusedUNet:
 
     Raises:
         ImportError: Triton is not installed, which a GPU's form needs.
+        ValueError: its numbers may grow beyond their type: a fused ReLU makes 0 of NaN,
+            which nobody would see.
         RuntimeError: the device cannot.
     """
+    if (
+        not LARGEST * _growth(network)
+        <= torch.finfo(network.final_conv.weight.dtype).max
+    ):
+        msg = f"inputs of {LARGEST:g} may grow beyond {network.final_conv.weight.dtype}"
+        raise ValueError(msg)
     is_cpu = network.final_conv.weight.device.type == "cpu"
     return FusedUNet(network, CpuParts() if is_cpu else GpuParts())
+
+
+@torch.inference_mode()
+def _growth(network: UNet) -> float:
+    """Return a bound on every number within a network whose inputs are at most 1.
+
+    That of the network with the sizes of its weights on an input of ones: no sum can be
+    larger than that of sizes. Inputs up to r >= 1 give at most r times it.
+    """
+    largest: list[Tensor] = []
+    hooks = [
+        part.register_forward_hook(lambda _part, _in, out: largest.append(out.amax()))
+        for part in network.modules()
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    sizes = {name: weight.abs() for name, weight in network.named_parameters()}
+    bands = network.get_parameter("enc1.0.weight").shape[1]
+    side = 2 << network.depth
+    ones = torch.ones_like(network.final_conv.weight[:1, :1]).expand(
+        1, bands, side, side
+    )
+    try:
+        torch.func.functional_call(network, sizes, (ones,))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return float(torch.stack(largest).float().amax())
 
 
 def pool(x_NCHW: Tensor) -> Tensor:

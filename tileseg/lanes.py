@@ -60,8 +60,7 @@ def share(device: str, cores: int, workers: int) -> Threads:
 class Lanes:
     """Calls carried out side by side, each on threads of its own.
 
-    Where there are lanes, torch gives the thread that asks, and all that begin after
-    it, no more than one thread for their own tensors.
+    Where there are lanes, the thread that asks has one of torch's for its own tensors.
     """
 
     def __init__(self, threads: Threads) -> None:
@@ -81,6 +80,11 @@ class Lanes:
     def ahead(self) -> int:
         """How many calls to have under way, so that no lane waits for the next."""
         return self.count + 1 if self.count else 0
+
+    def close(self) -> None:
+        """Let the threads go when what is under way is done."""
+        if self._pool:
+            self._pool.shutdown()
 
     def submit(
         self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs

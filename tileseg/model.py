@@ -78,6 +78,7 @@ def resolve_device(device: str = "auto", precision: str = "auto") -> Device:
 
     Raises:
         UsageError: CUDA was asked for and there is none.
+        ModelError: a GPU cannot be used.
     """
     has_cuda = torch.cuda.is_available()
     if device == "cuda" and not has_cuda:
@@ -85,7 +86,8 @@ def resolve_device(device: str = "auto", precision: str = "auto") -> Device:
         raise UsageError(msg)
     if device == "cpu" or not has_cuda:
         has_bf16 = torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  (no public test)
-        hardware = torch.backends.cpu.get_cpu_capability()
+        hardware = torch.backends.cpu.get_cpu_capability() + has_bf16 * " bf16"
+        hardware += torch.cpu._is_amx_tile_supported() * " amx"  # noqa: SLF001  (as above)
         name = "cpu"
     else:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -101,8 +103,18 @@ def _free_memory(name: str) -> int | None:
     """Return the bytes that are free on the fullest GPU; None for a CPU."""
     if name == "cpu":
         return None
-    gpus = range(torch.cuda.device_count())
-    return min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+    try:
+        return min(_free_bytes(gpu) for gpu in range(torch.cuda.device_count()))
+    except RuntimeError as err:
+        msg = f"{name}: cannot be asked for its memory: {err}"
+        raise device_error(name, err) or ModelError(msg) from err
+
+
+def _free_bytes(gpu: int) -> int:
+    """Return what is free; what torch keeps of earlier scenes and does not use, too."""
+    kept: int = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
+    free: int = torch.cuda.mem_get_info(gpu)[0]
+    return free + kept
 
 
 def device_memory_mb() -> float | None:

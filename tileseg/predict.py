@@ -61,6 +61,10 @@ class Predictor:
         self.tiles = 0
         self.seconds = 0.0
 
+    def close(self) -> None:
+        """Let its threads go; of no more use then."""
+        self._lanes.close()
+
     @property
     def tiles_skipped(self) -> int:
         """Tiles that no pixel needed, so far."""

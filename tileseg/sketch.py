@@ -117,11 +117,13 @@ class Collage:
 
     def add(self, shard: Shard, data: bytes) -> None:
         """Put a shard's sketch in its place."""
+        place = self._sampling.of(self._grid.pixels(shard))
+        if not place.size:
+            return
         if not data:
             self._is_whole = False
             return
-        at = self._sampling.of(self._grid.pixels(shard)).slices
-        self._pixels[:, *at] = np.load(BytesIO(data), allow_pickle=False)
+        self._pixels[:, *place.slices] = np.load(BytesIO(data), allow_pickle=False)
 
     def picture(self) -> Picture | None:
         """Return the scene, 0 where no shard is; None if one had no sketch."""

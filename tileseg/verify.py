@@ -192,4 +192,5 @@ def _histogram(pixels: Pixels, likely: Values) -> Counts:
     # Two at once: half as many to sort.
     pairs = np.bincount(pixels.ravel().view(np.uint16), minlength=_VALUES**2)
     table: Counts = pairs.reshape(_VALUES, _VALUES)
-    return table.sum(axis=0) + table.sum(axis=1)
+    counts[:] = table.sum(axis=0) + table.sum(axis=1)
+    return counts

@@ -164,6 +164,10 @@ class Worker:
         """Tiles forwarded or skipped so far."""
         return self._predictor.tiles + self._predictor.tiles_skipped
 
+    def close(self) -> None:
+        """Let its threads go; of no more use then."""
+        self._predictor.close()
+
     def process(self, runs: Iterable[Run]) -> Iterator[Receipt]:
         """Yield a receipt for each shard of the runs, in their order.
 
@@ -256,7 +260,7 @@ class Worker:
         if self._stencil:
             outside = int((~self._stencil.inside(window)).sum())
         with self._lock:
-            self._seconds["write"] += perf_counter() - start
+            self._seconds["write"] += (perf_counter() - start) / _WRITERS
             work = self._since_last()
         return Receipt(
             shard=shard,

@@ -117,6 +117,9 @@ class _CannedWorker:
     def __init__(self, recipe: Recipe, _stop: Event, _enough: Event) -> None:
         self._grid = recipe.grid
 
+    def close(self) -> None:
+        """Have nothing to let go."""
+
     def process(self, runs: Iterable[Run]) -> Iterator[Receipt]:
         for run in runs:
             for shard in run:
