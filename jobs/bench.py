@@ -154,7 +154,7 @@ def _print(results: list[dict[str, Any]]) -> None:
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)),
               help="One part; may be given again.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True)
-@click.option("--rounds", type=int, help="1 with --quick, else 3.")
+@click.option("--rounds", type=click.IntRange(1), help="1 with --quick, else 3.")
 @click.option(
     "--side", type=click.IntRange(128), help="Of the scene of a whole job, in pixels."
 )
@@ -167,7 +167,8 @@ def _print(results: list[dict[str, Any]]) -> None:
               help="Measure nothing; take these results.")  # fmt: skip
 @click.option("--markdown", type=click.Path(dir_okay=False),
               help="Write a document of all results, too.")  # fmt: skip
-@click.option("--simulate", "rate", type=float, metavar="RATE",
+@click.option("--simulate", "rate", metavar="RATE",
+              type=click.FloatRange(0, min_open=True),
               help="Tiles a second of a simulated device: only that.")  # fmt: skip
 @click.option("--storage", type=float, metavar="SHARE",
               help="Of the device's time that reading takes, and writing.")  # fmt: skip
@@ -177,7 +178,7 @@ def _print(results: list[dict[str, Any]]) -> None:
               help="From a web server that answers so late: only that.")  # fmt: skip
 @click.option("--engine", "engines", multiple=True, type=click.Choice(["local", "ray"]),
               help="Which one; local. Only that, as with those below.")  # fmt: skip
-@click.option("--size", type=(int, int),
+@click.option("--size", type=(click.IntRange(1), click.IntRange(1)),
               help="Height and width of its scene; 3300 4700.")  # fmt: skip
 @click.option("--model", help="Its model folder.")
 @click.option("--workers", type=int, help="Its workers; 1.")

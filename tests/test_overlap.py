@@ -96,3 +96,20 @@ def test_an_error_behind_is_raised():
 
     with pytest.raises(ValueError, match="no 0"):
         list(behind(fail, count(3), ahead=1))
+
+
+def test_what_is_done_is_not_kept_until_the_next_item_is_made():
+    """An item takes long to make: None now and then lets what is done through."""
+    given = []
+
+    def slowly():
+        yield "first"
+        while not given:
+            time.sleep(0.01)
+            yield None
+        yield "second"
+
+    for result in behind(str.upper, slowly(), ahead=4):
+        given.append(result)  # noqa: PERF402  (looked at meanwhile)
+
+    assert given == ["FIRST", "SECOND"]

@@ -55,11 +55,16 @@ class Ahead(Iterator[T]):
 
 
 def behind(
-    function: Callable[[T], U], items: Generator[T], *, ahead: int, threads: int = 1
+    function: Callable[[T], U],
+    items: Generator[T | None],
+    *,
+    ahead: int,
+    threads: int = 1,
 ) -> Iterator[U]:
     """Yield function(item) in order, computed behind the items' maker by some threads.
 
-    If the items end in an error, the results of those before it come first.
+    The maker yields None where an item takes long: what is done by then is yielded. If
+    the items end in an error, the results of those before it come first.
     """
     pending: deque[Future[U]] = deque()
     with (
@@ -69,12 +74,14 @@ def behind(
         failure: BaseException | None = None
         while True:
             try:
-                item = next(items, None)
-            except Exception as err:  # noqa: BLE001  (raised below)
-                failure, item = err, None
-            if item is None:
+                item = next(items)
+            except StopIteration:
                 break
-            pending.append(pool.submit(function, item))
+            except Exception as err:  # noqa: BLE001  (raised below)
+                failure = err
+                break
+            if item is not None:
+                pending.append(pool.submit(function, item))
             while len(pending) > ahead or (pending and pending[0].done()):
                 yield pending.popleft().result()
         while pending:

@@ -178,8 +178,8 @@ class Worker:
         shards = self._shards(runs)
         yield from behind(self._finish, shards, ahead=_WRITES_AHEAD, threads=_WRITERS)
 
-    def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows]]:
-        """Yield the labels and confidence of each shard."""
+    def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows] | None]:
+        """Yield the labels and confidence of each shard; None now and then between."""
         with closing(Ahead(self._strips(runs), _STRIPS_AHEAD)) as ahead:
             stream = self._timed(ahead, "wait")
             for run, first in stream:
@@ -188,12 +188,12 @@ class Worker:
                     self._rest(run, first, stream),
                     confidence=self._recipe.confidence,
                 )
-                for shard, labels in _cut(self._recipe.grid, run, rows):
+                for made in _cut(self._recipe.grid, run, rows):
                     start = perf_counter()
-                    yield shard, labels
+                    yield made
                     # Long only if the writer is behind by all that it may be.
                     self._seconds["hold"] += perf_counter() - start
-                    is_last = shard.col + 1 == run.shards.col_stop
+                    is_last = made and made[0].col + 1 == run.shards.col_stop
                     if is_last and self._enough.is_set():
                         return
 
@@ -335,10 +335,14 @@ def _tally(
 
 def _cut(
     grid: Grid, run: Run, rows: Iterable[LabelRows]
-) -> Iterator[tuple[Shard, LabelRows]]:
-    """Gather a run's rows into shards, each as soon as its last row is there."""
+) -> Iterator[tuple[Shard, LabelRows] | None]:
+    """Gather a run's rows into shards, each as soon as its last row is there.
+
+    None stands for rows that come before that.
+    """
     todo = _Shelf(grid, run, run.shards.row)
     for item in rows:
+        yield None
         first = 0
         while first < len(item.labels):
             first = todo.put(item, first)

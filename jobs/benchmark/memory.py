@@ -42,8 +42,9 @@ class Case:
         kind = self.kind
         size = f"{kind.height:,} × {kind.width:,}"
         layer = ", confidence" if self.confidence else ""
+        real = "" if self.is_simulated else ", real network"
         pixels = f"{kind.bands} × {kind.dtype}"
-        return f"{size}, {pixels}, {self.classes} classes{layer}"
+        return f"{size}, {pixels}, {self.classes} classes{layer}{real}"
 
     @property
     def note(self) -> str:

@@ -92,7 +92,7 @@ def in_turn(items: Generator[Any], _ahead: int) -> Generator[Any]:
 
 
 def one_by_one(
-    function: Callable[[Any], Any], items: Generator[Any], **_overlap: int
+    function: Callable[[Any], Any], items: Generator[Any], **_how: int
 ) -> Iterator[Any]:
     """Yield function(item) in order, each before the next item is made."""
-    yield from map(function, items)
+    yield from (function(item) for item in items if item is not None)
