@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from tileseg.unet import UNet
 
-__all__ = ["LARGEST", "CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
+__all__ = ["CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
 
 _DNN: Any = torch.ops.mkldnn  # makes its operators when they are asked for
 
-LARGEST = 1e4
-"""A tile's largest input: in standard deviations of what a network knows, no datum."""
+_REACH = 1e6
+"""What inputs must be able to come to: standard deviations of what a network knows."""
 
 Step = Callable[[Tensor], Tensor]
 Merge = Callable[[Tensor, Tensor], Tensor]
@@ -43,8 +43,13 @@ class Parts(Protocol):
 class FusedUNet:
     """A U-Net made of a device's parts; tiles (N, B, H, W) -> logits (N, K, H, W)."""
 
-    def __init__(self, network: UNet, parts: Parts) -> None:
-        """Take a network's weights, which lie channels last where they are to work."""
+    def __init__(self, network: UNet, parts: Parts, *, reach: float) -> None:
+        """Take a network's weights, which lie channels last where they are to work.
+
+        Inputs beyond `reach` may grow beyond their type, and a fused ReLU makes 0 of
+        NaN: nobody would see it.
+        """
+        self._reach = reach
         layer: Any = network.get_submodule  # of a type that its name says
 
         def pair(name: str) -> list[Step]:
@@ -64,8 +69,8 @@ class FusedUNet:
         self._pool = parts.pool
 
     def __call__(self, x_NBHW: Tensor) -> Tensor:
-        """Return logits, (N, K, H, W); NaN for tiles with an input beyond `LARGEST`."""
-        is_beyond = ~(x_NBHW.abs().amax(dim=(1, 2, 3), keepdim=True) <= LARGEST)
+        """Return logits, (N, K, H, W); NaN for tiles beyond the reach."""
+        is_beyond = ~(x_NBHW.abs().amax(dim=(1, 2, 3), keepdim=True) <= self._reach)
         x, skips = x_NBHW, []
         for first, second in self._down:
             x = second(first(x))  # (N, C, H, W)
@@ -83,18 +88,16 @@ def fuse(network: UNet) -> FusedUNet:
 
     Raises:
         ImportError: Triton is not installed, which a GPU's form needs.
-        ValueError: its numbers may grow beyond their type: a fused ReLU makes 0 of NaN,
-            which nobody would see.
+        ValueError: its numbers soon grow beyond their type.
         RuntimeError: the device cannot.
     """
-    if (
-        not LARGEST * _growth(network)
-        <= torch.finfo(network.final_conv.weight.dtype).max
-    ):
-        msg = f"inputs of {LARGEST:g} may grow beyond {network.final_conv.weight.dtype}"
+    dtype = network.final_conv.weight.dtype
+    reach = torch.finfo(dtype).max / _growth(network)
+    if not reach >= _REACH:
+        msg = f"inputs beyond {reach:.2g} may grow beyond {dtype}"
         raise ValueError(msg)
     is_cpu = network.final_conv.weight.device.type == "cpu"
-    return FusedUNet(network, CpuParts() if is_cpu else GpuParts())
+    return FusedUNet(network, CpuParts() if is_cpu else GpuParts(), reach=reach)
 
 
 @torch.inference_mode()
@@ -121,7 +124,8 @@ def _growth(network: UNet) -> float:
     finally:
         for hook in hooks:
             hook.remove()
-    return float(torch.stack(largest).float().amax())
+    bound = float(torch.stack(largest).float().amax())
+    return 1.0 if bound < 1 else bound  # NaN stays NaN
 
 
 def pool(x_NCHW: Tensor) -> Tensor:
