@@ -221,7 +221,7 @@ def test_a_node_on_which_no_worker_starts_is_left_out(add, job, expected, tmp_pa
     add(**environment("worker.Worker.__init__:before:*:kill"))
     add()
 
-    values, seconds = segment(job())
+    values, seconds = segment(job(patience=20))
 
     check(values, seconds, expected, tmp_path / "out")
     assert values["engine"]["workers"] == 1
@@ -244,7 +244,7 @@ def test_a_device_that_always_fails_is_exit_7(add, job, tmp_path):
 def test_a_node_that_comes_later_takes_part(add, job, expected, tmp_path):
     """All workers are asked for at once; the second waits for room."""
     add()
-    task = job()
+    task = job(patience=20)  # a node that starts takes the processors
 
     values, seconds = segment(task, after(task, 5, add))
 
