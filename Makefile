@@ -13,12 +13,13 @@ TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.
 SETS := base ray dev tools
 TOOLS := .venv/tools/bin
 
-.PHONY: help venv bench peers lock-peers test test-slow lint infra types demo lock sbom audit clean
+.PHONY: help venv bench peers lock-peers test test-slow test-long lint infra types demo lock sbom audit clean
 
 help:
 	@echo "make demo       segment the example scene; say which files to open"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the slow tests"
+	@echo "make test-long  the longest of them"
 	@echo "make lint       ruff, codespell and make infra"
 	@echo "make infra      the Dockerfile and the Kubernetes manifests, as far as no cluster is needed"
 	@echo "make types      mypy"
@@ -65,8 +66,11 @@ test: lint types
 	$(BIN)/pytest $(BESIDE) -m "not slow and not alone"
 
 test-slow: .venv/dev.stamp
-	$(BIN)/pytest $(BESIDE) -m "slow and not alone"
-	$(BIN)/pytest -m alone
+	$(BIN)/pytest $(BESIDE) -m "slow and not alone and not long"
+	$(BIN)/pytest --durations 15 -m "alone and not long"
+
+test-long: .venv/dev.stamp
+	$(BIN)/pytest $(BESIDE) -m long
 
 lint: .venv/dev.stamp infra
 	$(BIN)/ruff check

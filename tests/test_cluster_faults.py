@@ -39,6 +39,7 @@ SHARDS = 104  # 13 x 8 of 4 x 4 tiles
 RATE = 250  # tiles a second of each worker: a scene takes them some seconds
 SEGMENT = Path(__file__).parents[1] / "jobs" / "segment.py"
 SLOW = pytest.mark.slow
+LONG = (SLOW, pytest.mark.long)
 SECONDS = 120  # within which everything ends, on a busy machine too
 
 
@@ -183,11 +184,11 @@ def check(values, seconds, expected, folder):
     "fault",
     [
         "predict.Predictor._forward:before:15:kill",
-        pytest.param("predict.Predictor._forward:before:15:term", marks=SLOW),
+        pytest.param("predict.Predictor._forward:before:15:term", marks=LONG),
         "predict.Predictor._forward:before:15:stop",
-        pytest.param("predict.Predictor._forward:before:15:hang", marks=SLOW),
-        pytest.param("predict.Predictor._forward:before:15:cuda", marks=SLOW),
-        pytest.param("worker.Worker._finish:before:15:hang", marks=SLOW),
+        pytest.param("predict.Predictor._forward:before:15:hang", marks=LONG),
+        pytest.param("predict.Predictor._forward:before:15:cuda", marks=LONG),
+        pytest.param("worker.Worker._finish:before:15:hang", marks=LONG),
         pytest.param("reader.Reader._read:before:2:hang", marks=SLOW),
     ],
 )
@@ -253,7 +254,7 @@ def test_a_node_that_comes_later_takes_part(add, job, expected, tmp_path):
     assert values["counts"]["retries"] == 0
 
 
-@pytest.mark.parametrize("is_graceful", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.parametrize("is_graceful", [False, pytest.param(True, marks=LONG)])
 def test_a_node_that_goes_is_done_without(
     cluster, add, job, expected, tmp_path, is_graceful
 ):
@@ -331,6 +332,7 @@ def test_a_node_that_is_about_to_go_gets_nothing_more(
 
 
 @SLOW
+@pytest.mark.long
 @pytest.mark.parametrize("is_allowed", [False, True])
 def test_other_hardware_takes_part_only_if_allowed(
     add, job, monkeypatch, caplog, is_allowed
@@ -432,10 +434,10 @@ def real(scene, model_path, tmp_path_factory):
     ("fault", "code"),
     [
         ("ledger.Ledger.record:after:20:kill", -signal.SIGKILL),
-        pytest.param("ledger.Ledger.record:torn:20:kill", -signal.SIGKILL, marks=SLOW),
+        pytest.param("ledger.Ledger.record:torn:20:kill", -signal.SIGKILL, marks=LONG),
         ("ledger.Ledger.record:after:20:term", ExitCode.PREEMPTED),
         pytest.param("stitch.stitch:after:1:kill", -signal.SIGKILL, marks=SLOW),
-        pytest.param("publish._replace:before:1:kill", -signal.SIGKILL, marks=SLOW),
+        pytest.param("publish._replace:before:1:kill", -signal.SIGKILL, marks=LONG),
     ],
 )
 def test_a_driver_that_dies_is_resumed_by_another(

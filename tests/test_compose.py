@@ -655,6 +655,7 @@ def test_scenes_of_files_show_what_the_naive_rule_says(data, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_thousands_of_runs_show_what_the_naive_rule_says(folder):
     """At least 5,000, of 620 scenes, each cut in three ways."""

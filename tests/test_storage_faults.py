@@ -372,6 +372,7 @@ def test_a_store_that_cannot_be_asked_costs_no_work(line, job, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("kind", "fault"),
