@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -21,7 +22,13 @@ def _place_of_its_own(worker_id, tmp_path_factory):
     if worker_id == "master":
         yield
         return
-    with pytest.MonkeyPatch.context() as patch:
+    # Ray's sockets are in it, whose names must be short.
+    sessions = tempfile.TemporaryDirectory(
+        prefix="ts", dir="/tmp", ignore_cleanup_errors=True
+    )
+    with sessions as short, pytest.MonkeyPatch.context() as patch:
+        Path(short, "ray").mkdir()
+        patch.setenv("RAY_TMPDIR", short)
         patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("tmp")))
         patch.setattr(tempfile, "tempdir", None)  # look at the environment again
         yield
