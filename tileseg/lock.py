@@ -43,7 +43,8 @@ class Hold:
         self._mutex = threading.Lock()
         self._is_lost = False
         self._is_over = threading.Event()
-        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        self._beats = threading.Thread(target=self._beat, name="lock", daemon=True)
+        self._beats.start()
 
     def check(self) -> None:
         """Refuse to go on with a lock that was seen to be lost.
@@ -70,10 +71,10 @@ class Hold:
     def end(self) -> None:
         """Renew it no more, and let others have it, at once or when it is stale."""
         self._is_over.set()
-        if self._mutex.acquire(timeout=_END_SECONDS):  # a beat may wait for the store
-            with suppress(TilesegError):
+        self._beats.join(_END_SECONDS)
+        if not self._beats.is_alive():  # one that waits for the store has the lock
+            with self._mutex, suppress(TilesegError):
                 self._lock.free()
-            self._mutex.release()
 
     def _beat(self) -> None:
         while not self._is_over.wait(_BEAT_SECONDS):
