@@ -80,7 +80,7 @@ class FusedUNet:
             x = step(x)  # (N, 2C, H, W)
         for merge, second in self._up:
             x = second(merge(x, skips.pop()))  # (N, C, 2H, 2W)
-        return self._head(x).masked_fill(is_beyond, torch.nan)
+        return self._head(x).masked_fill_(is_beyond, torch.nan)
 
 
 def fuse(network: UNet) -> FusedUNet:

@@ -21,6 +21,7 @@ from tileseg.errors import (
     ModelError,
     UsageError,
 )
+from tileseg.memory import keep_heap
 from tileseg.unet import UNet
 
 __all__ = [
@@ -321,6 +322,8 @@ def load(folder: Path, card: Card, device: Device) -> Network:
     """
     module = load_module(folder, card)
     _be_exact()
+    if device.name == "cpu":
+        keep_heap()
     with _loading(device):
         return Network(card, module, device)
 

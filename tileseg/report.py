@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -80,7 +81,9 @@ def quicklook(
         # A scene's name may be of letters that the font has not.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         metadata, fast = {"Software": None}, {"compress_level": 1}
-        figure.savefig(buffer, format="png", metadata=metadata, pil_kwargs=fast)
+        # `savefig` would draw everything twice.
+        canvas = FigureCanvasAgg(figure)
+        canvas.print_png(buffer, metadata=metadata, pil_kwargs=fast)
     return buffer.getvalue()
 
 
