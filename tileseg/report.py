@@ -83,7 +83,7 @@ def quicklook(
         metadata, fast = {"Software": None}, {"compress_level": 1}
         # `savefig` would draw everything twice.
         canvas = FigureCanvasAgg(figure)
-        canvas.print_png(buffer, metadata=metadata, pil_kwargs=fast)
+        canvas.print_png(buffer, metadata=metadata, pil_kwargs=fast)  # type: ignore[no-untyped-call]  # matplotlib's
     return buffer.getvalue()
 
 

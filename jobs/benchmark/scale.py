@@ -163,7 +163,7 @@ def _receipts(
     plan = Plan(
         task.request,
         {"device": device.name, "hardware": device.hardware,
-         "precision": device.precision, "batch_size": 1},
+         "precision": device.precision, "network": device.network, "batch_size": 1},
     )  # fmt: skip
     if isinstance(engine, RayEngine):
         _wait_for(engine)
