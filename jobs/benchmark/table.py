@@ -40,11 +40,12 @@ class Row:
         return asdict(self)
 
 
-def spread(values: Iterable[float]) -> float:
-    """Return how far values lie apart, as a share of their median; 0 for one."""
+def spread(values: Iterable[float]) -> float | None:
+    """Return how far values lie apart, as a share of their median; None for one."""
     numbers = list(values)
-    middle = median(numbers)
-    return (max(numbers) - min(numbers)) / middle if middle else 0.0
+    if len(numbers) < 2 or not (middle := median(numbers)):  # noqa: PLR2004
+        return None
+    return (max(numbers) - min(numbers)) / middle
 
 
 def interleave(
