@@ -97,6 +97,9 @@ class Disk:
         """Hold what another one holds."""
         shutil.copytree(other.output, self.output)
 
+    def age(self):
+        """Make what is there older than what comes next: nothing to do."""
+
     def names(self):
         """Return all that there is, but for work directories and logs."""
         return {
@@ -130,7 +133,15 @@ class Store:
 
         for name in other.names():
             obstore.put(self._store, name, other.read(name))
-        time.sleep(1.1)  # the times of objects are whole seconds
+        self.age()
+
+    def age(self):
+        """Make what is there older than what comes next.
+
+        The times of objects are whole seconds, and what is not older than the record is
+        left for the next version to sweep.
+        """
+        time.sleep(1.1)
 
     def names(self):
         """Return the names of all objects."""
@@ -322,6 +333,7 @@ class Arena:
             attempt, code = self._attempt(choice, place, folder, death)
             story.append(f"{death} {code}")
             assert code in (0, KILLED), attempt.said()
+            place.age()
             self.kills += code == KILLED
             seen = version(place)
             assert seen in (*allowed, self.versions["new"]), f"{story}: {seen}"
