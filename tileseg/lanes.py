@@ -12,6 +12,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from tileseg.memory import keep_heap
+
 __all__ = ["ALONE", "CORES", "Lanes", "Threads", "share"]
 
 P = ParamSpec("P")
@@ -68,6 +70,7 @@ class Lanes:
         self.count = threads.lanes
         self._pool: ThreadPoolExecutor | None = None
         if threads.lanes:
+            keep_heap()
             torch.set_num_threads(1)
             self._pool = ThreadPoolExecutor(
                 threads.lanes,

@@ -21,7 +21,6 @@ from tileseg.errors import (
     ModelError,
     UsageError,
 )
-from tileseg.memory import keep_heap
 from tileseg.unet import UNet
 
 __all__ = [
@@ -322,8 +321,6 @@ def load(folder: Path, card: Card, device: Device) -> Network:
     """
     module = load_module(folder, card)
     _be_exact()
-    if device.name == "cpu":
-        keep_heap()
     with _loading(device):
         return Network(card, module, device)
 
