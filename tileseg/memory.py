@@ -33,7 +33,7 @@ def keep_heap() -> None:
     """Keep freed memory for what comes next, where the C library can (glibc).
 
     A forward frees as much as the next one needs. From the system every page of it
-    comes anew, filled with zeros, which takes a tenth of a small network's time.
+    comes anew, filled with zeros, which takes a seventh of a small network's time.
     """
     setting = getattr(ctypes.CDLL(None), "mallopt", None)
     if setting is not None:
