@@ -55,6 +55,7 @@ def cluster():
         "RAY_TMPDIR": folder,
         "RAY_worker_niceness": "0",  # the driver shall not come first
         "RAY_DEDUP_LOGS": "0",
+        "RAY_health_check_failure_threshold": "60",  # a busy machine is not a dead one
         "CUDA_VISIBLE_DEVICES": "",
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -337,6 +338,19 @@ def test_scenes_share_the_workers(job, tmp_path, staff):
 
     assert seen[0] == seen[1]
     assert digests(tmp_path / "alone") == digests(tmp_path / "two")
+
+
+def test_workers_gone_for_good_are_replaced(job, expected, tmp_path, staff):
+    """Between scenes, all at once: as Ray gives up actors of a node that it gave up."""
+    pool = staff.engine(job(engine="ray")).pool
+    pool.fill()
+    for actor in pool.actors.values():
+        ray.kill(actor)
+
+    values = succeed(job(engine="ray", **EVERYTHING), quiet, staff)
+
+    assert expected == products(tmp_path / "out")
+    check(values, 2)
 
 
 @pytest.fixture

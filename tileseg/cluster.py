@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from tileseg.crew import Outcome
 from tileseg.engine import Pulse, Usage
@@ -17,7 +17,7 @@ from tileseg.errors import DeviceFaultError, LostError
 from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES
 from tileseg.model import Device
-from tileseg.pool import LOSSES, Pool, our_errors
+from tileseg.pool import LOSSES, Pool, our_errors, why_lost
 from tileseg.precision import Check
 from tileseg.settings import Job
 from tileseg.shift import Shift
@@ -108,10 +108,10 @@ class RayEngine:
                 with our_errors():
                     return ray.get(call, timeout=_ASK_TIMES * self.pool.job.patience)
             except (*LOSSES, DeviceFaultError, GetTimeoutError) as err:
-                reason = str(err).splitlines()[0]
+                reason = why_lost(err)
                 logger.warning("Ray: %s does not answer: %s", name, reason)
-                if not isinstance(err, LOSSES):  # Ray restarts those itself
-                    self.pool.dismiss(name)  # its process is of no use any more
+                if not isinstance(err, ActorUnavailableError):  # Ray restarts those
+                    self.pool.dismiss(name)
                 error: Exception = err
         if isinstance(error, DeviceFaultError):
             raise error

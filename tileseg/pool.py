@@ -21,7 +21,7 @@ from tileseg.actor import Station
 from tileseg.errors import LostError, PreemptedError, TilesegError, UsageError
 from tileseg.settings import Job
 
-__all__ = ["LOSSES", "Patience", "Pool", "draining_nodes", "our_errors"]
+__all__ = ["LOSSES", "Patience", "Pool", "draining_nodes", "our_errors", "why_lost"]
 
 LOSSES = (
     RayActorError,
@@ -85,15 +85,27 @@ class Pool:
     def first(self) -> str:
         """Return the name of the first actor to be there.
 
+        One that is gone for good is replaced, once.
+
         Raises:
             LostError: none came.
         """
         self.fill()
         calls = {self.hello(name): name for name in self.actors}
+        replaced: set[str] = set()
         patience = Patience(self)
-        while not (ready := ray.wait(list(calls), timeout=_POLL_SECONDS)[0]):
-            patience.check()
-        return calls[ready[0]]
+        while True:
+            ready, _ = ray.wait(list(calls), timeout=_POLL_SECONDS)
+            if not ready:
+                patience.check()
+                continue
+            name = calls.pop(ready[0])
+            if name in replaced or _has_answered(ready[0]):
+                return name
+            replaced.add(name)
+            self.dismiss(name)
+            self.hire(name)
+            calls[self.hello(name)] = name
 
     def hello(self, name: str) -> Any:  # noqa: ANN401  (Ray's reference)
         """Ask a worker whether it is there; answered when it is, however late."""
@@ -255,3 +267,18 @@ def our_errors() -> Iterator[None]:
         if isinstance(err.cause, TilesegError):
             raise err.cause from None
         raise
+
+
+def _has_answered(ref: Any) -> bool:  # noqa: ANN401  (Ray's reference)
+    """Return whether a call that is over was answered, not lost with its worker."""
+    try:
+        ray.get(ref)
+    except LOSSES:
+        return False
+    return True
+
+
+def why_lost(error: Exception) -> str:
+    """Return in a line why a worker is lost: Ray says it last of one that is dead."""
+    lines = str(error).splitlines()
+    return lines[-1 if isinstance(error, exceptions.ActorDiedError) else 0]

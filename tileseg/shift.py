@@ -22,7 +22,14 @@ from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES, Leases
 from tileseg.meters import DriverMeters
 from tileseg.objects import open_storage
-from tileseg.pool import LOSSES, Patience, Pool, draining_nodes, our_errors
+from tileseg.pool import (
+    LOSSES,
+    Patience,
+    Pool,
+    draining_nodes,
+    our_errors,
+    why_lost,
+)
 from tileseg.task import versions
 from tileseg.watch import Watch
 from tileseg.worker import Recipe
@@ -209,7 +216,7 @@ class Shift:
             error: why.
             is_dead: whether it takes a new actor, not only Ray's new process.
         """
-        logger.warning("%s: lost: %s", name, str(error).splitlines()[0])
+        logger.warning("%s: lost: %s", name, why_lost(error))
         seat = self._seats[name]
         is_device = isinstance(error, DeviceFaultError)
         is_shards_doing = self._leases.is_on_trial(name) and not is_device
