@@ -1,112 +1,306 @@
-"""How right a mask is at places where the truth is known."""
+"""How right a mask is where the truth is known, and how large its classes then are.
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
+Streamed: memory does not grow with the mask.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.errors import CRSError
-from rasterio.warp import transform
 
-from tileseg.card import NODATA
+from tileseg.area import row_hectares
+from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.errors import InputError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.geobox import GeoBox
+from tileseg.reference import Points, class_names, open_reference
+from tileseg.scores import Areas, Boundary, Calibration, Confusion, estimate_areas
+from tileseg.window import Window
 
-__all__ = ["Confusion", "check_points"]
+__all__ = ["Evaluation", "Question", "evaluate"]
 
-_WGS84 = "EPSG:4326"  # of GeoJSON, RFC 7946
+_SIDE = 1024  # pixels of a window
+
+Labels = NDArray[np.uint8]
+"""Classes; 255 for none."""
+Places = NDArray[np.int64]
+"""Rows, or columns."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is compared with what."""
+
+    mask: str
+    """A GeoTIFF of uint8 classes with CLASS_<value> tags, as tileseg makes it."""
+    reference: str
+    """Raster, polygons or points: see `open_reference`."""
+    confidence: str | None = None
+    """A confidence raster of the mask's grid."""
+    column: str = "class"
+    """Of polygons or points: which one says the class."""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    """Values or names of the reference -> of the mask."""
+    is_sample: bool | None = None
+    """Whether the known places were drawn at random, so that areas can be estimated
+    from them; None: points were, and nothing else."""
+    tolerance: int = 2
+    """Pixels that a border may be off."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Confusion:
-    """Counts of (true class, class in the mask)."""
+class Evaluation:
+    """The answer."""
 
-    names: tuple[str, ...]
-    """Classes, in the order of their mask values."""
-    counts: NDArray[np.int64]
-    """(classes, classes + 1): true by mapped; the last column is nodata."""
+    question: Question
+    """What was compared."""
+    confusion: Confusion
+    """True by mapped."""
+    mapped: NDArray[np.float64]
+    """(K,), what is mapped as each class, in `unit`."""
+    unit: str
+    """`ha`, or `px` where the mask does not say how large a pixel is."""
+    areas: Areas | None
+    """Estimates of the same, in `unit`; None where the places are no sample."""
+    calibration: Calibration | None
+    """None without a confidence raster."""
+    boundary: Boundary | None
+    """None of points, which have no borders."""
 
-    @property
-    def accuracy(self) -> float:
-        """Share of points that the mask gets right; nodata is wrong."""
-        return float(np.trace(self.counts) / self.counts.sum())
+    def as_dict(self) -> dict[str, Any]:
+        """Return all as plain values; null for what is NaN or was not asked."""
+        found = self.confusion
+        values: dict[str, Any] = {
+            "mask": self.question.mask,
+            "reference": self.question.reference,
+            "places": found.total,
+            "accuracy": found.accuracy,
+            "macro_f1": found.macro_f1,
+            "weighted_f1": found.weighted_f1,
+            "macro_iou": found.macro_iou,
+            "boundary_macro_f1": self.boundary and self.boundary.macro_f1,
+            "calibration_error": self.calibration and self.calibration.error,
+            "overall": self.areas and self.areas.overall,
+            "overall_error": self.areas and self.areas.overall_error,
+            "unit": self.unit,
+            "classes": list(self._classes()),
+            "confusion": found.counts.tolist(),
+        }
+        return {key: _plain(value) for key, value in values.items()}
 
-    @property
-    def points(self) -> int:
-        """How many places were looked at."""
-        return int(self.counts.sum())
-
-    @property
-    def macro_f1(self) -> float:
-        """Mean of the classes' F1."""
-        return float(self.f1.mean())
-
-    @property
-    def f1(self) -> NDArray[np.float64]:
-        """F1 per class, (classes,), 0 to 1."""
-        right = np.diag(self.counts)
-        mapped = self.counts[:, :-1].sum(axis=0)
-        known = self.counts.sum(axis=1)
-        return np.asarray(2 * right / np.maximum(mapped + known, 1))
-
-    def __str__(self) -> str:
-        """Return a table for a terminal."""
-        wide = max(map(len, self.names)) + 2
-        heads = [name[:9] for name in (*self.names, "nodata")]
-        lines = [" " * wide + "".join(f"{head:>10}" for head in heads) + "        F1"]
-        for name, row, f1 in zip(self.names, self.counts, self.f1, strict=True):
-            cells = "".join(f"{int(count):>10}" for count in row)
-            lines.append(f"{name:<{wide}}{cells}{f1:>10.3f}")
-        lines.append(
-            f"accuracy {self.accuracy:.3f} at {self.points} points, "
-            f"macro-F1 {self.macro_f1:.3f}; rows are true, columns mapped"
-        )
-        return "\n".join(lines)
+    def _classes(self) -> Iterator[dict[str, Any]]:
+        found, areas = self.confusion, self.areas
+        for at, name in enumerate(found.names):
+            yield {
+                "name": name,
+                "known": found.known[at],
+                "precision": found.precision[at],
+                "recall": found.recall[at],
+                "f1": found.f1[at],
+                "iou": found.iou[at],
+                "boundary_f1": self.boundary and self.boundary.f1[at],
+                "mapped": self.mapped[at],
+                "estimated": areas and areas.area[at],
+                "estimated_error": areas and areas.area_error[at],
+                "users": areas and areas.users[at],
+                "users_error": areas and areas.users_error[at],
+                "producers": areas and areas.producers[at],
+                "producers_error": areas and areas.producers_error[at],
+            }
 
 
-def check_points(mask: Path, points: Path) -> Confusion:
-    """Compare a mask with GeoJSON points that have a `class` property.
+def _plain(value: Any) -> Any:  # noqa: ANN401  (JSON)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def evaluate(question: Question) -> Evaluation:
+    """Compare a mask with what is known of the ground.
 
     Raises:
         InputError: a file cannot be read.
-        UsageError: a point lies outside the mask, or its class is not in it.
+        UsageError: a class is not in the mask, a point lies outside it, or the two have
+            no pixel in common.
     """
     try:
-        features = json.loads(points.read_text(encoding="utf-8"))["features"]
-        places = [item["geometry"]["coordinates"] for item in features]
-        truth = [str(item["properties"]["class"]) for item in features]
-        longitudes, latitudes = zip(*places, strict=True)
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        msg = f"{points}: cannot be read as GeoJSON points with a `class`: {err!r}"
-        raise InputError(msg) from err
-    try:
-        with gdal_env(), open_dataset(mask) as dataset:
-            names = _names(dataset.tags())
-            xs, ys = transform(_WGS84, dataset.crs, longitudes, latitudes)
-            at = [dataset.index(x, y) for x, y in zip(xs, ys, strict=True)]
-            values = [int(v) for (v,) in dataset.sample(zip(xs, ys, strict=True))]
-            height, width = dataset.shape
+        with gdal_env(), open_dataset(question.mask) as mask:
+            return _compare(question, mask)
     except (*GDAL_ERRORS, CRSError) as err:
-        msg = f"{mask}: cannot be read as a mask with a CRS: {err}"
+        msg = f"{question.mask}: cannot be read as a mask: {err}"
         raise InputError(msg) from err
-    counts = np.zeros((len(names), len(names) + 1), np.int64)
-    for (row, column), value, name in zip(at, values, truth, strict=True):
-        if name not in names:
-            msg = f"{points}: class {name!r} is not in {mask}: {', '.join(names)}"
-            raise UsageError(msg)
-        if not (0 <= row < height and 0 <= column < width):
-            msg = f"{points}: a point of {name!r} lies outside {mask}"
-            raise UsageError(msg)
-        counts[names.index(name), len(names) if value == NODATA else value] += 1
-    return Confusion(names, counts)
 
 
-def _names(tags: dict[str, str]) -> tuple[str, ...]:
-    """Return the class names of a mask of ours, in the order of their values."""
-    found = {
-        int(key.removeprefix("CLASS_")): name
-        for key, name in tags.items()
-        if key.startswith("CLASS_")
-    }
-    return tuple(found[value] for value in sorted(found))
+def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (rasterio is untyped)
+    names = class_names(mask.tags())
+    if not names or mask.dtypes[0] != "uint8":
+        msg = f"{question.mask}: has no CLASS_<value> tags; wanted a mask of tileseg"
+        raise UsageError(msg)
+    crs = mask.crs.to_wkt() if mask.crs else None
+    box = GeoBox(mask.height, mask.width, mask.transform, crs)
+    with (
+        _confidence(question, box) as confidence,
+        open_reference(
+            question.reference, box, names, question.renamed, question.column
+        ) as reference,
+    ):
+        tally = _Tally(len(names), question.tolerance)
+        for window in _windows(box):
+            seen = window.pad(question.tolerance + 1).intersect(box.window)
+            labels, own = mask.read(1, window=seen.slices), window.relative_to(seen)
+            tally.measure(labels[own.slices], box.crop(window))
+            sure = confidence and confidence.read(1, window=window.slices)
+            if isinstance(reference, Points):
+                tally.look(*reference.within(window), labels[own.slices], sure)
+            else:
+                _look_around(tally, reference.labels(seen), labels, own, sure)
+    if not tally.counts.any():
+        msg = f"{question.reference}: says nothing of any pixel of {question.mask}"
+        raise UsageError(msg)
+    return tally.answer(question, names, is_sample=isinstance(reference, Points))
+
+
+def _windows(box: GeoBox) -> Iterator[Window]:
+    for cell in box.window.coarsen(_SIDE).cells():
+        yield cell.scale(_SIDE).intersect(box.window)
+
+
+@contextmanager
+def _confidence(question: Question, box: GeoBox) -> Iterator[Any]:
+    """Yield the confidence raster; None where there is none."""
+    if question.confidence is None:
+        yield None
+        return
+    try:
+        with open_dataset(question.confidence) as dataset:
+            grid = dataset.transform, dataset.shape, dataset.dtypes[0]
+            if grid != (box.transform, (box.height, box.width), "uint8"):
+                msg = f"{question.confidence}: is not a confidence raster of the mask"
+                raise UsageError(msg)
+            yield dataset
+    except (*GDAL_ERRORS, CRSError) as err:
+        msg = f"{question.confidence}: cannot be read: {err}"
+        raise InputError(msg) from err
+
+
+def _look_around(
+    tally: "_Tally",
+    truth: Labels,
+    labels: Labels,
+    own: Window,
+    sure: Labels | None,
+) -> None:
+    """Count a window, of which more is seen than is counted."""
+    is_known = truth != NODATA
+    tally.border(truth, np.where(is_known, labels, NODATA), own)
+    inside = is_known[own.slices]
+    rows, cols = inside.nonzero()
+    tally.look(rows, cols, truth[own.slices][inside], labels[own.slices], sure)
+
+
+class _Tally:
+    """What was counted so far."""
+
+    def __init__(self, classes: int, tolerance: int) -> None:
+        self._classes, self._tolerance = classes, tolerance
+        self.counts = np.zeros((classes, classes + 1), np.int64)
+        self._pixels = np.zeros(classes)
+        self._hectares: NDArray[np.float64] | None = np.zeros(classes)
+        self._sure = np.zeros((2, CONFIDENCE_STEPS + 1), np.int64)
+        self._borders = np.zeros((4, classes), np.int64)
+
+    def measure(self, labels: Labels, box: GeoBox) -> None:
+        """Add to what is mapped as each class."""
+        rows = np.stack([np.bincount(row, minlength=NODATA + 1) for row in labels])
+        mapped = rows[:, : self._classes]
+        self._pixels += mapped.sum(axis=0)
+        area = row_hectares(box)
+        if self._hectares is None or area is None:
+            self._hectares = None
+        else:
+            self._hectares += area @ mapped
+
+    def look(
+        self,
+        rows: Places,
+        cols: Places,
+        truth: Labels,
+        labels: Labels,
+        sure: Labels | None,
+    ) -> None:
+        """Compare labels with the true classes at some places."""
+        mapped = labels[rows, cols].astype(np.int64)
+        column = np.where(mapped == NODATA, self._classes, mapped)
+        np.add.at(self.counts, (truth.astype(np.int64), column), 1)
+        if sure is not None:
+            said = sure[rows, cols]
+            has_answer = said <= CONFIDENCE_STEPS
+            is_right = (mapped == truth)[has_answer]
+            for row, some in enumerate((said[has_answer][is_right], said[has_answer])):
+                self._sure[row] += np.bincount(some, minlength=CONFIDENCE_STEPS + 1)
+
+    def border(self, truth: Labels, labels: Labels, own: Window) -> None:
+        """Compare where classes meet, in a window of what is seen."""
+        lines = _borders(labels), _borders(truth)
+        for value in range(self._classes):
+            mapped, known = (
+                line & (what == value)
+                for line, what in zip(lines, (labels, truth), strict=True)
+            )
+            if not (mapped.any() or known.any()):
+                continue
+            near = _near(mapped, self._tolerance), _near(known, self._tolerance)
+            found = mapped, mapped & near[1], known, known & near[0]
+            self._borders[:, value] += [int(some[own.slices].sum()) for some in found]
+
+    def answer(
+        self, question: Question, names: tuple[str, ...], *, is_sample: bool
+    ) -> Evaluation:
+        """Return what all that says."""
+        areas = None
+        unit, mapped = (
+            ("px", self._pixels) if self._hectares is None else ("ha", self._hectares)
+        )
+        if is_sample if question.is_sample is None else question.is_sample:
+            areas = estimate_areas(self.counts[:, :-1].T, mapped)
+        has_borders = self._borders.any()
+        return Evaluation(
+            question=question,
+            confusion=Confusion(names, self.counts),
+            mapped=mapped,
+            unit=unit,
+            areas=areas,
+            calibration=Calibration(*self._sure) if self._sure.any() else None,
+            boundary=Boundary(*self._borders) if has_borders else None,
+        )
+
+
+def _borders(labels: Labels) -> NDArray[np.bool_]:
+    """Return where a pixel has a neighbour (of four) of another class, nodata apart."""
+    found = np.zeros(labels.shape, np.bool_)
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        one, other = labels[here], labels[there]
+        differ = (one != other) & (one != NODATA) & (other != NODATA)
+        found[here] |= differ
+        found[there] |= differ
+    return found
+
+
+def _near(places: NDArray[np.bool_], reach: int) -> NDArray[np.bool_]:
+    """Return where a place is at most `reach` rows and columns away."""
+    for _ in ("rows", "columns"):
+        grown = places.copy()
+        for step in range(1, reach + 1):
+            grown[step:] |= places[:-step]
+            grown[:-step] |= places[step:]
+        places = grown.T
+    return places

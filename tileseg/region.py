@@ -5,13 +5,10 @@ them, and of polygons the outline within it.
 """
 
 import hashlib
-import json
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil, floor, tau
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,25 +18,18 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from rasterio.features import rasterize
-from shapely.errors import ShapelyError
 
-from tileseg.errors import InputError, RefusedError, UsageError
+from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
+from tileseg.vectors import LONLAT, read_features
 from tileseg.window import Window
 
 __all__ = ["Region", "Stencil", "region_of_bbox", "region_of_file"]
 
-_LONLAT = "OGC:CRS84"
 _GRAIN = 256  # parts of a pixel that vertices lie on: finer is the projections' noise
 _PIECES = 1024  # of a line across the scene: straight on one map, not on another
 _NEARLY_ROUND = 340  # degrees
 _LATTICE = 33  # places per side that say which longitudes and latitudes a scene has
-_SIGNS = {
-    b"SQLite format 3\0": "GeoPackage",
-    b"fgb\x03": "FlatGeobuf",
-    b"PAR1": "GeoParquet",
-    b"{": "GeoJSON",
-}
 _MOST_VERTICES = 5_000_000
 
 
@@ -105,7 +95,7 @@ def region_of_bbox(bbox: Sequence[float], geobox: GeoBox, name: str) -> Region:
     west, south, east, north = bbox
     box = shapely.box(west, south, east + 360 * (west > east), north)
     what = f"bbox {','.join(f'{number:g}' for number in bbox)}"
-    return Region(_window(_placed(box, _LONLAT, geobox, name), geobox, what, name))
+    return Region(_window(_placed(box, LONLAT, geobox, name), geobox, what, name))
 
 
 def region_of_file(path: str, geobox: GeoBox, name: str) -> Region:
@@ -145,8 +135,8 @@ def _placed(polygons: Any, crs: str, geobox: GeoBox, name: str) -> Any:  # noqa:
     try:
         here, there = CRS.from_wkt(geobox.crs), CRS.from_user_input(crs)
         if there != here:
-            if there != CRS(_LONLAT):
-                polygons = _projected(polygons, there, CRS(_LONLAT))
+            if there != CRS(LONLAT):
+                polygons = _projected(polygons, there, CRS(LONLAT))
             polygons = _from_lonlat(polygons, here, geobox)
     except ProjError as err:
         msg = f"{name}: its CRS does not lead to longitude and latitude, or the area's"
@@ -200,7 +190,7 @@ def _from_lonlat(polygons: Any, crs: CRS, geobox: GeoBox) -> Any:  # noqa: ANN40
     west, south, east, north = near.bounds
     longest = max(east - west, north - south) / _PIECES
     pieces = shapely.segmentize(close, longest)
-    move = Transformer.from_crs(_LONLAT, crs, always_xy=True).transform
+    move = Transformer.from_crs(LONLAT, crs, always_xy=True).transform
 
     def place(lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
         x, y = move(*lonlat.T)
@@ -220,7 +210,7 @@ def _surroundings(crs: CRS, geobox: GeoBox, turn: float | None) -> tuple[float, 
     steps = np.linspace(0, 1, _LATTICE)
     lattice = np.stack(np.meshgrid(steps * geobox.width, steps * geobox.height))
     x, y = _affine(lattice.reshape(2, -1).T, geobox.transform).T
-    back = Transformer.from_crs(crs, _LONLAT, always_xy=True)
+    back = Transformer.from_crs(crs, LONLAT, always_xy=True)
     longitude, latitude = map(np.asarray, back.transform(x, y))
     is_there = np.isfinite(longitude) & np.isfinite(latitude)
     if not is_there.any():
@@ -269,69 +259,10 @@ def _surfaces(geometry: Any) -> Any:  # noqa: ANN401  (shapely is untyped)
 
 def _read(path: str) -> tuple[Any, str]:
     """Return the polygons of a vector file as one geometry, and their CRS."""
-    try:
-        with Path(path).open("rb") as file:
-            head = file.read(16)
-    except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or err
-        msg = f"--aoi {path}: cannot be read: {reason}"
-        raise InputError(msg) from err
-    head = head.removeprefix(b"\xef\xbb\xbf").lstrip() or head
-    kind = next((kind for sign, kind in _SIGNS.items() if head.startswith(sign)), None)
-    if kind is None:
-        known = ", ".join(sorted(_SIGNS.values()))
-        msg = f"--aoi {path}: wanted one of {known}, it begins with {head!r}"
-        raise RefusedError(msg)
-    read: Callable[[str], tuple[Any, str | None]] = (
-        _read_parquet if kind == "GeoParquet" else _read_ogr
-    )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters is said as an error
-            wkb, crs = read(path)
-        polygons = _surfaces(shapely.from_wkb(wkb))
-    except UsageError:
-        raise
-    except _read_errors() as err:
-        msg = f"--aoi {path}: cannot be read as {kind}: {err}"
-        raise InputError(msg) from err
-    if crs is None:
-        msg = f"--aoi {path}: says not which CRS its coordinates are in"
-        raise UsageError(msg)
+    found = read_features(path, f"--aoi {path}")
+    polygons = _surfaces(found.geometries)
     vertices = shapely.get_num_coordinates(polygons)
     if not 0 < vertices <= _MOST_VERTICES:
         msg = f"--aoi {path}: wanted polygons of 1 to {_MOST_VERTICES} vertices"
         raise UsageError(f"{msg}, got {vertices}")
-    return polygons, crs
-
-
-def _read_errors() -> tuple[type[Exception], ...]:
-    """Return what reading a damaged file raises."""
-    import pyarrow as pa
-    from pyogrio import errors
-
-    ours = OSError, ValueError, LookupError, TypeError, AttributeError
-    ogr = errors.DataSourceError, errors.DataLayerError, errors.FeatureError
-    return (*ours, *ogr, errors.GeometryError, pa.ArrowException, ShapelyError)
-
-
-def _read_ogr(path: str) -> tuple[Any, str | None]:
-    from pyogrio.raw import read
-
-    meta, _, wkb, _ = read(path, columns=[])
-    return wkb, meta["crs"]
-
-
-def _read_parquet(path: str) -> tuple[Any, str | None]:
-    """Return the primary geometries of a GeoParquet file; its CRS may be left out."""
-    import pyarrow.parquet as pq
-
-    facts = json.loads((pq.read_schema(path).metadata or {})[b"geo"])
-    name = facts["primary_column"]
-    column = facts["columns"][name]
-    if column["encoding"] != "WKB":
-        msg = f"--aoi {path}: wanted geometries in WKB, got {column['encoding']}"
-        raise UsageError(msg)
-    wkb = pq.read_table(path, columns=[name])[name].to_numpy(zero_copy_only=False)
-    crs = column.get("crs", _LONLAT)
-    return wkb, crs if isinstance(crs, str | None) else json.dumps(crs)
+    return polygons, found.crs

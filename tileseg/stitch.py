@@ -134,7 +134,7 @@ class _Level:
             self._put(window, made.result().blocks[number])
 
     def _put(self, window: Window, blocks: Iterable[bytes]) -> None:
-        for cell, block in zip(_cells(window.coarsen(self.block)), blocks, strict=True):
+        for cell, block in zip(window.coarsen(self.block).cells(), blocks, strict=True):
             number = cell.row * self._grid.width + cell.col
             self._starts[number], self._counts[number] = self._end, len(block)
             self._file.write(block)
@@ -177,7 +177,7 @@ class _Quadtree:
 
     def _roots(self) -> Iterator[Window]:
         """Yield the nodes that have none above them, each as one cell."""
-        return _cells(self._levels[0].window.coarsen(self._side << self._depth))
+        return self._levels[0].window.coarsen(self._side << self._depth).cells()
 
     def _squares(self, depth: int, node: Window) -> Iterator[Window]:
         """Yield the pixels of every square below a node, as `_node` gets there."""
@@ -286,7 +286,7 @@ def _read(image: Image, data: bytes, window: Window) -> Pixels:
     """Return the pixels of a window of an image; only its blocks are decoded."""
     pixels = np.empty((window.height, window.width), np.uint8)
     blocks, across = list(image.blocks(data)), -(-image.width // image.block)
-    for cell in _cells(window.coarsen(image.block)):
+    for cell in window.coarsen(image.block).cells():
         whole = cell.scale(image.block)
         part = whole.intersect(window)
         block = inflate(blocks[cell.row * across + cell.col], image.block)
@@ -297,14 +297,7 @@ def _read(image: Image, data: bytes, window: Window) -> Pixels:
 
 def _children(node: Window) -> Iterator[Window]:
     """Yield the four nodes below one."""
-    return _cells(node.scale(2))
-
-
-def _cells(box: Window) -> Iterator[Window]:
-    """Yield the cells of a rectangle, row-major."""
-    for row in range(box.row, box.row_stop):
-        for col in range(box.col, box.col_stop):
-            yield Window(row, col, 1, 1)
+    return node.scale(2).cells()
 
 
 def _halved(window: Window) -> Window:

@@ -1,5 +1,6 @@
 """Integer rectangles on a grid of rows and columns. Knows nothing of what they hold."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 __all__ = ["Window"]
@@ -74,6 +75,12 @@ class Window:
             self.height * factor,
             self.width * factor,
         )
+
+    def cells(self) -> Iterator["Window"]:
+        """Yield the cells as windows of one each, row by row."""
+        for row in range(self.row, self.row_stop):
+            for col in range(self.col, self.col_stop):
+                yield Window(row, col, 1, 1)
 
     def coarsen(self, factor: int) -> "Window":
         """Return the cells `factor` times coarser that the rectangle meets."""
