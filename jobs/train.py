@@ -12,8 +12,9 @@ import click
 
 import tileseg
 from tileseg.area import pixel_metres
-from tileseg.evaluate import Confusion, check_points
+from tileseg.evaluate import Question, evaluate
 from tileseg.scene import open_scene
+from tileseg.scores import Confusion
 from tileseg.train import Training, burn_polygons, read_reflectance, train, write_card
 
 CLASSES = (
@@ -52,12 +53,12 @@ def main(folder: str, steps: int) -> None:
     labels = burn_polygons(POLYGONS, source, names)
     card = train(training, pixels, labels, Path(folder))
     score = measure(folder)
-    click.echo(score)
+    click.echo(f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}")
     gsd = pixel_metres(source.geobox)
     about = {
         **ABOUT,
         "score": f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f} at "
-        f"{score.points} check points on the same scene, in blocks of 128 x 128 "
+        f"{score.total} check points on the same scene, in blocks of 128 x 128 "
         "pixels that no training polygon touches (examples/README.md)",
     }
     write_card(Path(folder), replace(card, about=about, gsd=gsd))
@@ -68,7 +69,8 @@ def measure(folder: str) -> Confusion:
     with TemporaryDirectory() as place:
         output = Path(place) / "output"
         tileseg.segment(SCENE, model=folder, output=str(output))
-        return check_points(output / "mask.tif", POINTS)
+        question = Question(mask=str(output / "mask.tif"), reference=str(POINTS))
+        return evaluate(question).confusion
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from rasterio.warp import transform
 
 import tileseg
 from tileseg.card import read_card
-from tileseg.evaluate import check_points
+from tileseg.evaluate import Question, evaluate
 from tileseg.model import load_module
 from tileseg.scene import open_scene
 from tileseg.settings import default_model
@@ -72,7 +72,8 @@ def test_the_model_that_comes_with_tileseg_is_whole():
 def test_the_map_is_right_at_the_check_points(tmp_path):
     """Accuracy 0.85 or more, as the card says; nodata where the scene has none."""
     record = tileseg.segment(str(SCENE), output=str(tmp_path / "out"))
-    found = check_points(tmp_path / "out" / "mask.tif", POINTS)
+    mask = str(tmp_path / "out" / "mask.tif")
+    found = evaluate(Question(mask=mask, reference=str(POINTS))).confusion
 
     assert found.accuracy >= 0.85
     assert f"accuracy {found.accuracy:.2f}" in read_card(default_model()).about["score"]

@@ -107,7 +107,7 @@ def test_intervals_hold_what_they_promise():
     true = mapped @ confusion
     hits = []
     for _ in range(2000):
-        sample = np.stack([random.multinomial(80, row) for row in confusion])
+        sample = np.stack([random.multinomial(400, row) for row in confusion])
         found = estimate_areas(sample, mapped)
         hits.append(np.abs(found.area - true) <= found.area_error)
 

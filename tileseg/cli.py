@@ -147,17 +147,38 @@ def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
 @main.command()
 @click.argument("mask")
 @click.argument("reference")
-@click.option("--confidence", metavar="FILE",
-              help="The mask's confidence.  [default: confidence.tif beside it]")  # fmt: skip
-@click.option("--column", default="class", show_default=True,
-              help="Of polygons or points: the one with the class.")  # fmt: skip
-@click.option("--rename", "renamed", metavar="VALUE=CLASS", multiple=True,
-              help="A class of the reference as the mask has it; 255: none.")  # fmt: skip
-@click.option("--sample/--no-sample", "is_sample", default=None,
-              help="Whether the reference is a random sample, from which areas can be"
-              " estimated.  [default: points are]")  # fmt: skip
-@click.option("--tolerance", type=click.IntRange(0, 64), default=2, show_default=True,
-              help="Pixels that a border may be off.")  # fmt: skip
+@click.option(
+    "--confidence",
+    metavar="FILE",
+    help="The mask's confidence.  [default: confidence.tif beside it]",
+)
+@click.option(
+    "--column",
+    default="class",
+    show_default=True,
+    help="Of polygons or points: the one with the class.",
+)
+@click.option(
+    "--rename",
+    "renamed",
+    metavar="VALUE=CLASS",
+    multiple=True,
+    help="A class of the reference as the mask has it; 255: none.",
+)
+@click.option(
+    "--sample/--no-sample",
+    "is_sample",
+    default=None,
+    help="Whether the reference is a random sample, from which areas can be"
+    " estimated.  [default: points are]",
+)
+@click.option(
+    "--tolerance",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="Pixels that a border may be off.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, no tables.")
 @click.option("--picture", metavar="FILE", help="Draw it, as a PNG.")
 def evaluate(

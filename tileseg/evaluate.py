@@ -153,11 +153,11 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
             question.reference, box, names, question.renamed, question.column
         ) as reference,
     ):
-        tally = _Tally(len(names), question.tolerance)
+        tally = _Tally(box, len(names), question.tolerance)
         for window in _windows(box):
             seen = window.pad(question.tolerance + 1).intersect(box.window)
             labels, own = mask.read(1, window=seen.slices), window.relative_to(seen)
-            tally.measure(labels[own.slices], box.crop(window))
+            tally.measure(labels[own.slices], window)
             sure = confidence and confidence.read(1, window=window.slices)
             if isinstance(reference, Points):
                 tally.look(*reference.within(window), labels[own.slices], sure)
@@ -210,24 +210,18 @@ def _look_around(
 class _Tally:
     """What was counted so far."""
 
-    def __init__(self, classes: int, tolerance: int) -> None:
-        self._classes, self._tolerance = classes, tolerance
+    def __init__(self, box: GeoBox, classes: int, tolerance: int) -> None:
+        self._box, self._classes, self._tolerance = box, classes, tolerance
         self.counts = np.zeros((classes, classes + 1), np.int64)
-        self._pixels = np.zeros(classes)
-        self._hectares: NDArray[np.float64] | None = np.zeros(classes)
+        self._rows = np.zeros((box.height, classes), np.int64)
         self._sure = np.zeros((2, CONFIDENCE_STEPS + 1), np.int64)
         self._borders = np.zeros((4, classes), np.int64)
 
-    def measure(self, labels: Labels, box: GeoBox) -> None:
+    def measure(self, labels: Labels, at: Window) -> None:
         """Add to what is mapped as each class."""
-        rows = np.stack([np.bincount(row, minlength=NODATA + 1) for row in labels])
-        mapped = rows[:, : self._classes]
-        self._pixels += mapped.sum(axis=0)
-        area = row_hectares(box)
-        if self._hectares is None or area is None:
-            self._hectares = None
-        else:
-            self._hectares += area @ mapped
+        for row, line in enumerate(labels, start=at.row):
+            count = np.bincount(line, minlength=NODATA + 1)
+            self._rows[row] += count[: self._classes]
 
     def look(
         self,
@@ -266,10 +260,9 @@ class _Tally:
         self, question: Question, names: tuple[str, ...], *, is_sample: bool
     ) -> Evaluation:
         """Return what all that says."""
-        areas = None
-        unit, mapped = (
-            ("px", self._pixels) if self._hectares is None else ("ha", self._hectares)
-        )
+        areas, hectares = None, row_hectares(self._box)
+        unit = "px" if hectares is None else "ha"
+        mapped = self._rows.sum(axis=0) if hectares is None else hectares @ self._rows
         if is_sample if question.is_sample is None else question.is_sample:
             areas = estimate_areas(self.counts[:, :-1].T, mapped)
         has_borders = self._borders.any()

@@ -15,8 +15,11 @@ __all__ = ["as_picture", "as_text"]
 
 _NAME = 16  # letters of a class
 _BELOW: dict[str, Any] = {
-    "loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": 3, "fontsize": "small"
-}  # fmt: skip
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, -0.08),
+    "ncols": 3,
+    "fontsize": "small",
+}
 _COLUMNS = ("precision", "recall", "f1", "iou", "boundary_f1")
 
 
