@@ -9,6 +9,7 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 
+from tileseg.architecture import unet
 from tileseg.card import Card, LandClass
 from tileseg.errors import PreemptedError
 from tileseg.model import save
@@ -81,10 +82,11 @@ def make_card(*, outputs=3, bands=("blue", "green", "red"), **changes) -> Card:
             for value in range(count)
         ),
         "outputs": outputs,
-        "width": 4,
-        "depth": 2,
         "sha256": "0" * 64,
     }
+    if "architecture" not in changes:
+        shape = changes.pop("width", 4), changes.pop("depth", 2)
+        changes["architecture"] = unet(*shape)
     return Card(**{**facts, **changes})
 
 
@@ -93,7 +95,7 @@ def make_model(folder: Path, *, seed=0, module=None, **changes) -> Path:
     card = make_card(**changes)
     torch.manual_seed(seed)
     if module is None:
-        module = UNet(len(card.bands), card.outputs, width=card.width, depth=card.depth)
+        module = UNet(len(card.bands), card.outputs, **card.architecture.parameters)
         lively(module)
     data, sha256 = save(module)
     folder.mkdir(parents=True, exist_ok=True)

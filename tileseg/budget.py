@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from tileseg.address import is_address
@@ -16,9 +17,7 @@ __all__ = ["Budget", "budget_of"]
 _FP32_BYTES = 4
 _STRIPS = 4  # read, held, gathered, in the network
 _BATCHES = 2  # in the network side by side, or one there and one being gathered
-# At its top a U-Net holds the first stage's skip and, while its last stage works, that
-# one's input, its answer and what the convolution needs besides; below come less.
-_STAGES = 8  # times the first stage's channels
+_SPARE = 4 / 3  # times what a forward holds: an allocator keeps more
 _SUMS = 4  # times the logits of a row of tiles
 _PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _FIXED_BYTES = CACHE_BYTES + 200_000_000  # with what libraries and the picture take
@@ -67,7 +66,8 @@ def _work_bytes(task: Task, width: int, resolved: Mapping[str, Any]) -> int:
     card, tile = task.card, task.grid.tile
     item = _FP32_BYTES if resolved["precision"] == "fp32" else _FP32_BYTES // 2
     ends = (len(card.bands) + card.outputs) * (2 * _FP32_BYTES + item)
-    batch: int = resolved["batch_size"] * tile**2 * (_STAGES * card.width * item + ends)
+    held = ceil(_SPARE * card.architecture.floats) * item
+    batch: int = resolved["batch_size"] * tile**2 * (held + ends)
     # Of a row of tiles: while they are joined, labelled and made a probability of.
     sums = _SUMS * card.outputs * tile * width * _FP32_BYTES
     return _BATCHES * batch + sums

@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from tileseg.architecture import KINDS, PROGRAMS, Architecture, unet
 from tileseg.errors import ModelError, RefusedError
 from tileseg.grid import shard_size
 
@@ -27,7 +28,7 @@ _MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
 _CLASSES = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 _FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 _TWO = 2  # a class and its background
-_DEEPEST = 9  # poolings
+_ANSWERS = ("logits", "probabilities")
 _LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
@@ -75,12 +76,13 @@ class Card:
     """Values 0, 1, 2 ... in order; of a one-logit network background and the class."""
     outputs: int
     """Logits per pixel: one a class, or 1 for a class against background."""
-    width: int
-    """Channels of the U-Net's first stage."""
-    depth: int
-    """Poolings of the U-Net."""
+    architecture: Architecture
+    """What kind of network it is, and how it is built."""
     sha256: str
     """Of the weights file, 64 hexadecimal digits."""
+    answers: str = "logits"
+    """`logits`, or `probabilities` where the network itself ends in softmax or sigmoid.
+    """
     gsd: float | None = None
     """Side of a pixel it was trained on, in metres; None where it does not say."""
     weights: str = "weights.safetensors"
@@ -95,10 +97,12 @@ class Card:
 
     def _faults(self) -> list[str]:
         """Say what is wrong, each in words that go on after "it"."""
-        if not (self.width > 0 and 0 < self.depth <= _DEEPEST and self.tile > 0):
-            shape = f"width {self.width}, depth {self.depth}, tile {self.tile}"
-            return [f"has no U-Net of {shape}"]
-        values, step = [item.value for item in self.classes], 1 << self.depth
+        if wrong := self.architecture.faults():
+            return wrong
+        if self.tile <= 0:
+            return [f"needs a tile > 0, got {self.tile}"]
+        values = [item.value for item in self.classes]
+        step = self.architecture.multiple
         checks = {
             "names no bands": len(self.bands) > 0,
             f"needs one mean and one stddev for each of {len(self.bands)} bands": (
@@ -109,6 +113,9 @@ class Card:
             ),
             "has a stddev that is not > 0": all(std > 0 for std in self.std),
             f"has unknown unit {self.unit!r}": self.unit in ("reflectance", "dn"),
+            f"answers with {self.answers!r}, wanted one of {', '.join(_ANSWERS)}": (
+                self.answers in _ANSWERS
+            ),
             f"needs classes 0, 1, 2 ... (2 to 255 of them), got {values}": (
                 values == list(range(len(values))) and _TWO <= len(values) <= NODATA
             ),
@@ -148,6 +155,20 @@ class Card:
         """Side of a core in pixels."""
         return self.tile - 2 * self.halo
 
+    def check_trust(self, *, is_trusted: bool) -> None:
+        """Refuse a network that is a program of somebody else's, unless it is trusted.
+
+        Raises:
+            RefusedError: it is, and is not.
+        """
+        kind = self.architecture.kind
+        if kind in PROGRAMS and not is_trusted:
+            msg = (
+                f"{self.name}: is a program ({kind}), which can do anything that you "
+                "can; if you know who made it: --trust-model-code"
+            )
+            raise RefusedError(msg)
+
     def facts(self) -> dict[str, Any]:
         """Return what can change a pixel or a product, as plain values."""
         return {key: value for key, value in asdict(self).items() if key != "about"}
@@ -164,15 +185,15 @@ class Card:
                 "datetime": self.about.get("datetime", "1970-01-01T00:00:00Z"),
                 "version": self.version,
                 "mlm:name": self.name,
-                "mlm:architecture": "U-Net",
+                "mlm:architecture": self.architecture.name,
                 "mlm:tasks": ["semantic-segmentation"],
                 "mlm:framework": "pytorch",
-                "mlm:hyperparameters": {"width": self.width, "depth": self.depth},
+                "mlm:hyperparameters": dict(self.architecture.parameters),
                 "mlm:input": [self._input()],
                 "mlm:output": [self._output()],
                 "tileseg:unit": self.unit,
                 "tileseg:halo": self.halo,
-                **({} if self.gsd is None else {"tileseg:gsd": self.gsd}),
+                **self._more(),
                 "tileseg:about": dict(self.about),
             },
             "links": [],
@@ -186,6 +207,20 @@ class Card:
                 }
             },
         }
+
+    def _more(self) -> dict[str, Any]:
+        """Return what most cards have no need to say."""
+        more: dict[str, Any] = {}
+        if self.gsd is not None:
+            more["tileseg:gsd"] = self.gsd
+        if self.answers != "logits":
+            more["tileseg:answers"] = self.answers
+        own = self.architecture
+        if own.kind != "unet":
+            more["tileseg:network"] = {
+                "kind": own.kind, "multiple": own.multiple, "floats": own.floats
+            }  # fmt: skip
+        return more
 
     def _input(self) -> dict[str, Any]:
         return {
@@ -280,10 +315,12 @@ def _from_stac(item: dict[str, Any]) -> Card:
     properties = item["properties"]
     (inputs,), (outputs,) = properties["mlm:input"], properties["mlm:output"]
     asset = item["assets"]["weights"]
-    if not re.fullmatch(r"[\w.-]+\.safetensors", str(asset["href"])):
+    architecture = _architecture(properties)
+    ending = KINDS.get(architecture.kind, ".safetensors")
+    if not re.fullmatch(r"[\w.-]+" + re.escape(ending), str(asset["href"])):
         msg = (
-            f"weights {str(asset['href'])[:100]!r}: only *.safetensors beside the card "
-            "are loaded; other files can run code"
+            f"weights {str(asset['href'])[:100]!r}: only *{ending} beside the card are "
+            f"loaded for a network of kind {architecture.kind}; others can run code"
         )
         raise RefusedError(msg)
     classes = tuple(
@@ -309,10 +346,24 @@ def _from_stac(item: dict[str, Any]) -> Card:
         halo=int(properties["tileseg:halo"]),
         classes=classes,
         outputs=int(outputs["result"]["shape"][1]),
-        width=int(properties["mlm:hyperparameters"]["width"]),
-        depth=int(properties["mlm:hyperparameters"]["depth"]),
+        architecture=architecture,
+        answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
         gsd=None if (gsd := properties.get("tileseg:gsd")) is None else float(gsd),
         weights=str(asset["href"]),
         about=dict(properties.get("tileseg:about", {})),
+    )
+
+
+def _architecture(properties: dict[str, Any]) -> Architecture:
+    parameters = properties["mlm:hyperparameters"]
+    says = properties.get("tileseg:network")
+    if says is None:
+        return unet(int(parameters["width"]), int(parameters["depth"]))
+    return Architecture(
+        kind=str(says["kind"]),
+        name=str(properties["mlm:architecture"]),
+        parameters=dict(parameters),
+        multiple=int(says["multiple"]),
+        floats=int(says["floats"]),
     )

@@ -241,7 +241,8 @@ def info(folder: str) -> None:
 
 @model.command()
 @click.argument("folder", metavar="[MODEL]", default="")
-def trace(folder: str) -> None:
+@click.option("--trust-model-code", "is_trusted", is_flag=True, help="Run a program.")
+def trace(folder: str, *, is_trusted: bool) -> None:
     """Print the shape after every stage for one tile.
 
     MODEL is a model folder, or `unet` for the classic network with random weights.
@@ -252,14 +253,17 @@ def trace(folder: str) -> None:
     from tileseg.unet import UNet
     from tileseg.unet import trace as trace_network
 
+    network: Any
     with one_line_errors():
         if folder == "unet":
-            network, tile = UNet(), 128
+            network, bands, tile = UNet(), 3, 128
         else:
             path = Path(folder) if folder else default_model()
             card = read_card(path)
-            network, tile = load_module(path, card), card.tile
-    for line in trace_network(network, tile):
+            card.check_trust(is_trusted=is_trusted)
+            network = load_module(path, card)
+            bands, tile = len(card.bands), card.tile
+    for line in trace_network(network, bands, tile):
         click.echo(line)
 
 

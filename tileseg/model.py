@@ -14,6 +14,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from tileseg import variants
+from tileseg.architecture import PROGRAMS
 from tileseg.card import Card, own_file
 from tileseg.errors import (
     DeviceFaultError,
@@ -21,6 +22,7 @@ from tileseg.errors import (
     ModelError,
     UsageError,
 )
+from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp
 from tileseg.unet import UNet
 
 __all__ = [
@@ -155,11 +157,9 @@ def default_batch(device: Device, card: Card) -> int:
 def tile_bytes(card: Card, device: Device) -> int:
     """Return what one more tile in a batch takes of a device's memory, at most.
 
-    At its top a U-Net holds the first stage's skip and, while the last stage works,
-    its input and its answer: 5 times the first stage's channels; from below come the
-    deeper skips, less than one. The tiles themselves and their logits are in fp32 too.
+    The tiles themselves and their logits are in fp32 too.
     """
-    width = 6 * card.width * device.dtype.itemsize
+    width = card.architecture.floats * device.dtype.itemsize
     ends = (len(card.bands) + card.outputs) * (2 * _FP32_BYTES + device.dtype.itemsize)
     return card.tile**2 * (width + ends)
 
@@ -191,7 +191,15 @@ class Network:
     def __call__(self, tiles_NBTT: Tensor) -> Tensor:
         """Return fp32 logits, (N, outputs, tile, tile), of scaled tiles."""
         tiles = tiles_NBTT.to(self.device.dtype, memory_format=torch.channels_last)
-        return self._forward(tiles).float()
+        answers = self._forward(tiles).float()
+        return answers if self.card.answers == "logits" else _logits(answers)
+
+
+def _logits(chances: Tensor) -> Tensor:
+    """Return logits whose softmax, or sigmoid of one, are these probabilities."""
+    if chances.shape[1] == 1:
+        return torch.logit(chances, eps=torch.finfo(torch.float32).eps)
+    return chances.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def _forward(module: torch.nn.Module, card: Card, device: Device) -> variants.Forward:
@@ -249,7 +257,9 @@ def choose(
         return wanted
     if isinstance(module, UNet):
         fast = replace(device, network="fused")
-    elif variants.is_worth_compiling(module, todo, len(card.bands), card.tile):
+    elif card.architecture.kind == "smp" and variants.is_worth_compiling(
+        module, todo, len(card.bands), card.tile
+    ):
         fast = replace(device, network="compiled")
     else:
         return plain
@@ -274,11 +284,15 @@ def settle(
         return choose(card, load_module(folder, card), device, asked=asked, todo=todo)
 
 
-def load_module(folder: Path, card: Card) -> UNet:
-    """Load a model folder's U-Net, in fp32 on the CPU.
+def load_module(folder: Path, card: Card) -> torch.nn.Module:
+    """Load a model folder's network, in fp32 on the CPU.
+
+    A program (TorchScript, torch.export) runs while it is loaded: whoever calls this
+    has been told that it is trusted.
 
     Raises:
-        ModelError: the weights are missing, not those the card names, or do not fit.
+        ModelError: the weights are missing, not those the card names, or do not fit; or
+            a library that the network needs is not installed.
         RefusedError: they lie elsewhere.
     """
     path = own_file(folder, card.weights)
@@ -291,25 +305,37 @@ def load_module(folder: Path, card: Card) -> UNet:
     if digest != card.sha256:
         msg = f"{path}: wrong weights: sha256 is {digest}, the card says {card.sha256}"
         raise ModelError(msg)
-    try:
-        with torch.device("meta"):  # no memory: it is as large as the card claims
-            module = UNet(
-                len(card.bands), card.outputs, width=card.width, depth=card.depth
-            )
-    except (RuntimeError, MemoryError) as err:
-        msg = f"{folder}: cannot build a U-Net of width {card.width}: {err}"
-        raise ModelError(msg) from err
+    kind = card.architecture.kind
+    if kind == "onnx":
+        return OnnxNetwork(data, card.architecture.parameters)
+    if kind in PROGRAMS:
+        return CodeNetwork(data, card.architecture)
+    module = build_smp(card.architecture) if kind == "smp" else _unet(folder, card)
     try:
         weights = {
             key: value.to(torch.float32, copy=True)
+            if value.is_floating_point()
+            else value
             for key, value in load_safetensors(data).items()
         }
         module.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError, ValueError, LookupError) as err:
         reason = str(err).splitlines()[-1].strip()[:300]
-        msg = f"{path}: weights do not fit the card's U-Net: {reason}"
+        what = card.architecture.name
+        msg = f"{path}: weights do not fit the card's {what}: {reason}"
         raise ModelError(msg) from err
     return module
+
+
+def _unet(folder: Path, card: Card) -> UNet:
+    """Return our own U-Net without memory: it is as large as the card claims."""
+    parameters = card.architecture.parameters
+    try:
+        with torch.device("meta"):
+            return UNet(len(card.bands), card.outputs, **parameters)
+    except (RuntimeError, MemoryError) as err:
+        msg = f"{folder}: cannot build a U-Net of {dict(parameters)}: {err}"
+        raise ModelError(msg) from err
 
 
 def load(folder: Path, card: Card, device: Device) -> Network:

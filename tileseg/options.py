@@ -35,6 +35,12 @@ _OPTIONS = (
         help="Model folder.  [default: the land-cover model that comes with tileseg]",
     ),
     click.option(
+        "--trust-model-code",
+        is_flag=True,
+        default=None,
+        help="Run a model that is a program: TorchScript or torch.export.",
+    ),
+    click.option(
         "--output",
         metavar="DIR|URL",
         help="Where the results go, s3://bucket/prefix too; of several inputs, a"

@@ -4,9 +4,10 @@ import logging
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from tileseg.errors import DeviceMemoryError
+from tileseg.errors import DeviceMemoryError, UsageError
 from tileseg.ledger import Plan, find_plan
 from tileseg.objects import open_storage
+from tileseg.settings import Job
 from tileseg.task import Task
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def resolve(task: Task, engine: "Engine") -> Plan:
     """
     from tileseg.model import default_batch, load_module
 
-    job = task.job
+    job = _in_numbers(task)
     load_module(job.model_path, task.card)  # a broken model is no plan
     device = engine.resolve(job)
     machine = {"device": device.name, "hardware": device.hardware}
@@ -42,6 +43,24 @@ def resolve(task: Task, engine: "Engine") -> Plan:
         "batch_size": job.batch_size or default_batch(device, task.card),
     }
     return Plan(task.request, resolved, check, job.destination)
+
+
+def _in_numbers(task: Task) -> Job:
+    """Return the job in fp32, if its network knows nothing else.
+
+    Raises:
+        UsageError: it is asked for in others.
+    """
+    job, architecture = task.job, task.card.architecture
+    if not architecture.is_fp32_only:
+        return job
+    if job.precision not in ("auto", "fp32"):
+        msg = (
+            f"--precision {job.precision}: {task.card.name} is an archive of kind "
+            f"{architecture.kind}, which computes as it was saved; leave it out"
+        )
+        raise UsageError(msg)
+    return replace(job, precision="fp32")
 
 
 def device_of(plan: Plan) -> "Device":

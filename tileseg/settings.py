@@ -111,6 +111,8 @@ class Job:
     """Scenes of more are refused: a few bytes can claim any number."""
     trusted: bool = False
     """The input is ours: need not be looked at first by a process that may die."""
+    trust_model_code: bool = False
+    """Run a model that is a program (TorchScript, torch.export), whatever it does."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 

@@ -212,6 +212,7 @@ def meet(job: Job) -> tuple[Card, Scene]:
     _refuse_nesting(job)
     allow(job.hosts)
     card = read_card(job.model_path)
+    card.check_trust(is_trusted=job.trust_model_code)
     wish = _wish(job, card)
     paths = locate(mosaic_of(job, wish.bands), wish)
     _refuse_telling(job, paths)

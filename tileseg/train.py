@@ -18,6 +18,7 @@ from rasterio.features import rasterize
 from rasterio.warp import transform_geom
 from torch import Tensor, nn
 
+from tileseg.architecture import unet
 from tileseg.card import NODATA, Card, LandClass
 from tileseg.errors import InputError, UsageError
 from tileseg.grid import Grid, Run
@@ -175,8 +176,7 @@ def train(
         halo=training.halo,
         classes=tuple(LandClass(value, *item) for value, item in names),
         outputs=len(training.classes),
-        width=training.width,
-        depth=training.depth,
+        architecture=unet(training.width, training.depth),
         sha256=sha256,
     )
     write_whole(folder / card.weights, data)

@@ -80,18 +80,24 @@ class UNet(nn.Module):
         return logits_NKHW
 
 
-def trace(network: UNet, tile: int) -> Iterator[str]:
+def trace(network: nn.Module, bands: int, tile: int) -> Iterator[str]:
     """Yield one line `stage: [shape]` for each stage of one forward of one tile."""
-    bands = network.get_parameter("enc1.0.weight").shape[1]
     lines: list[str] = []
-    stages = [f"enc{stage}" for stage in range(1, network.depth + 1)]
-    stages += ["bottleneck"]
-    stages += [f"dec{stage}" for stage in range(network.depth, 0, -1)]
+    if isinstance(network, UNet):
+        stages = [f"enc{stage}" for stage in range(1, network.depth + 1)]
+        stages += ["bottleneck"]
+        stages += [f"dec{stage}" for stage in range(network.depth, 0, -1)]
+    else:
+        stages = [name for name, _ in network.named_children()]
+
+    def note(stage: str, output: object) -> None:
+        parts = output if isinstance(output, list | tuple) else [output]
+        shapes = [str(list(part.shape)) for part in parts if isinstance(part, Tensor)]
+        lines.append(f"{stage}: {' '.join(shapes)}")
+
     hooks = [
         network.get_submodule(stage).register_forward_hook(
-            lambda _module, _inputs, output, stage=stage: lines.append(
-                f"{stage}: {list(output.shape)}"
-            )
+            lambda _module, _inputs, output, stage=stage: note(stage, output)
         )
         for stage in stages
     ]

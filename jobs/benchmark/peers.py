@@ -201,7 +201,7 @@ def _wish(contest: Contest, mask: Path) -> dict[str, Any]:
     return {
         "scene": str(contest.scene),
         "weights": str(contest.model / card.weights),
-        "width": card.width,
+        "width": card.architecture.parameters["width"],
         "bands": len(card.bands),
         "classes": card.outputs,
         "gain": gain,

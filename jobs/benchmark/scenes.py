@@ -13,6 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from tileseg.architecture import unet
 from tileseg.card import Card, LandClass
 from tileseg.model import save
 from tileseg.unet import UNet
@@ -170,8 +171,7 @@ def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) ->
             for value in range(classes)
         ),
         outputs=classes,
-        width=width,
-        depth=4,
+        architecture=unet(width, depth=4),
         sha256=sha256,
     )
     path.mkdir(parents=True, exist_ok=True)
@@ -203,6 +203,6 @@ def own_model(folder: Path, width: int) -> Path:
     from tileseg.settings import default_model
 
     own = default_model()
-    if read_card(own).width == width:
+    if read_card(own).architecture.parameters["width"] == width:
         return own
     return make_model(folder, width=width)
