@@ -89,7 +89,7 @@ def test_trace_says_the_shape_of_every_stage(full):
 
 def test_trace_leaves_the_network_as_it_was(full):
     list(trace(full, 3, 32))
-    assert list(trace(full, 3, 32)) == list(trace(full, 32))
+    assert list(trace(full, 3, 32)) == list(trace(full, 3, 32))
 
     assert not any(module._forward_hooks for module in full.modules())
 

@@ -229,7 +229,7 @@ def test_the_classic_network_fills_a_large_gpu():
 def test_a_batch_takes_no_more_than_it_is_said_to(network, facts):
     """As torch itself counts what is held, on a CPU: not several times less either."""
     card = make_card(tile=64, halo=8, **facts)
-    module = UNet(3, card.outputs, width=card.width, depth=card.depth)
+    module = UNet(3, card.outputs, **card.architecture.parameters)
     run_it = Network(card, module, replace(CPU, network=network))
     tiles = torch.randn(4, 3, 64, 64)
     run_it(tiles)

@@ -257,7 +257,7 @@ def choose(
         return wanted
     if isinstance(module, UNet):
         fast = replace(device, network="fused")
-    elif card.architecture.kind == "smp" and variants.is_worth_compiling(
+    elif not card.architecture.is_fp32_only and variants.is_worth_compiling(
         module, todo, len(card.bands), card.tile
     ):
         fast = replace(device, network="compiled")
