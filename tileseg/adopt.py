@@ -10,7 +10,7 @@ import json
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -136,7 +136,9 @@ def _read(path: Path, told: Told) -> _Found:
     if suffix == ".onnx":
         return _from_onnx(path, data)
     if suffix == ".pt2" or _is_program(data):
-        return _from_program(path, data, told, "exported" if suffix == ".pt2" else "torchscript")
+        return _from_program(
+            path, data, told, "exported" if suffix == ".pt2" else "torchscript"
+        )
     if suffix == ".safetensors":
         return _from_state(path, _safetensors(path, data), {}, told)
     state, says = _checkpoint(path, data)
@@ -186,14 +188,18 @@ def _checkpoint(path: Path, data: bytes) -> tuple[State, Mapping[str, Any]]:
         )
         raise RefusedError(msg) from err
     except Exception as err:  # of a damaged file anything
-        reason = str(err).strip().splitlines()[0][:200] if str(err).strip() else repr(err)
+        reason = (
+            str(err).strip().splitlines()[0][:200] if str(err).strip() else repr(err)
+        )
         msg = f"{path}: is no checkpoint of torch: {reason}"
         raise RefusedError(msg) from err
     if not isinstance(found, Mapping):
         msg = f"{path}: holds a {type(found).__name__}, wanted a state_dict"
         raise ModelError(msg)
     says = found.get("hyper_parameters")
-    state = found.get("state_dict", found.get("model_state_dict", found.get("model", found)))
+    state = found.get(
+        "state_dict", found.get("model_state_dict", found.get("model", found))
+    )
     if not isinstance(state, Mapping):
         msg = f"{path}: its state_dict is a {type(state).__name__}"
         raise ModelError(msg)
@@ -219,7 +225,9 @@ def _safetensors(path: Path, data: bytes) -> State:
 
 
 def _tensors(path: Path, state: Mapping[Any, Any]) -> State:
-    tensors = {str(key): item for key, item in state.items() if isinstance(item, Tensor)}
+    tensors = {
+        str(key): item for key, item in state.items() if isinstance(item, Tensor)
+    }
     if not tensors or any(item.layout != torch.strided for item in tensors.values()):
         msg = f"{path}: holds no dense tensors by name; wanted a state_dict"
         raise ModelError(msg)
@@ -230,7 +238,9 @@ def _tensors(path: Path, state: Mapping[Any, Any]) -> State:
     return tensors
 
 
-def _from_state(path: Path, state: State, says: Mapping[str, Any], told: Told) -> _Found:
+def _from_state(
+    path: Path, state: State, says: Mapping[str, Any], told: Told
+) -> _Found:
     """Return the network that a state_dict is of: ours, or smp's."""
     if says:
         return _from_lightning(path, state, says)
@@ -290,7 +300,10 @@ def _filled(  # noqa: PLR0913  (what it is made of)
         reason = str(err).strip().splitlines()[-1].strip()[:300]
         msg = f"{path}: its weights are not those of {architecture.name}: {reason}"
         raise ModelError(msg) from err
-    own = {name: item.detach().contiguous().clone() for name, item in module.state_dict().items()}
+    own = {
+        name: item.detach().contiguous().clone()
+        for name, item in module.state_dict().items()
+    }
     data = save_safetensors(own)
     return _Found(architecture, bands, outputs, data, module.eval(), says or {})
 
@@ -299,14 +312,19 @@ def _filled(  # noqa: PLR0913  (what it is made of)
 
 
 def _smp(
-    path: Path, state: State, parameters: Mapping[str, Any], says: Mapping[str, Any] | None = None
+    path: Path,
+    state: State,
+    parameters: Mapping[str, Any],
+    says: Mapping[str, Any] | None = None,
 ) -> _Found:
     known = {"encoder_weights": None, "in_channels": 3, "classes": 1, **parameters}
     known["encoder_weights"] = None
     name = str(known.get("arch", "Unet"))
     known["arch"] = name.lower()
     depth = int(known.get("encoder_depth", 5))
-    architecture = Architecture("smp", name, _jsonable(path, known), 1 << depth, floats=1)
+    architecture = Architecture(
+        "smp", name, _jsonable(path, known), 1 << depth, floats=1
+    )
     module = build_smp(architecture)
     count = (int(known[key]) for key in ("in_channels", "classes"))
     return _filled(path, architecture, module, state, *count, says)
@@ -383,7 +401,9 @@ def _from_program(path: Path, data: bytes, told: Told, kind: str) -> _Found:
     architecture = Architecture(kind, path.stem, {"batch": None}, multiple=1, floats=1)
     module = CodeNetwork(data, architecture).eval()
     if not (told.bands and told.classes):
-        msg = f"{path}: a program does not say its bands and classes: --bands, --classes"
+        msg = (
+            f"{path}: a program does not say its bands and classes: --bands, --classes"
+        )
         raise UsageError(msg)
     return _Found(architecture, len(told.bands), len(told.classes), data, module)
 
@@ -410,7 +430,9 @@ def _from_onnx(path: Path, data: bytes) -> _Found:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            data, options, providers=["CPUExecutionProvider"]
+        )
         (given,), answers = session.get_inputs(), session.get_outputs()
         facts = dict(session.get_modelmeta().custom_metadata_map)
     except Exception as err:  # onnxruntime's have no common name
@@ -422,7 +444,9 @@ def _from_onnx(path: Path, data: bytes) -> _Found:
         msg = f"{path}: takes {shape} and gives {out}, wanted (N, bands, height, width)"
         raise ModelError(msg)
     sides = [item if isinstance(item, int) and item > 0 else None for item in shape]
-    is_last = (sides[1] or _MOST_BANDS + 1) > _MOST_BANDS >= (sides[3] or _MOST_BANDS + 1)
+    is_last = (
+        (sides[1] or _MOST_BANDS + 1) > _MOST_BANDS >= (sides[3] or _MOST_BANDS + 1)
+    )
     bands, tile = (sides[3], sides[1]) if is_last else (sides[1], sides[2])
     outputs = out[3] if is_last else out[1]
     if not (isinstance(bands, int) and isinstance(outputs, int)):
@@ -436,7 +460,9 @@ def _from_onnx(path: Path, data: bytes) -> _Found:
     }
     architecture = Architecture("onnx", path.stem, parameters, multiple=1, floats=1)
     says = {"tile": tile, **_deepness(path, facts)}
-    return _Found(architecture, bands, outputs, data, OnnxNetwork(data, parameters), says)
+    return _Found(
+        architecture, bands, outputs, data, OnnxNetwork(data, parameters), says
+    )
 
 
 def _has_external_data(data: bytes) -> bool:
@@ -467,7 +493,9 @@ def _deepness(path: Path, facts: Mapping[str, str]) -> dict[str, Any]:
         if "resolution" in found:  # centimetres
             says["gsd"] = float(found["resolution"]) / 100
         if "class_names" in found:
-            names = {int(key): str(name) for key, name in dict(found["class_names"]).items()}
+            names = {
+                int(key): str(name) for key, name in dict(found["class_names"]).items()
+            }
             says["classes"] = tuple(names[value] for value in sorted(names))
         if {"standardization_mean", "standardization_std"} <= found.keys():
             says["unit"] = "dn"
@@ -571,13 +599,21 @@ def _tried(path: Path, card: Card, found: _Found) -> Card:
     except ModelError:
         raise
     except Exception as err:  # a network raises anything
-        reason = str(err).strip().splitlines()[-1][:300] if str(err).strip() else repr(err)
+        reason = (
+            str(err).strip().splitlines()[-1][:300] if str(err).strip() else repr(err)
+        )
         msg = f"{path}: fails on tiles of {card.tile} pixels: {reason}"
         raise ModelError(msg) from err
     wanted_shape = _TRIED, card.outputs, card.tile, card.tile
     if not isinstance(answers, Tensor) or answers.shape != wanted_shape:
-        got = list(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
-        msg = f"{path}: answers {got} to tiles {list(shape)}, wanted {list(wanted_shape)}"
+        got = (
+            list(answers.shape)
+            if isinstance(answers, Tensor)
+            else type(answers).__name__
+        )
+        msg = (
+            f"{path}: answers {got} to tiles {list(shape)}, wanted {list(wanted_shape)}"
+        )
         raise ModelError(msg)
     if not answers.isfinite().all():
         msg = f"{path}: answers NaN or Inf to noise; a broken network"
