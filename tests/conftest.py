@@ -13,6 +13,17 @@ settings.load_profile("tileseg")
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_way_into_ray():
+    """Ask no cluster of this process for a token: Ray remembers whether the first did.
+
+    The driver of another mode could not be reached, and its actors would never start.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _place_of_its_own(worker_id, tmp_path_factory):
     """Share no temporary directory with tests that run at the same time.
 
