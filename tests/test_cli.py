@@ -25,8 +25,8 @@ SCRIPTS = Path(sys.executable).parent
 # run.json as the contract has it: these keys are always there.
 KEYS = {
     "": "status exit_code error job request_id plan_id started seconds scene model "
-    "grid engine counts pixels hectares rates decode precision_check memory verdict "
-    "failures outputs",
+    "grid engine counts pixels hectares seams rates decode precision_check memory "
+    "verdict failures outputs",
     "seconds": "total open plan work load read wait forward hold write stitch verify "
     "vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256",
@@ -36,6 +36,7 @@ KEYS = {
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
     "shards_failed retries worker_restarts",
     "pixels": "total nodata by_class",
+    "seams": "border inside ratio",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels",
     "precision_check": "tiles agreement",

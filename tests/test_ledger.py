@@ -20,6 +20,7 @@ from tileseg.grid import Shard
 from tileseg.job import run
 from tileseg.journal import Lines
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest
+from tileseg.seams import Seams
 from tileseg.settings import Job
 from tileseg.storage import Disk, write_whole
 
@@ -43,6 +44,7 @@ def finish(ledger, row=0, col=0, data=b"labels"):
         pixels={0: 12, 1: 34, 255: 56},
         masked=0,
         hectares={0: 0.12, 1: 1 / 3},
+        seams=Seams(20, 3, 60, 9),
         work={"tiles": 20, "read": 0.1},
     )
     ledger.record(receipt)
@@ -80,6 +82,7 @@ def test_a_receipt_survives_json(hectares):
         pixels={0: 1, 254: 2**40, 255: 3},
         masked=0,
         hectares=hectares,
+        seams=Seams(7, 2, 2**40, 3),
         work={"tiles": 256, "forward": 0.1},
     )
 

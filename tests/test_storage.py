@@ -34,6 +34,7 @@ from tileseg.job import run
 from tileseg.journal import Entries
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt, find_plan, forget
 from tileseg.objects import Objects, open_storage
+from tileseg.seams import Seams
 from tileseg.settings import Job
 
 ROOT = Path(__file__).parents[1]
@@ -77,6 +78,7 @@ def finish(ledger, row=0, col=0, data=b"labels"):
         pixels={0: 12, 255: 56},
         masked=0,
         hectares={0: 0.12},
+        seams=Seams(20, 3, 60, 9),
         work={"tiles": 20},
     )
     ledger.record(receipt)

@@ -17,6 +17,7 @@ from typing import Any
 from tileseg.errors import OutputError
 from tileseg.grid import Shard
 from tileseg.overlap import side_by_side
+from tileseg.seams import Seams
 from tileseg.storage import Storage
 
 __all__ = [
@@ -95,6 +96,8 @@ class Receipt:
     """Class value to area; None where the CRS knows no metres."""
     work: Mapping[str, float]
     """Tiles, seconds by stage and pixels decoded since the worker's last receipt."""
+    seams: Seams
+    """Whether the borders of cores show in it."""
     outside: int = 0
     """Pixels that lie outside the polygons asked for; nodata, whatever they are."""
 
@@ -108,6 +111,7 @@ class Receipt:
             pixels={int(k): int(n) for k, n in value["pixels"].items()},
             masked=int(value["masked"]),
             hectares=hectares and {int(k): float(x) for k, x in hectares.items()},
+            seams=Seams(*map(int, value["seams"])),
             outside=int(value["outside"]),
             work=dict(value["work"]),
         )
@@ -124,6 +128,7 @@ class Receipt:
             "pixels": self.pixels,
             "masked": self.masked,
             "hectares": self.hectares,
+            "seams": self.seams,
             "outside": self.outside,
             "work": self.work,
         }

@@ -21,6 +21,7 @@ from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
 from tileseg.redact import redact
+from tileseg.seams import add_up
 from tileseg.task import Task
 from tileseg.verdict import ENDS, Spent, Verdict, judge
 
@@ -40,6 +41,7 @@ _KEYS: dict[str, str] = {
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
     "shards_distrusted shards_failed retries worker_restarts requests read_retries",
     "pixels": "total nodata masked outside by_class",
+    "seams": "border inside ratio",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
@@ -218,6 +220,12 @@ class Record:
             "masked": sum(item.masked for item in done),
             "outside": sum(item.outside for item in done),
             "by_class": {item.name: pixels[item.value] for item in classes},
+        }
+        seams = add_up(item.seams for item in done)
+        self.values["seams"] = {
+            "border": seams.border,
+            "inside": seams.inside,
+            "ratio": seams.ratio,
         }
         if all(item.hectares is not None for item in done):
             self.values["hectares"] = {

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg import remote
+from tileseg import remote, seams
 from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
@@ -268,6 +268,7 @@ class Worker:
             pixels=pixels,
             masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
+            seams=seams.look_at(rows.labels, window, self._recipe.grid.stride),
             outside=outside,
             work=work,
         )

@@ -32,6 +32,7 @@ from tileseg.memory import rss_mb
 from tileseg.model import Device, resolve_device
 from tileseg.objects import open_storage
 from tileseg.record import Record
+from tileseg.seams import Seams
 from tileseg.settings import Job
 from tileseg.task import Task, prepare
 from tileseg.worker import Recipe
@@ -77,6 +78,7 @@ def canned(grid: Grid, shard: Shard) -> Receipt:
         pixels={**dict.fromkeys(range(_CLASSES), 0), 0: pixels, _NODATA: 0},
         masked=0,
         hectares=dict.fromkeys(range(_CLASSES), 1.25),
+        seams=Seams(2_700, 135, 9_000, 450),
         work=work,
     )
 
