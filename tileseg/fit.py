@@ -119,7 +119,7 @@ def compare(job: Job) -> Fit:
     if bands and scale:
         found = sample(scene, bands, scale)
         fits = _band_fits(card, bands, found)
-        answers += _ask_values(card, fits, found)
+        answers += [*_ask_reading(found), *_ask_values(card, fits)]
     return Fit(card, scene, tuple(answers), fits)
 
 
@@ -156,7 +156,7 @@ def doubts(task: Task) -> list[str]:
     if card.statistics is None or not places:
         return []
     found = sample(task.scene, task.bands, task.scale, area, places=places)
-    answers = _ask_values(card, _band_fits(card, task.bands, found), found)
+    answers = _ask_values(card, _band_fits(card, task.bands, found))
     return [item.text for item in answers if item.verdict != "ok"]
 
 
@@ -256,24 +256,28 @@ def _band_fits(
 def _band_fit(
     name: str, band: Band, known: Statistics | None, values: NDArray[np.float32]
 ) -> BandFit:
+    seen = statistics_of(values)
     return BandFit(
         name=name,
         index=band.index,
-        median=float(np.median(values)),
+        median=seen.median,
         outside=None if known is None else outside(known, values),
-        drift=None if known is None else drift(known, statistics_of(values)),
+        drift=None if known is None else drift(known, seen),
     )
 
 
-def _ask_values(
-    card: Card, fits: tuple[BandFit, ...], found: Sample
-) -> Iterator[Answer]:
-    """Ask whether they are on the model's scale, and like those that it knows."""
+def _ask_reading(found: Sample) -> Iterator[Answer]:
+    """Ask whether there was anything to look at."""
     if found.unreadable:
         text = f"cannot be read at {found.unreadable} of the places tried"
         yield Answer("values", "warn", text)
-    if not fits:
+    if not found.pixels.shape[1]:
         yield Answer("values", "warn", "no valid pixel at the places looked at")
+
+
+def _ask_values(card: Card, fits: tuple[BandFit, ...]) -> Iterator[Answer]:
+    """Ask whether they are on the model's scale, and like those that it knows."""
+    if not fits:
         return
     known = [item.median for item in card.statistics or ()] or list(card.mean)
     pairs = list(zip(known, fits, strict=True))

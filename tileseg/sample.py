@@ -1,7 +1,7 @@
 """Some pixels from all over a scene, always the same: what its values are like."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import numpy as np
@@ -17,8 +17,9 @@ __all__ = ["Sample", "affordable", "sample"]
 
 _PLACES = 64  # where pixels are taken, at most
 _PLACE = 256  # rows and columns of one, about: whole blocks
-_CHEAP = 1 << 21  # pixels that no job minds to read
-_KEPT = 1 << 14  # pixels of one, at most
+_CHEAP = 1 << 20  # pixels that no job minds to read
+_READ = 1 << 18  # pixels of one that are read, where a block has more
+_KEPT = 1 << 18  # pixels of all of them, at most
 _DECODED = 512 << 20  # bytes of all of them, about
 
 Scale = tuple[tuple[float, float], ...]
@@ -63,10 +64,12 @@ def sample(
     high, wide = _place(scene)
     decoded = high * wide * len(scene.bands) * np.dtype(scene.dtype).itemsize
     places = max(1, min(places, _DECODED // decoded))
-    step = -(-high * wide // _KEPT)
+    rows = max(1, min(high, _READ // wide))
+    step = -(-min(area.size, places * rows * wide) // _KEPT)
     held, looked_at, unreadable = [np.empty((len(bands), 0), np.float32)], 0, 0
     with gdal_env(), Pixels() as source:
-        for window in _windows(area, (high, wide), places):
+        for place in _windows(area, (high, wide), places):
+            window = replace(place, height=min(place.height, rows))
             shape = window.height, window.width
             pixels = np.empty((len(bands), *shape), np.float32)
             state = np.empty(shape, np.uint8)
@@ -84,9 +87,9 @@ def sample(
 
 
 def affordable(scene: Scene, area: Window) -> int:
-    """Return how many places a job can read that is about an area: 1 % of it, or 2 Mpx.
+    """Return how many places a job can read that is about an area: 1 % of it, or 1 Mpx.
 
-    None, 0, of a scene that is a single block or few of them.
+    None, 0, where a single block is more than that.
     """
     high, wide = _place(scene)
     return min(_PLACES, max(area.size // 100, _CHEAP) // (high * wide))
