@@ -8,9 +8,10 @@ import rasterio
 import web
 from affine import Affine
 from click.testing import CliRunner
-from making import digests, make_model, make_scene, random_pixels
+from making import digests, make_card, make_model, make_scene, random_pixels
 
 from tileseg import fit
+from tileseg.architecture import Architecture
 from tileseg.card import read_card
 from tileseg.cli import main
 from tileseg.drift import statistics_of
@@ -248,6 +249,18 @@ def test_a_card_without_statistics_can_tell_less(tmp_path):
     assert "look at scale and offset" in far.answers[-1].text
 
 
+def test_a_model_that_is_a_program_is_not_run(ask, model, tmp_path):
+    """So nobody need trust it; its weights need not even be there."""
+    program = Architecture("torchscript", "net", {"batch": None}, 1, 1)
+    card = make_card(architecture=program, weights="weights.pt", statistics=known())
+    (model / "card.json").write_text(json.dumps(card.to_stac()))
+    (model / "weights.safetensors").unlink()
+
+    code, _, said, _ = ask(make_scene(tmp_path / "s.tif", PIXELS))
+
+    assert (code, said["verdict"]) == (0, "ok")
+
+
 def test_a_scene_that_cannot_be_opened_ends_as_the_job_would(ask, tmp_path):
     (tmp_path / "text.tif").write_text("no raster")
 
@@ -260,12 +273,14 @@ def test_a_scene_that_cannot_be_opened_ends_as_the_job_would(ask, tmp_path):
 def test_every_scene_is_a_line_and_the_worst_one_counts(model, tmp_path):
     make_scene(tmp_path / "a.tif", PIXELS)
     make_scene(tmp_path / "b.tif", PIXELS, names=None)
+    (tmp_path / "a b.tif").write_text("no raster")
     line = ["model", "check", "--model", str(model), "--scene", str(tmp_path / "*.tif")]
 
     plain = CliRunner().invoke(main, line)
     told = CliRunner().invoke(main, [*line, "--json"])
 
-    assert plain.exit_code == told.exit_code == 2
+    assert plain.exit_code == told.exit_code == 3
+    assert "a b.tif: not a GeoTIFF" in told.stderr
     verdicts = [json.loads(text)["verdict"] for text in told.stdout.splitlines()]
     assert verdicts == ["ok", "refuse"]
     assert "  bands      refuse has no band 'blue'" in plain.stdout

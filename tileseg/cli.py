@@ -270,7 +270,7 @@ def trace(folder: str, *, is_trusted: bool) -> None:
 
 
 def _scene_options(command: Any) -> Any:  # noqa: ANN401  (a function, as click has it)
-    """Give a command a model, and a scene with what may be said of it."""
+    """Give a command scenes, and what may be said of them."""
     for option in (
         click.option("--offset", type=float, help="See --scale."),
         click.option("--scale", type=float, help="As of `segment`."),
@@ -278,7 +278,6 @@ def _scene_options(command: Any) -> Any:  # noqa: ANN401  (a function, as click 
         click.option("--host", "hosts", multiple=True, help="As of `segment`."),
         click.option("--scene", "inputs", multiple=True, required=True, metavar="SCENE",
                      help="As --input of `segment`; may be given several times."),
-        click.option("--model", metavar="DIR", help="Model folder.  [default: ours]"),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -289,10 +288,12 @@ def _scene_jobs(options: dict[str, Any]) -> "list[Job]":
     from tileseg.settings import Job
 
     options["hosts"] = options["hosts"] or None
+    options["trust_model_code"] = True  # no network is run, nor its file opened
     return [Job(**facts) for facts in _scenes(options)]
 
 
 @model.command("check")
+@click.option("--model", metavar="DIR", help="Model folder.  [default: ours]")
 @_scene_options
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a scene.")
 def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
@@ -307,18 +308,19 @@ def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (f
     codes = [0]
     with results(), one_line_errors():
         for job in _scene_jobs(options):
-            found = compare(job)
-            if as_json:
-                tell(json.dumps(found.as_dict()))
-            else:
-                tell(job.href)
-                for item in found.answers:
-                    tell(f"  {item.question:<10} {item.verdict:<6} {item.text}")
+            try:
+                found = compare(job)
+            except TilesegError as err:
+                tell(f"tileseg: {err}", err=True)
+                codes.append(int(err.exit_code))
+                continue
+            tell(json.dumps(found.as_dict()) if as_json else str(found))
             codes.append(ExitCode.USAGE if found.verdict == "refuse" else ExitCode.OK)
-    sys.exit(max(codes))
+    sys.exit(worst(codes))
 
 
 @model.command("statistics")
+@click.option("--model", metavar="DIR", required=True, help="Model folder.")
 @_scene_options
 def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
     """Write into a model's card what values scenes have that it was trained on."""
@@ -330,8 +332,8 @@ def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
         jobs = _scene_jobs(options)
         card = with_statistics(jobs)
         write_card(jobs[0].model_path, card)
-    for name, known in zip(card.bands, card.statistics or (), strict=True):
-        tell(f"{name}: {known}")
+        for name, known in zip(card.bands, card.statistics or (), strict=True):
+            tell(f"{name}: {known}")
 
 
 def _plain(value: object) -> str:

@@ -84,6 +84,14 @@ class Fit:
         found = [item.drift for item in self.bands if item.drift is not None]
         return max(found, default=None)
 
+    def __str__(self) -> str:
+        """Say the scene, and an answer a line."""
+        lines = [
+            f"  {item.question:<10} {item.verdict:<6} {item.text}"
+            for item in self.answers
+        ]
+        return "\n".join([self.scene.href, *lines])
+
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         names = "name", "version", "sha256"
