@@ -13,8 +13,10 @@ import click
 import tileseg
 from tileseg.area import pixel_metres
 from tileseg.evaluate import Question, evaluate
+from tileseg.fit import with_statistics
 from tileseg.scene import open_scene
 from tileseg.scores import Confusion
+from tileseg.settings import Job
 from tileseg.train import Training, burn_polygons, read_reflectance, train, write_card
 
 CLASSES = (
@@ -55,13 +57,14 @@ def main(folder: str, steps: int) -> None:
     score = measure(folder)
     click.echo(f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}")
     gsd = pixel_metres(source.geobox)
+    known = with_statistics([Job(input=SCENE, model=folder)]).statistics
     about = {
         **ABOUT,
         "score": f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f} at "
         f"{score.total} check points on the same scene, in blocks of 128 x 128 "
         "pixels that no training polygon touches (examples/README.md)",
     }
-    write_card(Path(folder), replace(card, about=about, gsd=gsd))
+    write_card(Path(folder), replace(card, about=about, gsd=gsd, statistics=known))
 
 
 def measure(folder: str) -> Confusion:

@@ -3,10 +3,12 @@
 import json
 from copy import deepcopy
 
+import numpy as np
 import pytest
 from making import make_card
 
-from tileseg.card import Card, LandClass, read_card
+from tileseg.card import Card, LandClass, _from_stac, read_card
+from tileseg.drift import statistics_of
 from tileseg.errors import ModelError, TilesegError
 
 INPUT = ("properties", "mlm:input", 0)
@@ -15,6 +17,15 @@ HYPER = ("properties", "mlm:hyperparameters")
 WEIGHTS = ("assets", "weights")
 CLASSES = (*OUTPUT, "classification:classes")
 SHAPE = (*INPUT, "input", "shape")
+BANDS = ("properties", "bands")
+STATISTICS = (*BANDS, 1, "statistics")
+QUANTILES = (*BANDS, 1, "tileseg:quantiles")
+
+
+def knowing(**changes):
+    """Return a card with statistics."""
+    known = tuple(statistics_of(np.linspace(0, 1 + n, 50)) for n in range(3))
+    return make_card(statistics=known, **changes)
 
 
 def write_card(folder, item):
@@ -25,7 +36,7 @@ def write_card(folder, item):
 
 def changed(path, value):
     """Return a good card's JSON with one place changed."""
-    item = deepcopy(make_card().to_stac())
+    item = deepcopy(knowing().to_stac())
     place = item
     for key in path[:-1]:
         place = place[key]
@@ -35,7 +46,7 @@ def changed(path, value):
 
 def without(path):
     """Return a good card's JSON with one place missing."""
-    item = deepcopy(make_card().to_stac())
+    item = deepcopy(knowing().to_stac())
     place = item
     for key in path[:-1]:
         place = place[key]
@@ -51,6 +62,8 @@ def without(path):
         make_card(outputs=255, tile=128, halo=16, depth=4, width=64),
         make_card(unit="dn", mean=(1e3, 0.0, -5.5), std=(1e-3, 1.0, 1e4)),
         make_card(name="Länder", version="2026.1", sha256="ab" * 32),
+        knowing(),
+        knowing(name="x", unit="dn"),
         make_card(about={"licence": "CC-BY-4.0", "scores": {"miou": 0.5}}),
     ],
 )
@@ -69,7 +82,7 @@ def test_the_json_says_what_mlm_has_words_for():
     assert (says["mlm:name"], says["version"]) == (card.name, card.version)
     assert says["mlm:tasks"] == ["semantic-segmentation"]
     assert says["mlm:architecture"] == "U-Net"
-    assert says["mlm:framework"] == "pytorch"
+    assert says["mlm:framework"] == "PyTorch"
     (inputs,), (outputs,) = says["mlm:input"], says["mlm:output"]
     assert inputs["bands"] == ["blue", "green", "red"]
     assert inputs["input"]["shape"] == [-1, 3, 128, 128]
@@ -83,7 +96,7 @@ def test_the_json_says_what_mlm_has_words_for():
 
 def test_free_words_are_not_facts():
     """What is `about` the model changes no pixel, so it is not part of a plan."""
-    plain, praised = make_card(), make_card(about={"description": "the best"})
+    plain, praised = make_card(), knowing(about={"description": "the best"})
 
     assert plain.facts() == praised.facts()
     assert plain.facts() != make_card(halo=0).facts()
@@ -95,6 +108,21 @@ def test_stride_is_the_side_of_a_core():
 
 def test_a_class_colour_is_three_bytes():
     assert LandClass(1, "water", "0A80ff").rgb == (10, 128, 255)
+
+
+def test_a_card_of_an_earlier_version_is_read():
+    """One without bands beside the input, titles and statistics, framework in small."""
+    card = make_card()
+    old = card.to_stac()
+    says = old["properties"]
+    del says["bands"], old["assets"]["weights"]["bands"]
+    says["mlm:framework"] = "pytorch"
+    says["mlm:output"][0]["classification:classes"] = [
+        {"value": item.value, "name": item.name, "color_hint": item.color}
+        for item in card.classes
+    ]
+
+    assert card == _from_stac(old)
 
 
 BROKEN = {
@@ -138,7 +166,7 @@ BROKEN = {
     "a gap in the classes": changed((*CLASSES, 2, "value"), 3),
     "nodata as a class": changed((*CLASSES, 2, "value"), 255),
     "a class without a name": without((*CLASSES, 1, "name")),
-    "two classes of one name": changed((*CLASSES, 1, "name"), "class 0"),
+    "two classes of one name": changed((*CLASSES, 1, "title"), "class 0"),
     "a colour": changed((*CLASSES, 1, "color_hint"), "red"),
     "0 logits": changed((*OUTPUT, "result", "shape"), [-1, 0, 32, 32]),
     "2 logits": changed((*OUTPUT, "result", "shape"), [-1, 2, 32, 32]),
@@ -149,6 +177,19 @@ BROKEN = {
     "depth beyond any": changed((*HYPER, "depth"), 10**30),
     "width 0": changed((*HYPER, "width"), 0),
     "no width": without((*HYPER, "width")),
+    "a band without a name": changed((*INPUT, "bands", 0), ""),
+    "statistics of another band": changed((*BANDS, 1, "name"), "nir"),
+    "statistics of two bands": without((*BANDS, 1)),
+    "statistics of one in three": without((*BANDS, 1, "tileseg:quantiles")),
+    "quantiles alone": without(STATISTICS),
+    "no median": without((*QUANTILES, "50")),
+    "a median NaN": changed((*QUANTILES, "50"), float("nan")),
+    "a median below all": changed((*QUANTILES, "50"), -1),
+    "quantiles a word": changed(QUANTILES, "many"),
+    "statistics of no pixel": changed((*STATISTICS, "count"), 0),
+    "statistics without a spread": changed((*STATISTICS, "stddev"), 0),
+    "a minimum of a word": changed((*STATISTICS, "minimum"), "low"),
+    "bands a number": changed(BANDS, 3),
     "no assets": without(("assets",)),
     "no weights": without(WEIGHTS),
     "no checksum": without((*WEIGHTS, "file:checksum")),

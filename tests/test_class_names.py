@@ -83,7 +83,7 @@ def test_a_map_of_hostile_classes_is_made(tmp_path, monkeypatch):
     model = make_model(tmp_path / "model")
     card = json.loads((model / "card.json").read_text())
     for entry, name in zip(_classes(card), names, strict=True):
-        entry["name"] = name
+        entry["title"] = name
     (model / "card.json").write_text(json.dumps(card))
     scene = make_scene(tmp_path / "scene.tif", random_pixels(100, 110))
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.architecture import KINDS, PROGRAMS, Architecture, unet
+from tileseg.drift import Statistics
 from tileseg.errors import ModelError, RefusedError
 from tileseg.grid import shard_size
+from tileseg.mlm import ARTIFACTS, class_object, hyperparameters, model_name, moment
 
 __all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "own_file", "read_card"]
 
@@ -32,6 +34,7 @@ _ANSWERS = ("logits", "probabilities")
 _LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
+_FREE = ("about", "statistics")  # fields that change no pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class Card:
     """Side of a pixel it was trained on, in metres; None where it does not say."""
     weights: str = "weights.safetensors"
     """File name beside the card."""
+    statistics: tuple[Statistics, ...] | None = None
+    """Of the values it was trained on, per band; None where the card does not say."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Free: description, training data, licence, scores. Changes no pixel."""
 
@@ -105,6 +110,7 @@ class Card:
         step = self.architecture.multiple
         checks = {
             "names no bands": len(self.bands) > 0,
+            "has a band without a name": all(self.bands),
             f"needs one mean and one stddev for each of {len(self.bands)} bands": (
                 len(self.mean) == len(self.std) == len(self.bands)
             ),
@@ -148,7 +154,15 @@ class Card:
             ),
         }
         faults = [fault for fault, is_good in checks.items() if not is_good]
-        return faults or _shard_fault(self.tile, self.halo)
+        return faults or self._statistics_faults() or _shard_fault(self.tile, self.halo)
+
+    def _statistics_faults(self) -> list[str]:
+        if self.statistics is None:
+            return []
+        if len(self.statistics) != len(self.bands):
+            bands, count = len(self.bands), len(self.statistics)
+            return [f"has statistics of {count} bands, wanted all {bands} or none"]
+        return [fault for item in self.statistics for fault in item.faults()]
 
     @property
     def stride(self) -> int:
@@ -171,10 +185,12 @@ class Card:
 
     def facts(self) -> dict[str, Any]:
         """Return what can change a pixel or a product, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "about"}
+        return {key: item for key, item in asdict(self).items() if key not in _FREE}
 
     def to_stac(self) -> dict[str, Any]:
         """Return the card as a STAC Item; `read_card` gives the same card back."""
+        framework, artifact, media_type = ARTIFACTS[self.architecture.kind]
+        name = model_name(self.name)
         return {
             "type": "Feature",
             "stac_version": "1.1.0",
@@ -182,15 +198,16 @@ class Card:
             "id": f"{self.name}-{self.version}",
             "geometry": None,
             "properties": {
-                "datetime": self.about.get("datetime", "1970-01-01T00:00:00Z"),
+                "datetime": moment(self.about.get("datetime")),
                 "version": self.version,
-                "mlm:name": self.name,
+                "mlm:name": name,
+                **({} if name == self.name else {"tileseg:name": self.name}),
                 "mlm:architecture": self.architecture.name,
                 "mlm:tasks": ["semantic-segmentation"],
-                "mlm:framework": "pytorch",
-                "mlm:hyperparameters": dict(self.architecture.parameters),
+                "mlm:framework": framework,
                 "mlm:input": [self._input()],
                 "mlm:output": [self._output()],
+                "bands": self._bands(),
                 "tileseg:unit": self.unit,
                 "tileseg:halo": self.halo,
                 **self._more(),
@@ -200,27 +217,39 @@ class Card:
             "assets": {
                 "weights": {
                     "href": self.weights,
-                    "type": "application/octet-stream; application=safetensors",
+                    "type": media_type,
                     "roles": ["mlm:model", "mlm:weights"],
-                    "mlm:artifact_type": "safetensors.torch.save_file",
+                    # STAC lets an Item have bands only if an asset has them.
+                    "bands": [{"name": name} for name in self.bands],
+                    "mlm:artifact_type": artifact,
                     "file:checksum": _SHA256_MULTIHASH + self.sha256,
                 }
             },
         }
 
     def _more(self) -> dict[str, Any]:
-        """Return what most cards have no need to say."""
+        """Return how the network is built, and what most cards have no need to say."""
         more: dict[str, Any] = {}
         if self.gsd is not None:
             more["tileseg:gsd"] = self.gsd
         if self.answers != "logits":
             more["tileseg:answers"] = self.answers
         own = self.architecture
+        if said := hyperparameters(own.parameters):
+            more["mlm:hyperparameters"] = said
         if own.kind != "unet":
             more["tileseg:network"] = {
-                "kind": own.kind, "multiple": own.multiple, "floats": own.floats
+                "kind": own.kind, "multiple": own.multiple, "floats": own.floats,
+                **({} if said else {"parameters": dict(own.parameters)}),
             }  # fmt: skip
         return more
+
+    def _bands(self) -> list[dict[str, Any]]:
+        """Return STAC's word on each band: its name, and what values it had."""
+        if self.statistics is None:
+            return [{"name": name} for name in self.bands]
+        pairs = zip(self.bands, self.statistics, strict=True)
+        return [{"name": name, **item.as_json()} for name, item in pairs]
 
     def _input(self) -> dict[str, Any]:
         return {
@@ -239,7 +268,7 @@ class Card:
 
     def _output(self) -> dict[str, Any]:
         return {
-            "name": "logits",
+            "name": self.answers,
             "tasks": ["semantic-segmentation"],
             "result": {
                 "shape": [-1, self.outputs, self.tile, self.tile],
@@ -247,8 +276,7 @@ class Card:
                 "data_type": "float32",
             },
             "classification:classes": [
-                {"value": item.value, "name": item.name, "color_hint": item.color}
-                for item in self.classes
+                class_object(item.value, item.name, item.color) for item in self.classes
             ],
         }
 
@@ -324,7 +352,11 @@ def _from_stac(item: dict[str, Any]) -> Card:
         )
         raise RefusedError(msg)
     classes = tuple(
-        LandClass(int(entry["value"]), str(entry["name"]), str(entry["color_hint"]))
+        LandClass(
+            int(entry["value"]),
+            str(entry.get("title", entry["name"])),
+            str(entry["color_hint"]),
+        )
         for entry in outputs["classification:classes"]
     )
     bands = tuple(
@@ -336,7 +368,7 @@ def _from_stac(item: dict[str, Any]) -> Card:
         msg = f"has input shape {shape}, wanted [-1, {len(bands)}, tile, tile]"
         raise ValueError(msg)
     return Card(
-        name=str(properties["mlm:name"]),
+        name=str(properties.get("tileseg:name", properties["mlm:name"])),
         version=str(properties["version"]),
         bands=bands,
         unit=str(properties["tileseg:unit"]),
@@ -351,15 +383,28 @@ def _from_stac(item: dict[str, Any]) -> Card:
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
         gsd=None if (gsd := properties.get("tileseg:gsd")) is None else float(gsd),
         weights=str(asset["href"]),
+        statistics=_statistics(properties.get("bands", []), bands),
         about=dict(properties.get("tileseg:about", {})),
     )
 
 
+def _statistics(
+    said: list[dict[str, Any]], names: tuple[str, ...]
+) -> tuple[Statistics, ...] | None:
+    """Return the statistics of bands that a card describes; None if it says none."""
+    found = [item for band in said if (item := Statistics.from_json(band))]
+    if found and [band["name"] for band in said] != list(names):
+        msg = f"has statistics of other bands than its input's, {', '.join(names)}"
+        raise ValueError(msg)
+    return tuple(found) or None
+
+
 def _architecture(properties: dict[str, Any]) -> Architecture:
-    parameters = properties["mlm:hyperparameters"]
     says = properties.get("tileseg:network")
     if says is None:
+        parameters = properties["mlm:hyperparameters"]
         return unet(int(parameters["width"]), int(parameters["depth"]))
+    parameters = properties.get("mlm:hyperparameters", says.get("parameters", {}))
     return Architecture(
         kind=str(says["kind"]),
         name=str(properties["mlm:architecture"]),

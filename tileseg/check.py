@@ -9,7 +9,6 @@ from math import hypot
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
@@ -21,6 +20,7 @@ from tileseg.precision import settle, spots
 from tileseg.predict import Predictor, Scaling
 from tileseg.raster import Scene
 from tileseg.reader import Reader
+from tileseg.sample import sample
 from tileseg.settings import Job
 from tileseg.task import Task, draft, meet
 
@@ -30,6 +30,7 @@ _SIDECARS = (".aux.xml", ".ovr", ".msk")
 _WORLD_FILES = (".tfw", ".tifw", ".wld")
 _EXACT = 1 << 24  # whole numbers up to here are exact in fp32
 _WIDE = ("int32", "uint32", "int64", "uint64", "float64")
+_PLACES = 9  # that are looked at
 _FAR = 3.0  # of the model's standard deviations
 _TALL = 64  # rows of a strip, from where a person should know
 
@@ -137,15 +138,19 @@ def _beside(path: Path) -> list[str]:
 
 def _fit(task: Task) -> Iterator[Finding]:
     """Say whether the model was made for pixels like these."""
-    card, pixels, looked_at, unreadable = task.card, *_sample(task)
+    card, area = task.card, task.grid.area
+    found = sample(task.scene, task.bands, task.scale, area, places=_PLACES)
+    pixels = found.pixels
     yield Finding("model", f"{card.name} {card.version}, {len(card.classes)} classes")
-    if unreadable:
-        yield Finding("odd", f"cannot be read at {unreadable} of the places tried")
+    if found.unreadable:
+        text = f"cannot be read at {found.unreadable} of the places tried"
+        yield Finding("odd", text)
     if not pixels.size:
         yield Finding("odd", "has no valid pixel at the places looked at")
         return
-    share = f"{pixels.shape[1] / looked_at:.0%} of {looked_at:,} pixels looked at"
-    yield Finding("data", f"{share} are valid")
+    share = pixels.shape[1] / found.looked_at
+    text = f"{share:.0%} of {found.looked_at:,} pixels looked at are valid"
+    yield Finding("data", text)
     facts = zip(task.bands, card.bands, card.mean, card.std, pixels, strict=True)
     for band, name, mean, std, values in facts:
         low, middle, high = np.percentile(values, (2, 50, 98))
@@ -157,26 +162,6 @@ def _fit(task: Task) -> Iterator[Finding]:
         if abs(middle - mean) > _FAR * std:
             text = f"{name} is far from what the model knows: look at scale and offset"
             yield Finding("odd", text)
-
-
-def _sample(task: Task) -> tuple[NDArray[np.float32], int, int]:
-    """Read small places all over the scene.
-
-    Returns valid pixels, (bands, N), in the card's unit; how many were looked at; and
-    how many places cannot be read.
-    """
-    grid = replace(task.grid, shard=2 * task.grid.stride)
-    reader = Reader(task.scene, task.bands, grid)
-    gain, offset = np.array(task.scale, np.float32).T[:, :, np.newaxis]
-    held, looked_at, unreadable = [np.empty((len(gain), 0), np.float32)], 0, 0
-    for spot in spots(grid):
-        try:
-            for strip in reader.strips(spot):
-                looked_at += strip.valid.size
-                held.append(strip.pixels[:, strip.valid] * gain + offset)
-        except InputError:
-            unreadable += 1
-    return np.concatenate(held, axis=1), looked_at, unreadable
 
 
 def _cost(task: Task) -> Iterator[Finding]:

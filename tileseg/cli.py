@@ -234,6 +234,8 @@ def info(folder: str) -> None:
     with one_line_errors():
         card = read_card(Path(folder) if folder else default_model())
     lines = {**card.facts(), **card.about}
+    for name, known in zip(card.bands, card.statistics or (), strict=False):
+        lines[f"values of {name}"] = str(known)
     width = max(map(len, lines))
     for key, value in lines.items():
         tell(f"{key:<{width}}  {_plain(value)}")
@@ -265,6 +267,73 @@ def trace(folder: str, *, is_trusted: bool) -> None:
             bands, tile = len(card.bands), card.tile
     for line in trace_network(network, bands, tile):
         click.echo(line)
+
+
+def _scene_options(command: Any) -> Any:  # noqa: ANN401  (a function, as click has it)
+    """Give a command scenes, and what may be said of them."""
+    for option in (
+        click.option("--offset", type=float, help="See --scale."),
+        click.option("--scale", type=float, help="As of `segment`."),
+        click.option("--config", metavar="FILE", help="A job file, for `bands`, say."),
+        click.option("--host", "hosts", multiple=True, help="As of `segment`."),
+        click.option("--scene", "inputs", multiple=True, required=True, metavar="SCENE",
+                     help="As --input of `segment`; may be given several times."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _scene_jobs(options: dict[str, Any]) -> "list[Job]":
+    """Return a job for each scene that `_scene_options` name."""
+    from tileseg.settings import Job
+
+    options["hosts"] = options["hosts"] or None
+    options["trust_model_code"] = True  # no network is run, nor its file opened
+    return [Job(**facts) for facts in _scenes(options)]
+
+
+@model.command("check")
+@click.option("--model", metavar="DIR", help="Model folder.  [default: ours]")
+@_scene_options
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON a scene.")
+def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
+    """Say whether a model was made for scenes like this: ok, warn or refuse.
+
+    Bands, type, scale, resolution, range, and how far the values have drifted from
+    those it was trained on. Looks at some places only. Exits with 2 if it refuses.
+    """
+    scrub()
+    from tileseg.fit import compare
+
+    codes = [0]
+    with results(), one_line_errors():
+        for job in _scene_jobs(options):
+            try:
+                found = compare(job)
+            except TilesegError as err:
+                tell(f"tileseg: {err}", err=True)
+                codes.append(int(err.exit_code))
+                continue
+            tell(json.dumps(found.as_dict()) if as_json else str(found))
+            codes.append(ExitCode.USAGE if found.verdict == "refuse" else ExitCode.OK)
+    sys.exit(worst(codes))
+
+
+@model.command("statistics")
+@click.option("--model", metavar="DIR", required=True, help="Model folder.")
+@_scene_options
+def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
+    """Write into a model's card what values scenes have that it was trained on."""
+    scrub()
+    from tileseg.fit import with_statistics
+    from tileseg.train import write_card
+
+    with results(), one_line_errors():
+        jobs = _scene_jobs(options)
+        card = with_statistics(jobs)
+        write_card(jobs[0].model_path, card)
+        for name, known in zip(card.bands, card.statistics or (), strict=True):
+            tell(f"{name}: {known}")
 
 
 def _plain(value: object) -> str:

@@ -20,6 +20,7 @@ from tileseg.errors import (
     TilesegError,
     UsageError,
 )
+from tileseg.fit import doubts
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Ledger, Plan, Receipt, forget, plans
 from tileseg.lock import Hold, hold
@@ -153,6 +154,9 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         record.close("dry-run", ExitCode.OK)
         return
     preflight(task)
+    for text in doubts(task):
+        logger.warning("%s: %s", job.href, text)
+        record.add_warning(text)
     try:
         # Before workers are waited for: who has the lock has the workers too, perhaps.
         with ExitStack() as stack:

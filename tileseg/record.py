@@ -80,6 +80,7 @@ class Record:
             **{key: dict.fromkeys(names.split()) for key, names in _KEYS.items()},
             "hectares": None,
             "verdict": asdict(Verdict()),
+            "warnings": [],
             "failures": [],
             "outputs": [],
         }
@@ -118,6 +119,10 @@ class Record:
             is_striped=not scene.is_tiled,
             has_polygons=bool(task.job.polygons),
         )
+
+    def add_warning(self, text: str) -> None:
+        """Say what a person should know before the map is used."""
+        self.values["warnings"].append(text)
 
     def add_plan(self, plan: Plan, task: Task, engine: str, workers: list[str]) -> None:
         """Say what will be done, and by whom; nothing has failed yet."""

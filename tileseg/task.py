@@ -32,11 +32,13 @@ from tileseg.settings import Job, is_remote
 if TYPE_CHECKING:
     from tileseg.region import Region
 
-__all__ = ["Task", "draft", "meet", "prepare", "versions"]
+__all__ = ["FAR", "Task", "draft", "meet", "prepare", "scale_of", "versions"]
 
 logger = logging.getLogger(__name__)
 
-_FAR = 1.5  # times as large or small as a pixel that the model knows
+FAR = 1.5
+"""Times as large or small as a pixel that the model knows, from where it matters."""
+
 _SUMS_BYTES = 4  # of one logit being summed
 _ASSET = "asset:"
 
@@ -195,7 +197,7 @@ def draft(job: Job, card: Card, scene: Scene) -> Task:
         identity=Identities(()),
         card=card,
         bands=bands,
-        scale=tuple(_scale(job, card, band) for band in bands),
+        scale=tuple(scale_of(job, card, band) for band in bands),
         grid=_grid(job, card, scene, region),
         region=region,
     )
@@ -303,7 +305,7 @@ def _tell_of_place(scene: Scene) -> None:
 def _compare_scales(scene: Scene, card: Card) -> None:
     """Warn of pixels of another size than those that the model knows."""
     side = pixel_metres(scene.geobox)
-    if side and card.gsd and not 1 / _FAR <= side / card.gsd <= _FAR:
+    if side and card.gsd and not 1 / FAR <= side / card.gsd <= FAR:
         text = (
             "%s: has pixels of %.3g m, the model knows such of %.3g m: expect a worse "
             "mask, or say resolution = 'card' in a job file"
@@ -362,8 +364,12 @@ def _check_lonlat(job: Job, scene: Scene) -> None:
         raise UsageError(msg)
 
 
-def _scale(job: Job, card: Card, band: Band) -> tuple[float, float]:
-    """Return (scale, offset) from the job or the file's tags; never a guess."""
+def scale_of(job: Job, card: Card, band: Band) -> tuple[float, float]:
+    """Return (scale, offset) from the job or the file's tags; never a guess.
+
+    Raises:
+        UsageError: neither says them.
+    """
     if job.scale is not None:
         return job.scale, job.offset or 0.0
     if card.unit == "dn":

@@ -1,0 +1,210 @@
+"""Every card is a STAC Item of the extensions that it names; no test asks the web."""
+
+import gzip
+import json
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+from making import make_card
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT7
+from strategies import geometries
+
+from tileseg.architecture import KINDS, Architecture, unet
+from tileseg.card import Card, LandClass, read_card
+from tileseg.drift import PERCENTS, statistics_of
+from tileseg.settings import default_model
+
+FILE = Path(__file__).parent / "schemas" / "stac" / "schemas-1.1.0.json.gz"
+ITEM = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json"
+AT = "https://stac-extensions.github.io/{}/schema.json"
+# Which of the schemas that are here stands for one that a card names: see the README.
+STANDS_FOR = {AT.format("mlm/v1.5.0"): AT.format("mlm/v1.4.0")}
+CLASSES = {
+    "definitions": {"fields": {"properties": {"classification:classes": {
+        "allOf": [
+            {"$ref": AT.format("classification/v2.0.0")
+             + "#/definitions/fields/properties/classification:classes"},
+            {"items": {"required": ["description"]}},
+        ]
+    }}}}
+}  # fmt: skip
+
+
+def registry():
+    schemas = json.loads(gzip.decompress(FILE.read_bytes()))
+    schemas[AT.format("classification/v1.1.0")] = CLASSES
+    return Registry().with_resources(
+        (address, Resource.from_contents(schema, default_specification=DRAFT7))
+        for address, schema in schemas.items()
+    )
+
+
+REGISTRY = registry()
+
+
+def faults(item):
+    """Return where an Item breaks the schemas of STAC and of what it names."""
+    named = item["stac_extensions"]
+    older = json.loads(json.dumps(item))
+    older["stac_extensions"] = [STANDS_FOR.get(name, name) for name in named]
+    found = [
+        error.json_path
+        for address in (ITEM, *older["stac_extensions"])
+        for error in Draft7Validator({"$ref": address}, registry=REGISTRY).iter_errors(
+            older
+        )
+    ]
+    return found + [
+        f"{key} of mlm v1.5.0"
+        for key, part in (("mlm:input", "input"), ("mlm:output", "result"))
+        for entry in item.get("properties", {}).get(key, ())
+        if bool(entry.get("bands")) != ("bands" in entry[part]["dim_order"])
+    ]
+
+
+def test_the_card_that_comes_with_tileseg_is_valid():
+    item = json.loads((default_model() / "card.json").read_text())
+
+    assert faults(item) == []
+    assert item == read_card(default_model()).to_stac()
+
+
+ARCHITECTURES = [
+    unet(4, 2),
+    Architecture("smp", "FPN", {"arch": "fpn", "encoder_weights": None}, 4, 7),
+    Architecture("onnx", "", {"batch": None, "layout": "NHWC"}, 1, 1),
+    Architecture("torchscript", "net v2", {}, 1, 1),
+    Architecture("exported", "net", {"an odd: name": [1, 2.5]}, 2, 3),
+]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda item: item.kind)
+def test_a_card_of_every_kind_is_valid_and_comes_back(architecture, tmp_path):
+    assert [item.kind for item in ARCHITECTURES] == list(KINDS)
+    weights = f"weights{KINDS[architecture.kind]}"
+    card = make_card(architecture=architecture, weights=weights)
+
+    item = card.to_stac()
+
+    assert faults(item) == []
+    (tmp_path / "card.json").write_text(json.dumps(item))
+    assert read_card(tmp_path) == card
+
+
+FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
+POSITIVE = st.floats(1e-6, 1e6)
+WORDS = st.text(min_size=1, max_size=20)
+PRINTABLE = WORDS.filter(str.isprintable)
+COLORS = st.from_regex("[0-9A-Fa-f]{6}", fullmatch=True)
+
+
+@st.composite
+def cards(draw):
+    """Draw a card: any kind of network, odd names, with statistics or without."""
+    architecture = draw(st.sampled_from(ARCHITECTURES))
+    bands = tuple(draw(st.lists(WORDS, min_size=1, max_size=13)))
+    names = draw(st.lists(PRINTABLE, min_size=2, max_size=9, unique=True))
+    tile, halo = draw(geometries(least=8, most=64, depth=2))
+    per_band = {"min_size": len(bands), "max_size": len(bands)}
+    values = np.random.default_rng(draw(st.integers(0, 9))).normal(
+        size=(20, len(bands))
+    )
+    has_statistics = draw(st.booleans())
+    return Card(
+        name=draw(WORDS),
+        version=draw(WORDS),
+        bands=bands,
+        unit=draw(st.sampled_from(["reflectance", "dn"])),
+        mean=tuple(draw(st.lists(FINITE, **per_band))),
+        std=tuple(draw(st.lists(POSITIVE, **per_band))),
+        tile=tile,
+        halo=halo,
+        classes=tuple(LandClass(n, name, draw(COLORS)) for n, name in enumerate(names)),
+        outputs=len(names),
+        architecture=architecture,
+        sha256="0a" * 32,
+        answers=draw(st.sampled_from(["logits", "probabilities"])),
+        gsd=draw(st.none() | POSITIVE),
+        weights=f"weights{KINDS[architecture.kind]}",
+        about=draw(st.dictionaries(st.just("datetime") | WORDS, WORDS)),
+        statistics=tuple(map(statistics_of, values.T)) if has_statistics else None,
+    )
+
+
+@given(cards())
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    deadline=None,
+    max_examples=50,
+)
+def test_any_card_is_valid_and_comes_back(tmp_path, card):
+    item = card.to_stac()
+
+    assert faults(item) == []
+    (tmp_path / "card.json").write_text(json.dumps(item), encoding="utf-8")
+    assert read_card(tmp_path) == card
+
+
+CLASS = ("properties", "mlm:output", 0, "classification:classes", 0)
+BROKEN = {
+    "no name": (("properties", "mlm:name"), None),
+    "a name MLM does not know": (("properties", "mlm:name"), "é"),
+    "a task of no word": (("properties", "mlm:tasks"), ["mapping"]),
+    "no bands described": (("properties", "bands"), None),
+    "bands of no asset": (("assets", "weights", "bands"), None),
+    "statistics of words": (("properties", "bands", 0, "statistics"), {"mean": "x"}),
+    "an unknown field of MLM": (("properties", "mlm:halo"), 16),
+    "no deviation": (
+        ("properties", "mlm:input", 0, "value_scaling", 0, "stddev"),
+        None,
+    ),
+    "a dimension of no bands": (("properties", "mlm:input", 0, "bands"), []),
+    "a type of no numbers": (
+        ("properties", "mlm:input", 0, "input", "data_type"),
+        "double",
+    ),
+    "a class without a name": ((*CLASS, "name"), None),
+    "a class name with a space": ((*CLASS, "name"), "low vegetation"),
+    "a class not described": ((*CLASS, "description"), None),
+    "a colour": ((*CLASS, "color_hint"), "red"),
+    "a checksum": (("assets", "weights", "file:checksum"), "sha256:00"),
+    "no artifact type": (("assets", "weights", "mlm:artifact_type"), None),
+    "no model": (("assets", "weights", "roles"), ["data"]),
+    "no time": (("properties", "datetime"), None),
+    "a time in no zone": (("properties", "datetime"), "2026-11-23"),
+    "an extension not named": (("stac_extensions", 0), AT.format("file/v2.1.0")),
+    "an older STAC": (("stac_version",), "1.0.0"),
+}
+
+
+@pytest.mark.parametrize(("path", "value"), BROKEN.values(), ids=BROKEN)
+def test_the_schemas_see_what_is_wrong(path, value):
+    item = deepcopy(make_card().to_stac())
+    assert faults(item) == []
+    place = item
+    for key in path[:-1]:
+        place = place[key]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+
+    assert faults(item) != []
+
+
+def test_statistics_stand_where_stac_has_them():
+    values = np.linspace(0, 1, 101)
+    card = make_card(bands=("nir",), statistics=(statistics_of(values),))
+
+    (band,) = card.to_stac()["properties"]["bands"]
+
+    assert band["name"] == "nir"
+    said = {"minimum": 0, "maximum": 1, "mean": 0.5, "stddev": 0.291548, "count": 101}
+    assert band["statistics"] == said
+    assert band["tileseg:quantiles"] == {str(p): p / 100 for p in PERCENTS}
