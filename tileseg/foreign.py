@@ -21,11 +21,9 @@ _LARGEST = 2048  # channels, and any other number that a network is built of
 _LONGEST = 32  # such numbers in a row
 _WORD = re.compile(r"[\w.+-]{1,100}")
 
-# The key of a file's name in the message of a tensor whose numbers are elsewhere: field
-# 1, 8 letters, each number of it in any of the lengths that protobuf lets it have.
-_ELSEWHERE = re.compile(
-    rb"(?:\x0a|\x8a\x80{0,8}\x00)(?:\x08|\x88\x80{0,8}\x00)location", re.DOTALL
-)
+# A text of 8 letters, that number in any of the lengths that protobuf lets it have: the
+# key of a file's name in a tensor whose numbers are elsewhere. Nothing else is called so.
+_ELSEWHERE = re.compile(rb"(?:\x08|\x88\x80*\x00)location", re.DOTALL)
 _ORT_FORMAT = slice(4, 8), b"ORTM"
 
 

@@ -25,7 +25,6 @@ from tileseg.unet import UNet
 __all__ = ["Found", "Hints", "recognise"]
 
 _AXES = 4  # tiles, bands, height, width
-_MOST_BANDS = 64  # more is a side of a tile
 # Set before all names by Lightning, DataParallel, torch.compile.
 _WRAPPERS = ("model.", "module.", "_orig_mod.")
 _TASKS = {
@@ -189,9 +188,9 @@ def _config(folder: Path) -> dict[str, Any]:
     """Return the arguments that `save_pretrained` wrote."""
     path = own_file(folder, "config.json")
     try:
-        config = json.loads(read_file(path).decode("utf-8"))
+        config = dict(json.loads(read_file(path).decode("utf-8")))
         arch = config.pop("_model_class")
-    except (ValueError, LookupError, AttributeError, RecursionError) as err:
+    except (ValueError, LookupError, TypeError, RecursionError) as err:
         msg = f"{path}: is not of save_pretrained of segmentation_models_pytorch: {err}"
         raise ModelError(msg) from err
     own = {key: item for key, item in config.items() if not key.startswith("_")}
@@ -272,7 +271,7 @@ def _onnx(data: bytes, hints: Hints) -> Found:
         )
         raise ModelError(msg)
     sides = [side if isinstance(side, int) and side > 0 else None for side in shape]
-    is_last = _is_small(sides[3]) and not _is_small(sides[1])
+    is_last = sides[1] == sides[2] != sides[3]  # tiles are square
     at, side = (3, 1) if is_last else (1, 2)
     bands = sides[at] or hints.bands
     outputs = out[at] if isinstance(out[at], int) and out[at] > 0 else hints.outputs
@@ -290,10 +289,6 @@ def _onnx(data: bytes, hints: Hints) -> Found:
     architecture = Architecture("onnx", "", parameters, multiple=1, floats=1)
     module = OnnxNetwork(data, parameters)
     return Found(architecture, bands, outputs, data, module, says)
-
-
-def _is_small(side: int | None) -> bool:
-    return side is not None and side <= _MOST_BANDS
 
 
 def _deepness(facts: Mapping[str, str]) -> dict[str, Any]:
