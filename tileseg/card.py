@@ -31,6 +31,15 @@ _TWO = 2  # a class and its background
 _ANSWERS = ("logits", "probabilities")
 _LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
+_SAFETENSORS = ("safetensors", "safetensors.torch.save_file")
+_ARTIFACTS = {
+    "unet": _SAFETENSORS,
+    "smp": _SAFETENSORS,
+    "onnx": ("onnx", "onnx"),
+    "torchscript": ("pytorch", "torch.jit.save"),
+    "exported": ("pytorch", "torch.export.save"),
+}
+"""Kinds of networks -> what MLM calls their file, and what wrote it."""
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
 
 
@@ -175,6 +184,7 @@ class Card:
 
     def to_stac(self) -> dict[str, Any]:
         """Return the card as a STAC Item; `read_card` gives the same card back."""
+        artifact = _ARTIFACTS[self.architecture.kind]
         return {
             "type": "Feature",
             "stac_version": "1.1.0",
@@ -187,7 +197,9 @@ class Card:
                 "mlm:name": self.name,
                 "mlm:architecture": self.architecture.name,
                 "mlm:tasks": ["semantic-segmentation"],
-                "mlm:framework": "pytorch",
+                "mlm:framework": "ONNX"
+                if self.weights.endswith(".onnx")
+                else "pytorch",
                 "mlm:hyperparameters": dict(self.architecture.parameters),
                 "mlm:input": [self._input()],
                 "mlm:output": [self._output()],
@@ -200,9 +212,9 @@ class Card:
             "assets": {
                 "weights": {
                     "href": self.weights,
-                    "type": "application/octet-stream; application=safetensors",
+                    "type": f"application/octet-stream; application={artifact[0]}",
                     "roles": ["mlm:model", "mlm:weights"],
-                    "mlm:artifact_type": "safetensors.torch.save_file",
+                    "mlm:artifact_type": artifact[1],
                     "file:checksum": _SHA256_MULTIHASH + self.sha256,
                 }
             },

@@ -22,7 +22,7 @@ _LONGEST = 32  # such numbers in a row
 _WORD = re.compile(r"[\w.+-]{1,100}")
 
 # A text of 8 letters, that number in any of the lengths that protobuf lets it have: the
-# key of a file's name in a tensor whose numbers are elsewhere. Nothing else is called so.
+# key of a file's name in a tensor whose numbers are elsewhere.
 _ELSEWHERE = re.compile(rb"(?:\x08|\x88\x80*\x00)location", re.DOTALL)
 _ORT_FORMAT = slice(4, 8), b"ORTM"
 
