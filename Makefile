@@ -54,7 +54,7 @@ help:
 	@echo "venv: requirements/ray.txt"
 	@$(PIP) install -r requirements/ray.txt
 	@echo "venv: requirements/dev.txt"
-	@$(PIP) install -r requirements/dev.txt
+	@$(PIP) install --no-deps -r requirements/dev.txt
 	@touch $@
 
 venv: .venv/dev.stamp
@@ -99,10 +99,11 @@ demo: .venv/base.stamp
 	@touch $@
 
 # Each set is told the versions of those before it, so that all can be installed together.
+# What elsewhere.txt names is in none.
 lock: .venv/tools.stamp
 	@constraints=; for set in $(SETS); do \
 	  $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	    --no-annotate --no-emit-package torch --custom-compile-command "make lock" \
+	    --no-annotate --excludes requirements/elsewhere.txt --custom-compile-command "make lock" \
 	    $$constraints requirements/$$set.in --output-file requirements/$$set.txt || exit 1; \
 	  case $$set in base|ray) constraints="$$constraints --constraint requirements/$$set.txt";; esac; \
 	done

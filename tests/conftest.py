@@ -1,9 +1,12 @@
 """Fixtures shared by the tests."""
 
 import tempfile
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from making import make_model, make_scene, random_pixels
 
@@ -55,3 +58,24 @@ def scene_path(tmp_path):
 def model_path(tmp_path_factory):
     """A small random U-Net with three classes; stride 24."""
     return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def smp():
+    """segmentation_models_pytorch."""
+    return quiet_import("segmentation_models_pytorch")
+
+
+def quiet_import(name):
+    """Import a library that warns of others; torchvision's operators need not load.
+
+    PyPI's torchvision is built for torch with CUDA. Beside torch for a CPU it lacks its
+    operators, which no network here uses, and stops at those that it describes.
+    """
+    if not (torch.version.cuda or hasattr(torch.ops.torchvision, "nms")):
+        for operator in ("nms", "qnms"):
+            schema = "(Tensor boxes, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", schema)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return import_module(name)

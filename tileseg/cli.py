@@ -21,7 +21,7 @@ from tileseg.console import (
 )
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
-from tileseg.options import job_options
+from tileseg.options import import_options, job_options
 from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def _renamed(text: str) -> tuple[str, str]:
 
 @main.group()
 def model() -> None:
-    """Look at model folders."""
+    """Look at model folders, and make them."""
 
 
 @model.command()
@@ -334,6 +334,31 @@ def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
         write_card(jobs[0].model_path, card)
         for name, known in zip(card.bands, card.statistics or (), strict=True):
             tell(f"{name}: {known}")
+
+
+@model.command("import")
+@click.argument("source")
+@click.option("--to", "folder", metavar="DIR", required=True, help="A new folder.")
+@import_options
+def import_(source: str, folder: str, **options: Any) -> None:  # noqa: ANN401  (of Told)
+    """Make a model folder of another library's network, once.
+
+    SOURCE is a state_dict (.pt, .pth) of the tutorial's U-Net or of
+    segmentation_models_pytorch, a folder that its save_pretrained wrote, a Lightning
+    checkpoint of torchgeo's segmentation task, safetensors, ONNX, TorchScript or
+    torch.export. What it does not say itself must be told. Afterwards only DIR is used.
+    """
+    with results(), one_line_errors():
+        # Not before: a wrong option is told without torch.
+        from tileseg.adopt import Told, adopt, lay
+
+        told = Told(**{key: item for key, item in options.items() if item is not None})
+        place = Path(folder).absolute()
+        adopted = adopt(Path(source), told, folder_name=place.name)
+        lay(adopted, place)
+        card = adopted.card
+        step = f"tiles of {card.tile} pixels, halo {card.halo}"
+        tell(f"{folder}: {card.architecture.name} ({card.architecture.kind}), {step}")
 
 
 def _plain(value: object) -> str:

@@ -1,9 +1,11 @@
 """Other people's networks as torch modules: tiles (N, B, T, T) -> (N, K, T, T).
 
 Each kind needs its own library, which is imported only where such a network is loaded.
+A card may be hostile: what it says of a network is looked at before a library sees it.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -11,15 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from tileseg.architecture import Architecture
-from tileseg.errors import ModelError
+from tileseg.errors import ModelError, RefusedError
 
-__all__ = ["CodeNetwork", "OnnxNetwork", "build_smp", "run_in_parts", "wanted"]
+__all__ = ["CodeNetwork", "OnnxNetwork", "build_smp", "last_line", "open_onnx"]
+
+_LARGEST = 2048  # channels, and any other number that a network is built of
+_LONGEST = 32  # such numbers in a row
+_WORD = re.compile(r"[\w.+-]{1,100}")
+
+# A text of 8 letters, that number in any of the lengths that protobuf lets it have: the
+# key of a file's name in a tensor whose numbers are elsewhere.
+_ELSEWHERE = re.compile(rb"(?:\x08|\x88\x80*\x00)location", re.DOTALL)
+_ORT_FORMAT = slice(4, 8), b"ORTM"
 
 
-def wanted(library: str, extra: str, what: str) -> ModelError:
-    """Return the error of a library that is not installed."""
+def _wanted(library: str, extra: str, what: str) -> ModelError:
     msg = f"{what}: needs {library}: pip install 'tileseg[{extra}]'"
     return ModelError(msg)
+
+
+def last_line(error: Exception) -> str:
+    """Return the end of what a library says, short."""
+    lines = str(error).strip().splitlines() or [repr(error)]
+    return lines[-1].strip()[:300]
 
 
 def build_smp(architecture: Architecture) -> nn.Module:
@@ -30,59 +46,88 @@ def build_smp(architecture: Architecture) -> nn.Module:
 
     Raises:
         ModelError: the library is not installed, or knows no such network.
+        RefusedError: its parameters lead elsewhere, or ask for too much.
     """
+    parameters = {**architecture.parameters, "encoder_weights": None}
+    for name, value in parameters.items():
+        if not (_WORD.fullmatch(str(name)) and _is_modest(value)):
+            msg = (
+                f"{architecture.name}: a network is not built with {name} = "
+                f"{str(value)[:100]!r}: wanted plain names and numbers to {_LARGEST}"
+            )
+            raise RefusedError(msg)
     try:
         import segmentation_models_pytorch as smp
     except ImportError as err:
         name = "segmentation_models_pytorch"
-        raise wanted(name, "smp", architecture.name) from err
-    parameters = {**architecture.parameters, "encoder_weights": None}
+        raise _wanted(name, "smp", architecture.name) from err
     try:
         module: nn.Module = smp.create_model(**parameters)
-    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError) as err:
-        reason = str(err).strip().splitlines()[-1][:300]
-        msg = f"{architecture.name}: cannot be built: {reason}"
+    except Exception as err:  # of a wrong argument anything
+        msg = f"{architecture.name}: cannot be built: {last_line(err)}"
         raise ModelError(msg) from err
     return module
+
+
+def _is_modest(value: object) -> bool:
+    """Return whether an argument is a word, a small number, or some of these."""
+    if isinstance(value, str):  # `hf-hub:` and `local-dir:` would be followed
+        return _WORD.fullmatch(value) is not None
+    if isinstance(value, Mapping):
+        return len(value) <= _LONGEST and all(
+            _is_modest(item) for pair in value.items() for item in pair
+        )
+    if isinstance(value, list | tuple):
+        return len(value) <= _LONGEST and all(map(_is_modest, value))
+    return value is None or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 
 class CodeNetwork(nn.Module):
     """A TorchScript or torch.export archive: a program, which was trusted before."""
 
-    def __init__(self, data: bytes, architecture: Architecture) -> None:
+    def __init__(self, data: bytes, kind: str) -> None:
         """Load a program; whatever is in it may run.
 
         Args:
             data: the file.
-            architecture: its kind, and as a parameter `batch`, how many tiles it takes
-                at once, null for any.
+            kind: `torchscript` or `exported`.
 
         Raises:
             ModelError: it is no such archive.
         """
         super().__init__()
-        self._batch = architecture.parameters.get("batch")
+        self.shape: tuple[int | None, ...] = (None,) * 4
+        """Of the tiles that it takes; None for any, and where it does not say."""
         try:
-            if architecture.kind == "torchscript":
-                self.program = torch.jit.load(BytesIO(data), map_location="cpu")
+            if kind == "torchscript":
+                self._program = torch.jit.load(BytesIO(data), map_location="cpu")
             else:
-                self.program = torch.export.load(BytesIO(data)).module()
+                exported = torch.export.load(BytesIO(data))
+                self.shape = _input_shape(exported)
+                self._program = exported.module()
         except Exception as err:  # a program raises anything
-            reason = str(err).strip().splitlines()[0][:300]
-            kind = architecture.kind
-            msg = f"{architecture.name}: cannot be loaded as {kind}: {reason}"
+            msg = f"it cannot be loaded as {kind}: {last_line(err)}"
             raise ModelError(msg) from err
 
     def train(self, mode: bool = True) -> "CodeNetwork":  # noqa: FBT001, FBT002  (torch's)
         """Change nothing of an exported program, which knows one mode only."""
-        if isinstance(self.program, torch.jit.ScriptModule):
-            self.program.train(mode)
+        if isinstance(self._program, torch.jit.ScriptModule):
+            self._program.train(mode)
         self.training = mode
         return self
 
     def forward(self, tiles_NBTT: Tensor) -> Tensor:
         """Return what the network answers, (N, K, T, T)."""
-        return run_in_parts(self.program, tiles_NBTT, self._batch)
+        return _in_parts(self._program, tiles_NBTT, self.shape[0])
+
+
+def _input_shape(program: torch.export.ExportedProgram) -> tuple[int | None, ...]:
+    """Return the shape of the one input, None where it may be any."""
+    (name,) = program.graph_signature.user_inputs
+    (node,) = (node for node in program.graph.nodes if node.name == name)
+    return tuple(
+        side if isinstance(side, int) else None for side in node.meta["val"].shape
+    )
 
 
 class OnnxNetwork(nn.Module):
@@ -98,23 +143,28 @@ class OnnxNetwork(nn.Module):
 
         Raises:
             ModelError: onnxruntime is missing, or cannot run it.
+            RefusedError: it keeps numbers outside itself.
         """
         super().__init__()
-        self._data, self._names = data, (parameters["input"], parameters["output"])
-        self._batch = parameters.get("batch")
+        self._data = data
+        self._names = str(parameters.get("input")), str(parameters.get("output"))
+        self._batch = batch = parameters.get("batch")
+        if not (batch is None or (isinstance(batch, int) and batch > 0)):
+            msg = f"an ONNX network takes no {batch!r} tiles at once"
+            raise ModelError(msg)
         self._is_last = parameters.get("layout", "NCHW") == "NHWC"
-        self._session = _session(data, "cpu")
+        self._session = open_onnx(data, "cpu")
 
     def to(self, *args: Any, **_kwargs: Any) -> "OnnxNetwork":  # noqa: ANN401  (torch's)
         """Go to the device that is named first, if one is."""
         device = str(args[0]) if args else ""
         if device.startswith(("cpu", "cuda")):
-            self._session = _session(self._data, device)
+            self._session = open_onnx(self._data, device)
         return self
 
     def forward(self, tiles_NBTT: Tensor) -> Tensor:
         """Return what the network answers, (N, K, T, T), in fp32."""
-        return run_in_parts(self._run, tiles_NBTT, self._batch)
+        return _in_parts(self._run, tiles_NBTT, self._batch)
 
     def _run(self, tiles_NBTT: Tensor) -> Tensor:
         tiles = tiles_NBTT.float()
@@ -127,11 +177,12 @@ class OnnxNetwork(nn.Module):
         return answers.permute(0, 3, 1, 2) if self._is_last else answers
 
 
-def run_in_parts(forward: Any, tiles: Tensor, batch: int | None) -> Tensor:  # noqa: ANN401  (a module)
+def _in_parts(
+    forward: Callable[[Tensor], Tensor], tiles: Tensor, batch: int | None
+) -> Tensor:
     """Return the answers of a network that takes just so many tiles at once."""
     if batch is None:
-        answers: Tensor = forward(tiles)
-        return answers
+        return forward(tiles)
     parts = []
     for part in tiles.split(batch):
         lacking = batch - len(part)
@@ -140,14 +191,29 @@ def run_in_parts(forward: Any, tiles: Tensor, batch: int | None) -> Tensor:  # n
     return torch.cat(parts)
 
 
-def _session(data: bytes, device: str) -> Any:  # noqa: ANN401  (onnxruntime is untyped)
+def open_onnx(data: bytes, device: str) -> Any:  # noqa: ANN401  (onnxruntime is untyped)
+    """Return a session of onnxruntime.
+
+    Args:
+        data: a model with all that belongs to it.
+        device: `cpu`, `cuda` or `cuda:1`.
+
+    Raises:
+        ModelError: onnxruntime is missing, sees no such device, or cannot run it.
+        RefusedError: the model keeps numbers in another file, or is none of ONNX.
+    """
+    place, magic = _ORT_FORMAT
+    if _ELSEWHERE.search(data) or data[place] == magic:
+        # Where such a file is looked for depends on the folder that a worker is in.
+        msg = "an ONNX network with weights in another file; save it as one .onnx file"
+        raise RefusedError(msg)
     try:
         import onnxruntime as ort
     except ImportError as err:
-        raise wanted("onnxruntime", "onnx", "an ONNX network") from err
+        raise _wanted("onnxruntime", "onnx", "an ONNX network") from err
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors; what matters is raised
+    options.log_severity_level = 4  # what matters is raised
     providers: list[Any] = ["CPUExecutionProvider"]
     kind, _, number = device.partition(":")
     if kind == "cuda":
@@ -159,6 +225,5 @@ def _session(data: bytes, device: str) -> Any:  # noqa: ANN401  (onnxruntime is 
     try:
         return ort.InferenceSession(data, options, providers=providers)
     except Exception as err:  # onnxruntime's have no common name
-        reason = str(err).strip().splitlines()[0][:300]
-        msg = f"onnxruntime cannot run the network: {reason}"
+        msg = f"onnxruntime cannot run the network: {last_line(err)}"
         raise ModelError(msg) from err

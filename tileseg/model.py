@@ -20,6 +20,7 @@ from tileseg.errors import (
     DeviceFaultError,
     DeviceMemoryError,
     ModelError,
+    RefusedError,
     UsageError,
 )
 from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp
@@ -46,6 +47,7 @@ _MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
 _FAULTS = ("CUDA", "CUDNN", "CUBLAS")
 _ELSE = 'network = "plain" in a job file does without it'
 _FP32_BYTES = 4
+_STATES = ("unet", "smp")  # kinds whose file is a state_dict
 _CPU_BATCH = 16
 _MOST_TILES = 512
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -189,9 +191,18 @@ class Network:
 
     @torch.inference_mode()
     def __call__(self, tiles_NBTT: Tensor) -> Tensor:
-        """Return fp32 logits, (N, outputs, tile, tile), of scaled tiles."""
+        """Return fp32 logits, (N, outputs, tile, tile), of scaled tiles.
+
+        Raises:
+            ModelError: the network, a program or ONNX, gives something else.
+        """
         tiles = tiles_NBTT.to(self.device.dtype, memory_format=torch.channels_last)
         answers = self._forward(tiles).float()
+        wanted = (len(tiles), self.card.outputs, *tiles.shape[2:])
+        if answers.shape != wanted:
+            got = list(answers.shape)
+            msg = f"{self.card.name}: the network gives {got}, wanted {list(wanted)}"
+            raise ModelError(msg)
         return answers if self.card.answers == "logits" else _logits(answers)
 
 
@@ -305,12 +316,13 @@ def load_module(folder: Path, card: Card) -> torch.nn.Module:
     if digest != card.sha256:
         msg = f"{path}: wrong weights: sha256 is {digest}, the card says {card.sha256}"
         raise ModelError(msg)
-    kind = card.architecture.kind
-    if kind == "onnx":
-        return OnnxNetwork(data, card.architecture.parameters)
-    if kind in PROGRAMS:
-        return CodeNetwork(data, card.architecture)
-    module = build_smp(card.architecture) if kind == "smp" else _unet(folder, card)
+    try:
+        module = _module(card, data)
+    except (ModelError, RefusedError) as err:
+        msg = f"{path}: {err}"
+        raise type(err)(msg) from err
+    if card.architecture.kind not in _STATES:
+        return module
     try:
         weights = {
             key: value.to(torch.float32, copy=True)
@@ -327,14 +339,24 @@ def load_module(folder: Path, card: Card) -> torch.nn.Module:
     return module
 
 
-def _unet(folder: Path, card: Card) -> UNet:
-    """Return our own U-Net without memory: it is as large as the card claims."""
-    parameters = card.architecture.parameters
+def _module(card: Card, data: bytes) -> torch.nn.Module:
+    """Return a card's network; those of `_STATES` have no weights yet.
+
+    Our own U-Net has no memory either: it is as large as the card claims.
+    """
+    kind, parameters = card.architecture.kind, card.architecture.parameters
+    if kind == "onnx":
+        return OnnxNetwork(data, parameters)
+    if kind in PROGRAMS:
+        return CodeNetwork(data, kind)
+    if kind == "smp":
+        ends = {"in_channels": len(card.bands), "classes": card.outputs}
+        return build_smp(replace(card.architecture, parameters={**parameters, **ends}))
     try:
         with torch.device("meta"):
             return UNet(len(card.bands), card.outputs, **parameters)
     except (RuntimeError, MemoryError) as err:
-        msg = f"{folder}: cannot build a U-Net of {dict(parameters)}: {err}"
+        msg = f"cannot build a U-Net of {dict(parameters)}: {err}"
         raise ModelError(msg) from err
 
 

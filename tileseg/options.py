@@ -1,11 +1,12 @@
-"""The command line's options that several commands share: fields of a `Job`."""
+"""The command line's longer lists of options: of a job, and of an import."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["job_options"]
+__all__ = ["import_options", "job_options"]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -150,8 +151,111 @@ _OPTIONS = (
 )
 
 
+def _words(
+    _context: click.Context, _option: click.Parameter, text: str | None
+) -> tuple[str, ...] | None:
+    """Return words that stand between commas."""
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _pairs(
+    _context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return KEY=VALUE of each; a value is JSON, or else a word."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            msg = f"{text!r}: wanted KEY=VALUE"
+            raise click.BadParameter(msg, param=option)
+        try:
+            pairs[key] = json.loads(value)
+        except ValueError:
+            pairs[key] = value
+    return pairs
+
+
+_IMPORT_OPTIONS = (
+    click.option(
+        "--bands",
+        metavar="NAME,...",
+        callback=_words,
+        help="Bands in the order of the network's inputs.",
+    ),
+    click.option(
+        "--classes",
+        metavar="NAME,...",
+        callback=_words,
+        help="Classes in the order of its answers; of one answer background and class.",
+    ),
+    click.option(
+        "--colors", metavar="RRGGBB,...", callback=_words, help="Of the classes."
+    ),
+    click.option(
+        "--unit",
+        type=click.Choice(["reflectance", "dn"]),
+        help="What mean and std are in: 0 to 1, or values as stored."
+        "  [default: reflectance]",
+    ),
+    click.option(
+        "--mean",
+        type=_Numbers(),
+        help="Per band, or one: the network sees (value - mean) / std.",
+    ),
+    click.option("--std", type=_Numbers(), help="Per band, or one."),
+    click.option(
+        "--tile",
+        type=click.IntRange(16, 4096),
+        help="Side of a tile in pixels.  [default: what the file says, else 256]",
+    ),
+    click.option(
+        "--halo",
+        type=click.IntRange(0, 1024),
+        help="Margin of a tile that is not kept.  [default: about an eighth of it]",
+    ),
+    click.option("--gsd", type=float, help="Metres of a pixel that it was trained on."),
+    click.option("--name", help="Of the model.  [default: the folder's]"),
+    click.option("--version", help="Of the model.  [default: 1]"),
+    click.option(
+        "--answers",
+        type=click.Choice(["logits", "probabilities"]),
+        help="What the network gives.  [default: found out]",
+    ),
+    click.option(
+        "--smp",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_pairs,
+        help="Of a state_dict of segmentation_models_pytorch: arch, encoder_name, ...",
+    ),
+    click.option(
+        "--about",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=_pairs,
+        help="Anything more for the card: licence=MIT.",
+    ),
+    click.option(
+        "--trust-model-code",
+        "trust_code",
+        is_flag=True,
+        help="Run a program (TorchScript, torch.export), with --sha256.",
+    ),
+    click.option("--sha256", metavar="DIGEST", help="Of the file, as its maker says."),
+)
+
+
 def job_options(command: T) -> T:
     """Give a command the options that a job has, `--input` apart."""
-    for option in reversed(_OPTIONS):
+    return _with(_OPTIONS, command)
+
+
+def import_options(command: T) -> T:
+    """Give a command the options of `model import`: fields of what is `Told`."""
+    return _with(_IMPORT_OPTIONS, command)
+
+
+def _with(options: Sequence[Callable[[Any], Any]], command: T) -> T:
+    for option in reversed(options):
         command = option(command)
     return command
