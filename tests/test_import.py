@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 from importlib.metadata import files
 from pathlib import Path
@@ -576,6 +577,46 @@ def test_a_job_with_a_published_cloud_mask_gives_its_labels(
 
     record = check_mask(folder, forward, tmp_path, batch_size=2)
     assert record["engine"]["precision"] == "fp32"
+
+
+def test_onnx_computes_in_its_own_numbers(tmp_path, bring):
+    folder = bring(export(unet(), tmp_path / "any.onnx", dynamic=(0, 2, 3)), *THREE)
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    facts = {"input": str(scene), "output": str(tmp_path / "out"), "trusted": True}
+    record = run(Job(**facts, model=str(folder), precision="bf16")).values
+
+    assert record["exit_code"] == 2
+    assert "computes as it was saved" in record["error"]
+
+
+@pytest.mark.parametrize(
+    ("library", "extra"),
+    [("segmentation_models_pytorch", "smp"), ("onnxruntime", "onnx")],
+)
+def test_a_library_that_is_not_installed_is_named(
+    smp, tmp_path, attempt, monkeypatch, library, extra
+):
+    library_network(smp, "FPN").save_pretrained(tmp_path / "smp")
+    export(unet(), tmp_path / "onnx.onnx")
+    monkeypatch.setitem(sys.modules, library, None)
+    source = tmp_path / ("smp" if extra == "smp" else "onnx.onnx")
+    folder, said = attempt(source, *THREE)
+
+    assert said.exit_code == 7
+    assert f"pip install 'tileseg[{extra}]'" in said.output
+    assert not folder.parent.exists()
+
+
+def test_an_imported_folder_can_be_looked_at(smp, tmp_path, bring):
+    library_network(smp, "FPN").save_pretrained(tmp_path / "saved")
+    folder = bring(tmp_path / "saved", *THREE)
+    info = CliRunner().invoke(main, ["model", "info", str(folder)])
+    trace = CliRunner().invoke(main, ["model", "trace", str(folder)])
+
+    assert (info.exit_code, trace.exit_code) == (0, 0)
+    assert "imported_from    saved" in info.output
+    assert "decoder: [1, 128, 16, 16]" in trace.output
+    assert "Output: [1, 3, 64, 64]" in trace.output
 
 
 # Programs
