@@ -56,7 +56,7 @@ class Averaged(Network):
         self, ensemble: Ensemble, networks: list[Network], device: Device
     ) -> None:
         """Average networks that are loaded, in the order of the ensemble's cards."""
-        self.card, self.device = ensemble.card, device
+        self.card, self.device, self.ensemble = ensemble.card, device, ensemble
         every = tuple(range(len(ensemble.channels)))
         self._members = [
             (network, None if places == every else list(places))
