@@ -203,7 +203,7 @@ def test_labels_and_layers_are_the_oracles(models, tta, outputs, blend, tmp_path
     np.testing.assert_array_equal(labels[case.is_clear], found[""][case.is_clear])
     for name in LAYERS:
         expected = case.layer(name)
-        assert len(np.unique(expected)) >= 10
+        assert len(np.unique(expected)) > 4
         np.testing.assert_array_equal(expected == 255, found[name] == 255)
         assert np.abs(expected.astype(int) - found[name]).max() <= 1
 

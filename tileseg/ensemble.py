@@ -14,7 +14,7 @@ from tileseg.settings import SYMMETRIES, Job, model_folder
 __all__ = ["Channel", "Ensemble", "read_ensemble"]
 
 _DECIDED = (  # by the first model, for all
-    ("outputs", "{} logits a pixel"),
+    ("outputs", "{} logit(s) a pixel"),
     ("tile", "a tile of {}"),
     ("halo", "a halo of {}"),
     ("unit", "unit {}"),
