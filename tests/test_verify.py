@@ -142,7 +142,7 @@ def test_confidence_has_nodata_exactly_where_the_mask_has(
         verify_layer(path, BOX, mask)
 
 
-@pytest.mark.parametrize("product", ["mask", "confidence"])
+@pytest.mark.parametrize("product", ["mask", "confidence", "entropy"])
 def test_a_shard_that_changes_behind_our_back_is_not_published(
     tmp_path, model_path, product
 ):
@@ -154,9 +154,9 @@ def test_a_shard_that_changes_behind_our_back_is_not_published(
         "trusted": True,
         "shard": 96,
     }
-    options |= {"run_shards": (1, 1), "confidence": True}
+    options |= {"run_shards": (1, 1), "confidence": True, "entropy": True}
     job = Job(**options, output=str(tmp_path / "out"))
-    suffix = "" if product == "mask" else ".confidence"
+    suffix = "" if product == "mask" else f".{product}"
 
     def tamper():
         (file,) = job.work_path.glob(f"*/shards/0_0{suffix}.tif")

@@ -57,9 +57,10 @@ class Averaged(Network):
     ) -> None:
         """Average networks that are loaded, in the order of the ensemble's cards."""
         self.card, self.device, self.ensemble = ensemble.card, device, ensemble
+        where = networks[0].device.name
         every = tuple(range(len(ensemble.channels)))
         self._members = [
-            (network, None if places == every else list(places))
+            (network, None if places == every else torch.tensor(places).to(where))
             for network, places in zip(networks, ensemble.shown(), strict=True)
         ]
         self._symmetries = D4 if ensemble.tta == "d4" else D4[:1]
@@ -80,7 +81,7 @@ class Averaged(Network):
     def _answers(self, tiles_NCTT: Tensor) -> Iterator[Tensor]:
         """Yield each network's probabilities of each symmetry, laid back."""
         for network, places in self._members:
-            own = tiles_NCTT if places is None else tiles_NCTT[:, places]
+            own = tiles_NCTT if places is None else tiles_NCTT.index_select(1, places)
             for symmetry in self._symmetries:
                 # In one piece, as a network is given tiles that nobody turned.
                 lain = symmetry.apply(own).contiguous(memory_format=torch.channels_last)
