@@ -117,6 +117,7 @@ class Record:
             self._spent,
             is_remote=any(is_address(file.path) for file in scene.files),
             is_striped=not scene.is_tiled,
+            forwards=ensemble.forwards,
             has_polygons=bool(task.job.polygons),
         )
 
