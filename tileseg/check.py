@@ -222,7 +222,7 @@ def _cost(task: Task) -> Iterator[Finding]:
             who = f"{len(workers)} x {device.name} ({device.hardware})"
             text = (
                 f"about {tiles / rate / len(workers) / 60:.1f} minutes on {who}: "
-                f"{rate:.0f} tiles/s in {device.precision}, measured here on one"
+                f"{rate:.1f} tiles/s in {device.precision}, measured here on one"
             )
             yield Finding("cost", text)
             return
