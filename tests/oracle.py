@@ -5,6 +5,7 @@ is exact, and so is fp32 as long as |logit| < 256: labels must then be equal.
 Arrays: N tiles, B bands, C channels, K logits, T tile side, H rows, W columns.
 """
 
+from itertools import product
 from math import pi, sin
 
 import numpy as np
@@ -118,7 +119,8 @@ def blended(logits, shape, weights, halo):
     rows, columns, outputs = logits.shape[:3]
     square = np.outer(weights, weights)
     canvas = (rows * stride + 2 * halo, columns * stride + 2 * halo)
-    sums, total = np.zeros((outputs, *canvas), np.int64), np.zeros(canvas, np.int64)
+    sums = np.zeros((outputs, *canvas), logits.dtype)
+    total = np.zeros(canvas, np.int64)
     for row, column in np.ndindex(rows, columns):
         y, x = row * stride, column * stride
         sums[:, y : y + tile, x : x + tile] += logits[row, column] * square
@@ -134,14 +136,56 @@ def labels(sums, valid):
     return np.where(valid, best, 255).astype(np.uint8)
 
 
-def confidence(sums, total, valid):
-    """Return round(254 p) of the label's probability p, 255 where invalid."""
-    logits = sums / total
+def chances(logits):
+    """Return the probabilities of (K, ...) logits; of one its class's, the other's."""
     if len(logits) == 1:
         logits = np.concatenate((logits, np.zeros_like(logits)))
     powers = np.exp(logits - logits.max(axis=0))
-    best = powers.max(axis=0) / powers.sum(axis=0)
+    return powers / powers.sum(axis=0)
+
+
+def confidence(sums, total, valid):
+    """Return round(254 p) of the label's probability p, 255 where invalid."""
+    best = chances(sums / total).max(axis=0)
     return np.where(valid, np.round(254 * best), 255).astype(np.uint8)
+
+
+def margin(sums, total, valid):
+    """Return round(254 m), m the first probability less the second."""
+    *_, second, first = np.sort(chances(sums / total), axis=0)
+    return np.where(valid, np.round(254 * (first - second)), 255).astype(np.uint8)
+
+
+def entropy(sums, total, valid):
+    """Return round(254 h), h the entropy to the base of the number of classes."""
+    likely = chances(sums / total)
+    nats = -(likely * np.log(np.maximum(likely, 1e-300))).sum(axis=0)
+    share = nats / np.log(len(likely))
+    return np.where(valid, np.round(254 * share), 255).astype(np.uint8)
+
+
+def ways(x):
+    """Yield the eight ways for squares, (..., T, T), to lie, and how to undo each.
+
+    Transposed or not, rows in either order, columns in either order.
+    """
+    for swap, down, across in product((False, True), (1, -1), (1, -1)):
+
+        def undo(y, swap=swap, down=down, across=across):
+            y = y[..., ::down, ::across]
+            return y.swapaxes(-2, -1) if swap else y
+
+        lain = x.swapaxes(-2, -1) if swap else x
+        yield lain[..., ::down, ::across], undo
+
+
+def averaged(answers):
+    """Return logits, (N, K, T, T), whose probabilities are the mean of the answers'."""
+    mean = np.mean([chances(part.swapaxes(0, 1)) for part in answers], axis=0)
+    logits = np.log(mean)
+    if answers[0].shape[1] == 1:
+        logits = logits[:1] - logits[1:]
+    return logits.swapaxes(0, 1)
 
 
 def needed(valid, weights, halo):

@@ -224,7 +224,7 @@ def test_the_network_whose_answer_is_there_gives_no_hold_to_the_device(contest):
     predictor = stages.predictor_of(task, ready, setting)
     run = stages.Run(task.grid.shape)
 
-    rows = list(predictor.rows(run, reader.strips(run), confidence=True))
+    rows = list(predictor.rows(run, reader.strips(run), layers=("confidence",)))
 
     assert sum(len(item.labels) for item in rows) == 300
     assert predictor.tiles == 20

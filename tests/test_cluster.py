@@ -162,6 +162,29 @@ def test_a_part_of_the_scene_is_the_same_on_a_cluster(job, tmp_path):
     assert here["counts"]["shards"] == there["counts"]["shards"] < 104
 
 
+def test_averages_and_layers_are_the_same_on_a_cluster(job, model_path, tmp_path):
+    """Of two models, one with another band first, and of a tile's eight symmetries."""
+    bands = ("red", "blue", "green")
+    other = make_model(tmp_path / "other", seed=3, bands=bands, mean=(0.2,) * 3)
+    pixels = random_pixels(250, 170, seed=4)
+    options = {
+        "input": str(make_scene(tmp_path / "small.tif", pixels)),
+        "model": (str(model_path), str(other)),
+        "tta": "d4",
+        "blend": "cosine",
+        "margin": True,
+        "entropy": True,
+        **EVERYTHING,
+    }
+
+    succeed(job("here", engine="local", **options))
+    succeed(job("there", engine="ray", workers=2, run_shards=(1, 1), **options))
+
+    here = products(tmp_path / "here")
+    assert {"margin.tif", "entropy.tif", "gpkg"} < here.keys()
+    assert here == products(tmp_path / "there")
+
+
 def pids(staff, job):
     """Return the process of every actor."""
     actors = staff.engine(job).pool.actors.values()

@@ -96,7 +96,7 @@ def rows_of(scene, network, blend="crop", lanes=0, **options):
     reader = Reader(scene, scene.bands, GRID, empty=ring)
     (run,) = GRID.runs(list(Run(GRID.shape)), band=9, rows=9)
     strips = reader.strips(run, ring=blend.ring)
-    found = list(predictor.rows(run, strips, confidence=True))
+    found = list(predictor.rows(run, strips, layers=("confidence",)))
     return (
         np.concatenate([rows.labels for rows in found]),
         np.concatenate([rows.confidence for rows in found]),

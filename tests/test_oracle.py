@@ -194,7 +194,7 @@ def segment(case, path, predictor, runs):
         window = case.grid.pixels(run)
         row = window.row
         strips = reader.strips(run, ring=ring)
-        for part in predictor.rows(run, strips, confidence=True):
+        for part in predictor.rows(run, strips, layers=("confidence",)):
             box = replace(window, row=row, height=len(part.labels))
             labels[box.slices], confidence[box.slices] = part.labels, part.confidence
             times_seen[box.slices] += 1

@@ -20,7 +20,7 @@ EVERYTHING = {
     "input": ("a.tif", "b.tif"),
     "join": "mosaic",
     "bbox": (-1.5, 2, 3, 4.25),
-    "model": "model",
+    "model": ("models/one", ""),
     "output": "s3://maps/2024",
     "work": "w",
     "engine": "local",
@@ -51,6 +51,10 @@ EVERYTHING = {
     "allow_ungeoreferenced": True,
     "max_pixels": 10_000,
     "trusted": True,
+    "trust_model_code": True,
+    "tta": "d4",
+    "margin": True,
+    "entropy": True,
 }
 
 

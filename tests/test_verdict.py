@@ -83,6 +83,7 @@ def test_loading_the_network_is_part_of_the_start():
         ("read", {"is_remote": True}, "local disk"),
         ("forward", {}, "a GPU shortens it"),
         ("forward", {"is_gpu": True}, "more GPUs"),
+        ("forward", {"forwards": 16}, "each tile is forwarded 16 times"),
         ("write", {}, "--work"),
         ("write", {"has_polygons": True}, "polygons are made there"),
     ],

@@ -15,7 +15,7 @@ from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.job import run
 from tileseg.settings import Job
-from tileseg.verify import verify_confidence, verify_mask
+from tileseg.verify import verify_layer, verify_mask
 
 HEIGHT, WIDTH = 1300, 1700  # 3 x 4 blocks, two overviews
 WKT, OTHER = (
@@ -62,7 +62,7 @@ def mask(tmp_path, sound):
 
 def test_what_was_meant_passes(mask, pixels):
     verify_mask(mask, BOX, pixels)
-    verify_confidence(mask, BOX, mask)
+    verify_layer(mask, BOX, mask)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (511, 512), (HEIGHT - 1, WIDTH - 1)])
@@ -139,10 +139,10 @@ def test_confidence_has_nodata_exactly_where_the_mask_has(
     path = write(tmp_path / "confidence.tif", wrong)
 
     with pytest.raises(OutputError, match="got 1, wanted 0"):
-        verify_confidence(path, BOX, mask)
+        verify_layer(path, BOX, mask)
 
 
-@pytest.mark.parametrize("product", ["mask", "confidence"])
+@pytest.mark.parametrize("product", ["mask", "confidence", "entropy"])
 def test_a_shard_that_changes_behind_our_back_is_not_published(
     tmp_path, model_path, product
 ):
@@ -154,9 +154,9 @@ def test_a_shard_that_changes_behind_our_back_is_not_published(
         "trusted": True,
         "shard": 96,
     }
-    options |= {"run_shards": (1, 1), "confidence": True}
+    options |= {"run_shards": (1, 1), "confidence": True, "entropy": True}
     job = Job(**options, output=str(tmp_path / "out"))
-    suffix = "" if product == "mask" else ".confidence"
+    suffix = "" if product == "mask" else f".{product}"
 
     def tamper():
         (file,) = job.work_path.glob(f"*/shards/0_0{suffix}.tif")

@@ -26,17 +26,17 @@ def segment(
     from tileseg.job import run
     from tileseg.settings import Job
 
-    for key, value in options.items():
-        if isinstance(value, (PathLike, list)):
-            options[key] = tuple(value) if isinstance(value, list) else fspath(value)
-    files = (
-        tuple(fspath(item) for item in input)
-        if isinstance(input, list)
-        else fspath(input)
-    )
-    record = run(Job(input=files, **options))
+    facts = {key: _plain(value) for key, value in options.items()}
+    record = run(Job(input=_plain(input), **facts))
     if isinstance(record.error, InterruptedRunError):
         raise KeyboardInterrupt from record.error
     if record.error:
         raise record.error
     return record.values
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  (any field of a Job)
+    """Return a value as a `Job` has it: paths as text, lists as tuples."""
+    if isinstance(value, list):
+        return tuple(map(_plain, value))
+    return fspath(value) if isinstance(value, PathLike) else value

@@ -1,7 +1,7 @@
 """Strips of pixels -> batches of scaled tiles, on one device.
 
 Knows what a tile looks at; knows nothing of files or networks. Shape letters: N tiles,
-B bands, T tile side, H rows, W columns, C tile columns.
+B bands or channels, T tile side, H rows, W columns, C tile columns.
 """
 
 from collections.abc import Generator, Iterable, Iterator
@@ -21,12 +21,14 @@ __all__ = ["Batches", "Scaling", "Step"]
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Stored values -> what the network was trained on, per band."""
+    """Stored values -> what the network was trained on, per channel of a tile."""
 
     gain: tuple[float, ...]
     """Multiplies the stored value."""
     bias: tuple[float, ...]
     """Is added."""
+    bands: tuple[int, ...] = ()
+    """Which of the strips' bands each is of; empty: all of them in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class Batches:
         gain = torch.tensor(scaling.gain, device=bus.device)
         bias = torch.tensor(scaling.bias, device=bus.device)
         self._gain, self._bias = gain.view(-1, 1, 1), bias.view(-1, 1, 1)
+        self._bands = list(scaling.bands or range(len(gain)))
         self._rows = torch.empty(0), torch.empty(0)
         self.tiles_skipped = 0
 
@@ -185,8 +188,10 @@ class Batches:
         tile, stride = self._grid.tile, self._grid.stride
         rows = slice(row * stride, row * stride + tile)
         stored_BHW = pixels[:, rows]
-        exact_BHW, scaled_HWB = self._buffers(stored_BHW.shape)
-        exact_BHW.copy_(stored_BHW)
+        shape = torch.Size((len(self._bands), *stored_BHW.shape[1:]))
+        exact_BHW, scaled_HWB = self._buffers(shape)
+        for exact_HW, band in zip(exact_BHW, self._bands, strict=True):
+            exact_HW.copy_(stored_BHW[band])
         exact_BHW.mul_(self._gain).add_(self._bias)
         if invalid is not None:
             exact_BHW.masked_fill_(invalid[rows], 0)

@@ -46,13 +46,14 @@ def budget_of(task: Task, runs: Sequence[Run], resolved: Mapping[str, Any]) -> B
     """
     width = max((_width(task, run) for run in runs), default=0)
     strip = _strip_bytes(task, width)
-    labels = _STRIPS * task.grid.shard * width * (1 + task.job.confidence)
+    labels = _STRIPS * task.grid.shard * width * (1 + len(task.job.layers))
     pieces = _PIECES_BYTES * task.grid.shard**2 if task.job.polygons else 0
     host = _FIXED_BYTES + _STRIPS * strip + labels + pieces + _fetched(task)
     work = _work_bytes(task, width, resolved)
     if resolved["device"] == "cpu":
         return Budget((host + work) / 1e6, None)
-    weights = (task.job.model_path / task.card.weights).stat().st_size
+    members = zip(task.ensemble.paths, task.ensemble.cards, strict=True)
+    weights = sum((path / card.weights).stat().st_size for path, card in members)
     return Budget(host / 1e6, (work + 2 * strip + weights) / 1e6)
 
 
@@ -63,13 +64,13 @@ def _strip_bytes(task: Task, width: int) -> int:
 
 def _work_bytes(task: Task, width: int, resolved: Mapping[str, Any]) -> int:
     """Return what the network and summing its logits take."""
-    card, tile = task.card, task.grid.tile
+    ensemble, tile = task.ensemble, task.grid.tile
     item = _FP32_BYTES if resolved["precision"] == "fp32" else _FP32_BYTES // 2
-    ends = (len(card.bands) + card.outputs) * (2 * _FP32_BYTES + item)
-    held = ceil(_SPARE * card.architecture.floats) * item
+    ends = ensemble.ends * (2 * _FP32_BYTES + item)
+    held = ceil(_SPARE * ensemble.floats) * item
     batch: int = resolved["batch_size"] * tile**2 * (held + ends)
     # Of a row of tiles: while they are joined, labelled and made a probability of.
-    sums = _SUMS * card.outputs * tile * width * _FP32_BYTES
+    sums = _SUMS * task.card.outputs * tile * width * _FP32_BYTES
     return _BATCHES * batch + sums
 
 

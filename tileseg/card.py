@@ -169,6 +169,16 @@ class Card:
         """Side of a core in pixels."""
         return self.tile - 2 * self.halo
 
+    @property
+    def floats(self) -> int:
+        """Numbers that a forward holds at once, for each pixel of a tile."""
+        return self.architecture.floats
+
+    @property
+    def ends(self) -> int:
+        """Numbers that go in and come out, for each pixel of a tile."""
+        return len(self.bands) + self.outputs
+
     def check_trust(self, *, is_trusted: bool) -> None:
         """Refuse a network that is a program of somebody else's, unless it is trusted.
 

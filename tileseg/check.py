@@ -10,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tileseg import averaging
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.budget import budget_of
 from tileseg.errors import InputError
 from tileseg.grid import Run
-from tileseg.model import default_batch, load, resolve_device, worker_devices
+from tileseg.model import default_batch, resolve_device, worker_devices
 from tileseg.precision import settle, spots
 from tileseg.predict import Predictor, Scaling
 from tileseg.raster import Scene
@@ -51,10 +52,10 @@ def check(job: Job) -> Iterator[Finding]:
     Raises:
         TilesegError: what would end the job before it began.
     """
-    card, scene = meet(job)
+    ensemble, scene = meet(job)
     yield from _describe(scene)
     yield from _oddities(scene, is_listed=bool(job.bands))
-    task = draft(job, card, scene)
+    task = draft(job, ensemble, scene)
     yield from _fit(task)
     yield from _cost(task)
 
@@ -137,11 +138,13 @@ def _beside(path: Path) -> list[str]:
 
 
 def _fit(task: Task) -> Iterator[Finding]:
-    """Say whether the model was made for pixels like these."""
-    card, area = task.card, task.grid.area
+    """Say whether the models were made for pixels like these."""
+    ensemble, area = task.ensemble, task.grid.area
+    for card in ensemble.cards:
+        text = f"{card.name} {card.version}, {len(card.classes)} classes"
+        yield Finding("model", text)
     found = sample(task.scene, task.bands, task.scale, area, places=_PLACES)
     pixels = found.pixels
-    yield Finding("model", f"{card.name} {card.version}, {len(card.classes)} classes")
     if found.unreadable:
         text = f"cannot be read at {found.unreadable} of the places tried"
         yield Finding("odd", text)
@@ -151,15 +154,17 @@ def _fit(task: Task) -> Iterator[Finding]:
     share = pixels.shape[1] / found.looked_at
     text = f"{share:.0%} of {found.looked_at:,} pixels looked at are valid"
     yield Finding("data", text)
-    facts = zip(task.bands, card.bands, card.mean, card.std, pixels, strict=True)
-    for band, name, mean, std, values in facts:
-        low, middle, high = np.percentile(values, (2, 50, 98))
+    places = [np.percentile(values, (2, 50, 98)) for values in pixels]
+    for channel in ensemble.channels:
+        name, band = ensemble.bands[channel.band], task.bands[channel.band]
+        low, middle, high = places[channel.band]
         text = (
-            f"{name} from band {band.index}: {low:.4g} to {high:.4g} {card.unit}, "
-            f"median {middle:.4g}; trained on {mean:.4g} ± {std:.4g}"
+            f"{name} from band {band.index}: {low:.4g} to {high:.4g} "
+            f"{task.card.unit}, median {middle:.4g}; "
+            f"trained on {channel.mean:.4g} ± {channel.std:.4g}"
         )
         yield Finding("data", text)
-        if abs(middle - mean) > _FAR * std:
+        if abs(middle - channel.mean) > _FAR * channel.std:
             text = f"{name} is far from what the model knows: look at scale and offset"
             yield Finding("odd", text)
 
@@ -172,7 +177,7 @@ def _cost(task: Task) -> Iterator[Finding]:
     """
     job = task.job
     device = settle(task, resolve_device(job.device, job.precision))
-    batch = job.batch_size or default_batch(device, task.card)
+    batch = job.batch_size or default_batch(device, task.ensemble)
     workers = worker_devices(device, job.workers)
     tiles = task.grid.tiles.size
     todo = f"{task.grid.shape.size:,} shards, {tiles:,} tiles"
@@ -184,7 +189,7 @@ def _cost(task: Task) -> Iterator[Finding]:
     if budget.device_mb is not None:
         memory += f", and {budget.device_mb:,.0f} MB on the GPU"
     yield Finding("cost", memory)
-    network = load(job.model_path, task.card, device)
+    network = averaging.load(task.ensemble, device)
     grid = replace(task.grid, shard=int(batch**0.5) * task.grid.stride)
     reader = Reader(task.scene, task.bands, grid)
     blend, scaling = Blend(grid.stride, grid.halo, "crop"), Scaling(*task.gains())
@@ -202,7 +207,7 @@ def _cost(task: Task) -> Iterator[Finding]:
             who = f"{len(workers)} x {device.name} ({device.hardware})"
             text = (
                 f"about {tiles / rate / len(workers) / 60:.1f} minutes on {who}: "
-                f"{rate:.0f} tiles/s in {device.precision}, measured here on one"
+                f"{rate:.1f} tiles/s in {device.precision}, measured here on one"
             )
             yield Finding("cost", text)
             return

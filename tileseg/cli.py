@@ -491,11 +491,18 @@ def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
     estimate = values["estimate"]
     tell(
         f"{job.href}: {estimate['shards']} shards in {estimate['runs']} runs, "
-        f"{estimate['tiles']} tiles, {estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
+        f"{estimate['tiles']} tiles{_forwarded(estimate)}, "
+        f"{estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
         f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
         f"the results would go to {job.destination}",
         err=True,
     )
+
+
+def _forwarded(estimate: dict[str, Any]) -> str:
+    """Return how often a tile is forwarded, if that is more than once."""
+    times = estimate["forwards"] // (estimate["tiles"] or 1)
+    return f" that are forwarded {times} times" if times > 1 else ""
 
 
 @contextmanager

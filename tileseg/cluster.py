@@ -5,7 +5,6 @@ Leases go out and outcomes come in; pixels and weights never pass the object sto
 
 import logging
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray
@@ -49,7 +48,7 @@ class RayEngine:
 
     def settle(self, task: Task, device: Device) -> Device:
         """Return the device with the way to run the network that a worker found."""
-        settled: Device = self._ask("settle", _anywhere(task), device)
+        settled: Device = self._ask("settle", task, device)
         return settled
 
     def workers(self, device: Device) -> list[str]:
@@ -58,7 +57,8 @@ class RayEngine:
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32, on a worker."""
-        check: Check = self._ask("compare", _anywhere(task), device)
+        forwards = task.ensemble.forwards
+        check: Check = self._ask("compare", task, device, forwards=forwards)
         return check
 
     def outcomes(
@@ -94,19 +94,25 @@ class RayEngine:
         """Let the workers go, and Ray if it was started here."""
         self.pool.close()
 
-    def _ask(self, method: str, *args: object) -> Any:  # noqa: ANN401  (what the method returns)
+    def _ask(self, method: str, *args: object, forwards: int = 1) -> Any:  # noqa: ANN401  (what the method returns)
         """Return what the first worker to be there answers.
+
+        Args:
+            method: what is asked.
+            args: of what.
+            forwards: how often a tile is forwarded; it has so many times as long.
 
         Raises:
             LostError: it killed the process, or hung, each time; or nobody came.
             DeviceFaultError: the last one's device failed.
         """
+        patience = _ASK_TIMES * self.pool.job.patience * forwards
         for _ in range(MAX_TRIES):
             name = self.pool.first()
             call = getattr(self.pool.actors[name], method).remote(*args)
             try:
                 with our_errors():
-                    return ray.get(call, timeout=_ASK_TIMES * self.pool.job.patience)
+                    return ray.get(call, timeout=patience)
             except (*LOSSES, DeviceFaultError, GetTimeoutError) as err:
                 reason = why_lost(err)
                 logger.warning("Ray: %s does not answer: %s", name, reason)
@@ -117,11 +123,3 @@ class RayEngine:
             raise error
         msg = f"{MAX_TRIES} workers were lost before the plan was made: {reason}"
         raise LostError(msg)
-
-
-def _anywhere(task: Task) -> Task:
-    """Return a task whose model is not named from where the driver runs."""
-    if not task.job.model:
-        return task
-    job = replace(task.job, model=str(task.job.model_path.absolute()))
-    return replace(task, job=job)

@@ -5,7 +5,7 @@ are; the blocks are encoded here, and `cog.py` puts the file together.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,8 +19,9 @@ from rasterio.errors import CRSError, NotGeoreferencedWarning
 from rasterio.io import MemoryFile
 from zlib_ng import zlib_ng
 
-from tileseg.card import CONFIDENCE_STEPS, NODATA, Card
+from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.cog import Image, Tag, frame, read_tags, wrap
+from tileseg.ensemble import Ensemble
 from tileseg.geobox import GeoBox
 from tileseg.overview import SHRINK, Pixels
 from tileseg.raster import Tie
@@ -45,6 +46,11 @@ SHARD_FORMAT = 2
 _BLOCK, _SMALL_BLOCK = 512, 256
 _SKETCH, _UNDEFINED = 65000, 7  # a private tag, and its type: bytes
 _TILE_UNIT = 16  # pixels: a TIFF's tiles are multiples of it
+_DESCRIPTIONS = {
+    "confidence": "probability of the class",
+    "margin": "probability of the class minus that of the next",
+    "entropy": "entropy of the probabilities, 1 where all are equal",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,23 +106,29 @@ def can_write(wkt: str | None) -> bool:
     return wkt is None or _comes_back(_spelled(wkt), CRS.from_wkt(wkt))
 
 
-def looks(card: Card, *, confidence: bool) -> dict[str, Look]:
-    """Return each product and how it presents itself."""
+def looks(ensemble: Ensemble, layers: Iterable[str] = ()) -> dict[str, Look]:
+    """Return each raster and how it presents itself: the mask, and `layers`."""
+    card = ensemble.card
     names = {f"CLASS_{item.value}": item.name for item in card.classes}
-    origin = {"MODEL": f"{card.name} {card.version}", "MODEL_SHA256": card.sha256}
+    origin = {"MODEL": ensemble.title, "MODEL_SHA256": ensemble.joined("sha256")}
+    if ensemble.tta != "none":
+        origin["TTA"] = ensemble.tta
     mask = Look(
         description="class",
         overviews="MODE",
         tags={**names, **origin},
         colors={item.value: item.rgb for item in card.classes},
     )
-    layer = Look(
-        description="probability of the class",
-        overviews="NEAREST",
-        tags=origin,
-        scale=1 / CONFIDENCE_STEPS,
-    )
-    return {"mask": mask, "confidence": layer} if confidence else {"mask": mask}
+    others = {
+        name: Look(
+            description=_DESCRIPTIONS[name],
+            overviews="NEAREST",
+            tags=origin,
+            scale=1 / CONFIDENCE_STEPS,
+        )
+        for name in layers
+    }
+    return {"mask": mask, **others}
 
 
 def raster_tags(

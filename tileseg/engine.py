@@ -169,7 +169,7 @@ class LocalEngine:
             [recipe.on(replace(recipe.device, name=name), threads) for name in names]
         )
         self._crew_size = len(names)
-        watch, done = Watch(self._patience + recipe.store_seconds), 0
+        watch, done = Watch(recipe.patience(self._patience)), 0
         try:
             crew.give(runs)
             crew.finish()

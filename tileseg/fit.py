@@ -115,7 +115,8 @@ def compare(job: Job) -> Fit:
     Raises:
         TilesegError: one of them cannot be opened.
     """
-    card, scene = meet(job)
+    ensemble, scene = meet(job)
+    card = ensemble.card
     answer, bands = _ask_bands(job, card, scene)
     answers = [answer]
     scale = None
@@ -142,7 +143,8 @@ def with_statistics(jobs: Sequence[Job]) -> Card:
     """
     found = []
     for job in jobs:
-        card, scene = meet(job)
+        ensemble, scene = meet(job)
+        card = ensemble.card
         bands = scene.select(job.bands or card.bands)
         scale = tuple(scale_of(job, card, band) for band in bands)
         found.append(sample(scene, bands, scale).pixels)
@@ -159,13 +161,21 @@ def doubts(task: Task) -> list[str]:
     Reads a hundredth of what the task does, and nothing for a model that does not say
     what values it knows.
     """
-    card, area = task.card, task.grid.area
+    ensemble, area = task.ensemble, task.grid.area
+    cards = [card for card in ensemble.cards if card.statistics]
     places = affordable(task.scene, area)
-    if card.statistics is None or not places:
+    if not (cards and places):
         return []
     found = sample(task.scene, task.bands, task.scale, area, places=places)
-    answers = _ask_values(card, _band_fits(card, task.bands, found))
-    return [item.text for item in answers if item.verdict != "ok"]
+    texts = []
+    for card in cards:
+        own = ensemble.places(card)
+        bands = tuple(task.bands[place] for place in own)
+        fits = _band_fits(card, bands, replace(found, pixels=found.pixels[own]))
+        answers = _ask_values(card, fits)
+        who = f"{card.name}: " if len(ensemble.cards) > 1 else ""
+        texts += [who + item.text for item in answers if item.verdict != "ok"]
+    return texts
 
 
 # Questions about what a scene says of itself

@@ -16,6 +16,7 @@ from torch import Tensor
 from tileseg import variants
 from tileseg.architecture import PROGRAMS
 from tileseg.card import Card, own_file
+from tileseg.ensemble import Ensemble
 from tileseg.errors import (
     DeviceFaultError,
     DeviceMemoryError,
@@ -34,6 +35,7 @@ __all__ = [
     "device_error",
     "load",
     "load_module",
+    "logits_of",
     "resolve_device",
     "save",
     "settle",
@@ -64,7 +66,9 @@ class Device:
     precision: str
     """`fp32`, `bf16` or `fp16`."""
     network: str = "plain"
-    """How the network is run: `plain`, `fused` or `compiled`."""
+    """How the network is run: `plain`, `fused` or `compiled`.
+
+    Of several networks with `+` between, where they are not run alike."""
     memory: int | None = None
     """Bytes that a network may take: the least that is free on one of the GPUs."""
 
@@ -143,7 +147,7 @@ def device_error(device: str, error: RuntimeError) -> ModelError | None:
     return None
 
 
-def default_batch(device: Device, card: Card) -> int:
+def default_batch(device: Device, card: Card | Ensemble) -> int:
     """Return how many tiles one forward takes where the user does not say.
 
     On a GPU the largest power of two whose numbers fill at most half of what is free;
@@ -156,13 +160,13 @@ def default_batch(device: Device, card: Card) -> int:
     return min(_MOST_TILES, 1 << max(0, fit.bit_length() - 1))
 
 
-def tile_bytes(card: Card, device: Device) -> int:
+def tile_bytes(card: Card | Ensemble, device: Device) -> int:
     """Return what one more tile in a batch takes of a device's memory, at most.
 
     The tiles themselves and their logits are in fp32 too.
     """
-    width = card.architecture.floats * device.dtype.itemsize
-    ends = (len(card.bands) + card.outputs) * (2 * _FP32_BYTES + device.dtype.itemsize)
+    width = card.floats * device.dtype.itemsize
+    ends = card.ends * (2 * _FP32_BYTES + device.dtype.itemsize)
     return card.tile**2 * (width + ends)
 
 
@@ -203,10 +207,10 @@ class Network:
             got = list(answers.shape)
             msg = f"{self.card.name}: the network gives {got}, wanted {list(wanted)}"
             raise ModelError(msg)
-        return answers if self.card.answers == "logits" else _logits(answers)
+        return answers if self.card.answers == "logits" else logits_of(answers)
 
 
-def _logits(chances: Tensor) -> Tensor:
+def logits_of(chances: Tensor) -> Tensor:
     """Return logits whose softmax, or sigmoid of one, are these probabilities."""
     if chances.shape[1] == 1:
         return torch.logit(chances, eps=torch.finfo(torch.float32).eps)

@@ -29,11 +29,25 @@ class _Numbers(click.ParamType[tuple[float, ...]]):
             self.fail(f"{value!r} is no list of numbers", param, ctx)
 
 
+def _one_or_all(folders: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """Return what a job calls its model: one folder, several, or nothing said."""
+    return (folders[0] if len(folders) == 1 else folders) if folders else None
+
+
 _OPTIONS = (
     click.option(
         "--model",
+        multiple=True,
+        callback=lambda _context, _option, folders: _one_or_all(folders),
         metavar="DIR",
-        help="Model folder.  [default: the land-cover model that comes with tileseg]",
+        help="Model folder; of several the probabilities are averaged."
+        "  [default: the land-cover model that comes with tileseg]",
+    ),
+    click.option(
+        "--tta",
+        type=click.Choice(["none", "d4"]),
+        help="Average over a tile's eight symmetries, which takes eight times as long."
+        "  [default: none]",
     ),
     click.option(
         "--trust-model-code",
@@ -82,7 +96,22 @@ _OPTIONS = (
         help="How tiles meet.  [default: crop]",
     ),
     click.option(
-        "--confidence", is_flag=True, default=None, help="Also make confidence.tif."
+        "--confidence",
+        is_flag=True,
+        default=None,
+        help="Also make confidence.tif: how probable the class is.",
+    ),
+    click.option(
+        "--margin",
+        is_flag=True,
+        default=None,
+        help="Also make margin.tif: how much more so than the next class.",
+    ),
+    click.option(
+        "--entropy",
+        is_flag=True,
+        default=None,
+        help="Also make entropy.tif: 0 for one certain class, 1 where all are alike.",
     ),
     click.option(
         "--polygons",

@@ -4,7 +4,9 @@ Shape letters: N tiles, K logits, H rows, W columns.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import log
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +23,8 @@ from tileseg.window import Window
 
 __all__ = ["LabelRows", "Picture", "RowsUnderWay"]
 
+_LABELS = ""
+
 Part = tuple[Tensor, ...]
 """What of a batch goes into the picture; each (..., N, W), N tiles side by side."""
 
@@ -31,18 +35,24 @@ class LabelRows:
 
     labels: NDArray[np.uint8]
     """(rows, width of the run), 255 where invalid."""
-    confidence: NDArray[np.uint8] | None
-    """Same shape: round(254 p) of the label, 255 where invalid; None if not wanted."""
+    layers: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+    """Those of `LAYERS` that are wanted, same shape: round(254 x), 255 where invalid.
+    """
     masked: NDArray[np.bool_] | None = None
     """Same shape: True where only a mask makes it invalid; None if there is none."""
+
+    @property
+    def confidence(self) -> NDArray[np.uint8] | None:
+        """That layer; None if it is not wanted."""
+        return self.layers.get("confidence")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RowsUnderWay:
     """Finished rows on their way to the host, and what of them is asked for."""
 
-    layers: tuple[Landing, ...]
-    """Labels, and confidence where it is wanted; (rows, width of the run) uint8."""
+    layers: Mapping[str, Landing]
+    """Labels (`""`) and those of `LAYERS` that are wanted; (rows, width of the run)."""
     unwanted: NDArray[np.bool_] | None
     """Same shape: True where there is no label; None: everywhere is one."""
     masked: NDArray[np.bool_] | None
@@ -50,15 +60,13 @@ class RowsUnderWay:
 
     def land(self) -> LabelRows:
         """Return them when they are there."""
-        layers: list[NDArray[np.uint8] | None] = []
-        for layer in self.layers:
-            values = layer.wait()
+        layers = {}
+        for name, layer in self.layers.items():
+            values: NDArray[np.uint8] = layer.wait()
             if self.unwanted is not None:
                 np.copyto(values, np.uint8(NODATA), where=self.unwanted)
-            layers.append(values)
-        labels, confidence = [*layers, None][:2]
-        assert labels is not None, "there are always labels"
-        return LabelRows(labels, confidence, self.masked)
+            layers[name] = values
+        return LabelRows(layers.pop(_LABELS), layers, self.masked)
 
 
 class Canvas(Protocol):
@@ -71,7 +79,7 @@ class Canvas(Protocol):
         """Add tiles side by side to the topmost row, from the left to the right."""
 
     def next_row(self) -> Part:
-        """Return labels, and confidence if wanted, (stride, width), of that row.
+        """Return labels and the layers wanted, (stride, width), of that row.
 
         Their first pixel lies `overlap` pixels above and left of the first core's.
         """
@@ -88,18 +96,17 @@ class Picture:
         run: Run,
         bus: Bus,
         *,
-        confidence: bool,
+        layers: tuple[str, ...],
     ) -> None:
-        """Begin above the run's first row; `confidence` says whether it is wanted."""
+        """Begin above the run's first row; `layers` are wanted beside the labels."""
         self._grid, self._blend, self._bus = grid, blend, bus
         self._run = grid.pixels(run)
         self._tiles = grid.cores(run, ring=blend.ring)
         self._row = self._tiles.row
         # Where no tiles overlap, sums of one term need not be made.
         kind = Sums if blend.overlap else Cores
-        self._canvas: Canvas = kind(
-            blend, self._tiles, network, with_confidence=confidence
-        )
+        self._canvas: Canvas = kind(blend, self._tiles, network, layers=layers)
+        self._names = (_LABELS, *layers)
         self._wanted = _Rows()
         self._masked = _Rows()
 
@@ -152,7 +159,8 @@ class Picture:
             return []
         at = window.relative_to(box).slices
         wanted = self._wanted.take(window.height)
-        landings = tuple(self._bus.fetch(layer[at]) for layer in layers)
+        named = zip(self._names, layers, strict=True)
+        landings = {name: self._bus.fetch(layer[at]) for name, layer in named}
         unwanted = None if wanted is None or wanted.all() else ~wanted
         masked = self._masked.take(window.height)
         return [RowsUnderWay(landings, unwanted, masked)]
@@ -186,10 +194,15 @@ class Cores:
     """A canvas where each pixel is of one tile: labels are made tile by tile."""
 
     def __init__(
-        self, blend: Blend, tiles: Window, network: Network, *, with_confidence: bool
+        self,
+        blend: Blend,
+        tiles: Window,
+        network: Network,
+        *,
+        layers: tuple[str, ...],
     ) -> None:
         """Begin above the first row of `tiles`."""
-        self._trim, self._with_confidence = blend.trim, with_confidence
+        self._trim, self._wanted = blend.trim, layers
         self._blank = torch.zeros(
             blend.stride,
             tiles.width,
@@ -202,9 +215,7 @@ class Cores:
     def prepare(self, logits: Tensor) -> Part:
         """Return what of (N, K, tile, tile) logits is added; needs no order."""
         cores_KHNW = logits[:, :, self._trim, self._trim].permute(1, 2, 0, 3)
-        if self._with_confidence:
-            return _labels(cores_KHNW), _confidence(cores_KHNW)
-        return (_labels(cores_KHNW),)
+        return _labels(cores_KHNW), *_certainties(cores_KHNW, self._wanted)
 
     def add(self, column: int, part: Part) -> None:
         """Add tiles side by side to the topmost row, from the left to the right."""
@@ -212,24 +223,29 @@ class Cores:
             layer_HNW[:, column : column + tiles_HNW.shape[1]] = tiles_HNW
 
     def next_row(self) -> Part:
-        """Return labels, and confidence if wanted, (stride, width), of that row."""
+        """Return labels and the layers wanted, (stride, width), of that row."""
         done, self._layers = self._layers, self._blanks()
         return tuple(layer_HNW.flatten(1) for layer_HNW in done)
 
     def _blanks(self) -> Part:
         """Return layers of their own: those of the row before may still be read."""
-        return tuple(self._blank.clone() for _ in range(1 + self._with_confidence))
+        return tuple(self._blank.clone() for _ in range(1 + len(self._wanted)))
 
 
 class Sums:
     """A canvas where tiles overlap: labels are made of weighted sums."""
 
     def __init__(
-        self, blend: Blend, tiles: Window, network: Network, *, with_confidence: bool
+        self,
+        blend: Blend,
+        tiles: Window,
+        network: Network,
+        *,
+        layers: tuple[str, ...],
     ) -> None:
         """Begin above the first row of `tiles`."""
         device = network.device.name
-        self._stride, self._with_confidence = blend.stride, with_confidence
+        self._stride, self._wanted = blend.stride, layers
         self._fold = Fold(
             blend, outputs=network.card.outputs, columns=tiles.width, device=device
         )
@@ -246,15 +262,16 @@ class Sums:
         self._fold.add(column, *part)
 
     def next_row(self) -> Part:
-        """Return labels, and confidence if wanted, (stride, width), of that row."""
+        """Return labels and the layers wanted, (stride, width), of that row."""
         sums_KHW = self._fold.next_row()
         above, self._above = self._above, self._above + self._stride
-        if not self._with_confidence:
+        if not self._wanted:
             return (_labels(sums_KHW),)
         rows = self._weights_H[above : self._above]
         weights_HW = torch.outer(rows, self._weights_W)
         mean_KHW = sums_KHW[:, : len(rows)] / weights_HW
-        return _labels(sums_KHW[:, : len(rows)]), _confidence(mean_KHW)
+        layers = _certainties(mean_KHW, self._wanted)
+        return _labels(sums_KHW[:, : len(rows)]), *layers
 
 
 def _labels(logits: Tensor) -> Tensor:
@@ -275,10 +292,43 @@ def _labels(logits: Tensor) -> Tensor:
     return labels
 
 
-def _confidence(logits: Tensor) -> Tensor:
-    """Return round(254 p), uint8, of (K, ...) logits; p the label's probability."""
+def _certainties(logits: Tensor, wanted: tuple[str, ...]) -> Part:
+    """Return round(254 x), uint8, of (K, ...) logits, for each layer x wanted."""
+    if not wanted:
+        return ()
     if len(logits) == 1:
-        best = torch.sigmoid(logits[0].abs())
+        chances = torch.cat((torch.sigmoid(logits), torch.sigmoid(-logits)))
     else:
-        best = torch.softmax(logits, dim=0).amax(dim=0)
-    return (best * CONFIDENCE_STEPS).round().to(torch.uint8)
+        chances = torch.softmax(logits, dim=0)
+    values = (_CERTAINTIES[name](chances) for name in wanted)
+    return tuple((x * CONFIDENCE_STEPS).round().to(torch.uint8) for x in values)
+
+
+def _greatest(chances: Tensor) -> Tensor:
+    """Return the probability of the label."""
+    return chances.amax(dim=0)
+
+
+def _margin(chances: Tensor) -> Tensor:
+    """Return how much more probable the label is than the next class, 0 to 1."""
+    best, next_best = chances[0], torch.zeros_like(chances[0])
+    for here in chances[1:]:
+        next_best = torch.maximum(next_best, torch.minimum(best, here))
+        best = torch.maximum(best, here)
+    return best - next_best
+
+
+def _entropy(chances: Tensor) -> Tensor:
+    """Return the entropy as a share of the greatest that there can be, 0 to 1."""
+    # Class by class: the order of the sum then depends on nothing else.
+    total = torch.zeros_like(chances[0])
+    for here in chances:
+        total += torch.special.entr(here)
+    return total / log(len(chances))
+
+
+_CERTAINTIES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "confidence": _greatest,
+    "margin": _margin,
+    "entropy": _entropy,
+}

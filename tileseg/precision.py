@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg import model
+from tileseg import averaging
 from tileseg.blend import Blend
 from tileseg.card import NODATA
 from tileseg.errors import InputError, TileError
 from tileseg.grid import Grid, Run
-from tileseg.model import Device, load
+from tileseg.model import Device
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.task import Task
@@ -37,13 +37,13 @@ class Check:
 
 
 def settle(task: Task, device: Device) -> Device:
-    """Return the device with the way to run the task's network: see `model.choose`.
+    """Return the device with the way to run the task's networks: see `model.choose`.
 
     Raises:
         ModelError: the way that was asked for is not right there; or the device failed.
     """
     job, todo = task.job, task.grid.tiles.size
-    return model.settle(job.model_path, task.card, device, asked=job.network, todo=todo)
+    return averaging.settle(task.ensemble, device, asked=job.network, todo=todo)
 
 
 def compare(task: Task, device: Device) -> Check:
@@ -71,7 +71,7 @@ def _labels(task: Task, device: Device) -> tuple[NDArray[np.uint8], int]:
     grid = replace(task.grid, shard=_SPOT * task.grid.stride)
     reader = Reader(task.scene, task.bands, grid)
     predictor = Predictor(
-        load(task.job.model_path, task.card, device),
+        averaging.load(task.ensemble, device),
         grid,
         Blend(grid.stride, grid.halo, "crop"),
         Scaling(*task.gains()),

@@ -1,4 +1,4 @@
-"""Strips of pixels -> rows of labels and confidence, on one device.
+"""Strips of pixels -> rows of labels and how certain they are, on one device.
 
 Knows when what is computed, and in which order it is put together; knows nothing of
 files.
@@ -71,7 +71,7 @@ class Predictor:
         return self._batches.tiles_skipped
 
     def rows(
-        self, run: Run, strips: Iterable[Strip], *, confidence: bool = False
+        self, run: Run, strips: Iterable[Strip], *, layers: tuple[str, ...] = ()
     ) -> Iterator[LabelRows]:
         """Yield the run's rows from top to bottom, each exactly once.
 
@@ -79,7 +79,7 @@ class Predictor:
             run: what the strips cover.
             strips: all of the run, with the blend's ring. One is done with when the
                 next is asked for: its memory may be used again.
-            confidence: whether to compute it.
+            layers: what to compute beside the labels, of `LAYERS`.
 
         Raises:
             TileError: the network gave NaN or Inf for a tile.
@@ -95,7 +95,7 @@ class Predictor:
                 self._blend,
                 run,
                 self.bus,
-                confidence=confidence,
+                layers=layers,
             )
             coming: deque[_Arrival] = deque()
             for arrival in self._computed(run, strips, picture):

@@ -67,7 +67,7 @@ def _check_room(needs: list[_Need]) -> None:
 def _needs(task: Task) -> list[_Need]:
     """Return what each local place is asked to hold."""
     job, pixels = task.job, task.grid.area.size
-    layers = 1 + job.confidence
+    layers = 1 + len(job.layers)
     polygons = _POLYGON_BYTES * bool(job.polygons)
     # The products, and beside them the blocks of the one that is being made.
     results = pixels * (_OVERVIEWS * (layers + 1) + polygons)

@@ -37,13 +37,13 @@ def build(
     from tileseg.report import quicklook
     from tileseg.sketch import Collage
     from tileseg.stitch import stitch
-    from tileseg.verify import verify_confidence, verify_mask
+    from tileseg.verify import verify_layer, verify_mask
 
     box, mask = task.geobox, folder / "mask.tif"
     pixels = count_pixels(receipts.values())
     collage = Collage(task.grid)
     with record.stage("stitch"):
-        for product, look in looks(task.card, confidence=task.job.confidence).items():
+        for product, look in looks(task.ensemble, task.job.layers).items():
             logger.info("%s: stitching %s.tif", task.job.href, product)
             files = ledger.files(receipts, product)
             if product == "mask":
@@ -52,8 +52,8 @@ def build(
             stitch(files, task.grid, task.scene, look, path)
     with record.stage("verify"):
         verify_mask(mask, box, pixels)
-        if task.job.confidence:
-            verify_confidence(folder / "confidence.tif", box, mask)
+        for product in task.job.layers:
+            verify_layer(folder / f"{product}.tif", box, mask)
     polygons = None
     if task.job.polygons:
         with record.stage("vectorize"):

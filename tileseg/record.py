@@ -35,7 +35,7 @@ _KEYS: dict[str, str] = {
     "seconds": "total open plan work load read wait forward hold write stitch verify "
     "vectorize",
     "scene": "href width height bands dtype crs transform nodata sha256 etag files",
-    "model": "name version sha256 classes",
+    "model": "name version sha256 classes members tta",
     "grid": "tile halo stride shard blend area",
     "engine": "kind workers devices precision precision_asked network batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
@@ -46,8 +46,9 @@ _KEYS: dict[str, str] = {
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
     "memory": "peak_rss_mb above_mb device_mb",
-    "estimate": "runs shards tiles bytes_to_read memory_mb device_mb",
+    "estimate": "runs shards tiles forwards bytes_to_read memory_mb device_mb",
 }
+_MEMBER = ("name", "version", "sha256")
 _STAGES = ("load", "read", "wait", "forward", "hold", "write")
 _DONE = ("complete", "partial")
 
@@ -92,7 +93,7 @@ class Record:
 
     def add_task(self, task: Task) -> None:
         """Say what the scene and the model are."""
-        scene, box, card = task.scene, task.scene.geobox, task.card
+        scene, box, ensemble = task.scene, task.scene.geobox, task.ensemble
         self.values["request_id"] = task.request_id
         self.values["scene"] |= {
             "width": box.width,
@@ -107,16 +108,19 @@ class Record:
             "files": _files(task),
         }
         self.values["model"] = {
-            "name": card.name,
-            "version": card.version,
-            "sha256": card.sha256,
-            "classes": {str(item.value): item.name for item in card.classes},
+            **{key: ensemble.joined(key) for key in _MEMBER},
+            "classes": {str(item.value): item.name for item in task.card.classes},
+            "members": [
+                {key: getattr(card, key) for key in _MEMBER} for card in ensemble.cards
+            ],
+            "tta": ensemble.tta,
         }
         self.values["seconds"]["open"] = self._elapsed()
         self._spent = replace(
             self._spent,
             is_remote=any(is_address(file.path) for file in scene.files),
             is_striped=not scene.is_tiled,
+            forwards=ensemble.forwards,
             has_polygons=bool(task.job.polygons),
         )
 
@@ -156,6 +160,7 @@ class Record:
             "runs": len(runs),
             "shards": grid.shape.size,
             "tiles": grid.tiles.size,
+            "forwards": grid.tiles.size * task.ensemble.forwards,
             "bytes_to_read": task.scene.size * grid.area.size // grid.scene.size,
             "memory_mb": budget.host_mb,
             "device_mb": budget.device_mb,

@@ -64,7 +64,7 @@ def quicklook(
     _show(left, _rgb(picture, labels == NODATA), whole)
     left.set_title(Path(scene.href).name)
     _show(right, _colored(labels, card), whole)
-    right.set_title(f"{card.name} {card.version}")
+    right.set_title(task.ensemble.title)
     if polygons is not None:
         at = _liveliest(labels, whole)
         frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)

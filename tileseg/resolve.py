@@ -27,7 +27,8 @@ def resolve(task: Task, engine: "Engine") -> Plan:
     from tileseg.model import default_batch, load_module
 
     job = _in_numbers(task)
-    load_module(job.model_path, task.card)  # a broken model is no plan
+    for path, card in zip(task.ensemble.paths, task.ensemble.cards, strict=True):
+        load_module(path, card)  # a broken model is no plan
     device = engine.resolve(job)
     machine = {"device": device.name, "hardware": device.hardware}
     if begun := find_plan(open_storage(job.workplace), task.request, machine):
@@ -40,24 +41,26 @@ def resolve(task: Task, engine: "Engine") -> Plan:
         **machine,
         "precision": device.precision,
         "network": device.network,
-        "batch_size": job.batch_size or default_batch(device, task.card),
+        "batch_size": job.batch_size or default_batch(device, task.ensemble),
     }
     return Plan(task.request, resolved, check, job.destination)
 
 
 def _in_numbers(task: Task) -> Job:
-    """Return the job in fp32, if its network knows nothing else.
+    """Return the job in fp32, if one of its networks knows nothing else.
 
     Raises:
         UsageError: it is asked for in others.
     """
-    job, architecture = task.job, task.card.architecture
-    if not architecture.is_fp32_only:
+    job = task.job
+    fixed = (it for it in task.ensemble.cards if it.architecture.is_fp32_only)
+    card = next(fixed, None)
+    if card is None:
         return job
     if job.precision not in ("auto", "fp32"):
         msg = (
-            f"--precision {job.precision}: {task.card.name} is an archive of kind "
-            f"{architecture.kind}, which computes as it was saved; leave it out"
+            f"--precision {job.precision}: {card.name} is an archive of kind "
+            f"{card.architecture.kind}, which computes as it was saved; leave it out"
         )
         raise UsageError(msg)
     return replace(job, precision="fp32")

@@ -17,15 +17,24 @@ from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
 __all__ = [
+    "LAYERS",
+    "SYMMETRIES",
     "Job",
     "called",
     "default_model",
     "is_record",
     "is_remote",
+    "model_folder",
     "read_job",
     "scene_name",
     "within",
 ]
+
+LAYERS = ("confidence", "margin", "entropy")
+"""What there may be of each pixel beside its class: each a raster, a field of a job."""
+
+SYMMETRIES = {"none": 1, "d4": 8}
+"""Ways to look at a tile -> how often the network sees it."""
 
 _LONGEST = 10 * 86_400  # seconds
 _HALF_TURN = 180  # degrees
@@ -47,8 +56,12 @@ class Job:
     """West, south, east, north of what is asked for, in degrees; None for all."""
     aoi: str = ""
     """A vector file whose polygons are what is asked for; empty for all."""
-    model: str = ""
-    """Model folder; empty for the land-cover model that comes with tileseg."""
+    model: str | tuple[str, ...] = ""
+    """Model folder; empty for the land-cover model that comes with tileseg.
+
+    Of several the probabilities are averaged."""
+    tta: str = "none"
+    """`d4`: the average over a tile's four turns and their mirror images; or `none`."""
     output: str = ""
     """Output directory or s3://bucket/prefix; empty for out/<name of the scene>."""
     work: str = ""
@@ -68,7 +81,11 @@ class Job:
     blend: str = "crop"
     """`crop` or `cosine`."""
     confidence: bool = False
-    """Also make confidence.tif."""
+    """Also make confidence.tif: the probability of the class."""
+    margin: bool = False
+    """Also make margin.tif: how much more probable the class is than the next one."""
+    entropy: bool = False
+    """Also make entropy.tif: 0 for one certain class, 1 where all are as probable."""
     polygons: str = ""
     """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
     scale: float | None = None
@@ -208,6 +225,8 @@ class Job:
             "precision": one_of("auto", "fp32", "bf16", "fp16"),
             "network": one_of("auto", "plain", "fused", "compiled"),
             "blend": one_of("crop", "cosine"),
+            "model": (lambda folders: folders != (), "one model folder or more"),
+            "tta": one_of(*SYMMETRIES),
             "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
             "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),
             "resampling": one_of("nearest", "bilinear", "cubic"),
@@ -279,9 +298,19 @@ class Job:
         return Path(self.workplace)
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Every model folder; empty for the one that comes with tileseg."""
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
     def model_path(self) -> Path:
-        """The model folder."""
-        return Path(self.model) if self.model else default_model()
+        """The first model's folder."""
+        return model_folder(self.models[0])
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """What is wanted of each pixel beside its class, of `LAYERS`."""
+        return tuple(name for name in LAYERS if getattr(self, name))
 
 
 def is_remote(address: str) -> bool:
@@ -384,6 +413,11 @@ def _said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
 def default_model() -> Path:
     """Return the folder of the land-cover model that comes with tileseg."""
     return Path(str(files("tileseg"))) / "models" / "landcover-bgr"
+
+
+def model_folder(name: str) -> Path:
+    """Return the folder of a model, by what a job calls it."""
+    return Path(name) if name else default_model()
 
 
 def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:

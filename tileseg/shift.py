@@ -69,7 +69,7 @@ class Shift:
         self.is_winding_down = False
         self.usage = Usage(workers=0, retries=0, restarts=0)
         self._leases = Leases(recipe.grid, runs, len(pool.actors))
-        self._watch = Watch(pool.job.patience + recipe.store_seconds)
+        self._watch = Watch(recipe.patience(pool.job.patience))
         self._patience = Patience(pool)
         self._meters = DriverMeters()
         self._looked = 0.0

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tileseg.address import allow, has_secret
 from tileseg.area import pixel_metres
-from tileseg.card import Card, read_card
+from tileseg.card import Card
 from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
 from tileseg.encode import SHARD_FORMAT, can_write
+from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
@@ -45,21 +46,27 @@ _ASSET = "asset:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A job that makes sense: the scene has what the model's card needs."""
+    """A job that makes sense: the scene has what the models' cards need."""
 
     job: Job
     scene: Scene
     identity: Identities
     """Of all its files."""
-    card: Card
+    ensemble: Ensemble
+    """The model, or several."""
     bands: tuple[Band, ...]
-    """In the network's order."""
+    """In the ensemble's order; of one model the network's."""
     scale: tuple[tuple[float, float], ...]
-    """(scale, offset) of each of them: stored values to the card's unit."""
+    """(scale, offset) of each of them: stored values to the cards' unit."""
     grid: Grid
     """Of the scene; its area is what is asked for."""
     region: "Region | None"
     """What part of the scene that is; None for all of it."""
+
+    @property
+    def card(self) -> Card:
+        """What the products' values mean, and the grid's numbers; see `Ensemble`."""
+        return self.ensemble.card
 
     @property
     def geobox(self) -> GeoBox:
@@ -70,13 +77,14 @@ class Task:
     def request(self) -> dict[str, Any]:
         """What is asked for: all that decides a pixel, but for what `auto` means."""
         job = self.job
-        products = ["mask", "confidence"] if job.confidence else ["mask"]
+        products = ["mask", *job.layers]
         if job.polygons:
             products.append(f"polygons.{job.polygons}")
         return {
             "input": self.identity.facts(),
             "scene": digest(self.scene.facts()),
-            "model": self.card.facts(),
+            "models": [card.facts() for card in self.ensemble.cards],
+            "tta": job.tta,
             "bands": [band.index for band in self.bands],
             "scale": [list(pair) for pair in self.scale],
             "area": list(astuple(self.grid.area)),
@@ -97,17 +105,13 @@ class Task:
         """The id of what is asked for."""
         return digest(self.request)
 
-    def gains(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return (gain, bias) per band: stored values to the network's input."""
-        card = self.card
-        gain = (s / std for (s, _), std in zip(self.scale, card.std, strict=True))
-        bias = (
-            (offset - mean) / std
-            for (_, offset), mean, std in zip(
-                self.scale, card.mean, card.std, strict=True
-            )
-        )
-        return tuple(gain), tuple(bias)
+    def gains(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+        """Return (gain, bias, band) per channel: stored values to networks' inputs."""
+        channels = self.ensemble.channels
+        scales = [(*self.scale[it.band], it.mean, it.std) for it in channels]
+        gain = (scale / std for scale, _, _, std in scales)
+        bias = ((offset - mean) / std for _, offset, mean, std in scales)
+        return tuple(gain), tuple(bias), tuple(it.band for it in channels)
 
     def runs(self, todo: list[Shard], workers: int) -> tuple[Run, ...]:
         """Cut what is to do into runs: long ones, narrow enough for the memory."""
@@ -120,10 +124,10 @@ class Task:
     def _pixel_bytes(self) -> int:
         """Return what a worker holds for each pixel of a strip.
 
-        Summed logits and confidence of the same columns are counted in.
+        Summed logits and layers beside the labels, of the same columns, are counted in.
         """
         sums = self.card.outputs * _SUMS_BYTES * self.grid.stride
-        layers = sums + self.grid.shard * self.job.confidence
+        layers = sums + self.grid.shard * len(self.job.layers)
         return self.scene.pixel_bytes(self.bands) + layers // self.scene.strip_rows
 
 
@@ -149,19 +153,19 @@ def prepare(job: Job) -> Task:
     paths = [file.path for file in task.scene.files]
     identity = identify(paths, open_storage(job.workplace))
     # What was described is what was hashed. As text: NaN is not equal to itself.
-    if repr(_open(job, task.card)) != repr(task.scene):
+    if repr(_open(job, task.ensemble)) != repr(task.scene):
         msg = f"{job.href}: changed while it was being read; run again"
         raise InputError(msg)
     identity.check_unchanged()
     return replace(task, identity=identity)
 
 
-def draft(job: Job, card: Card, scene: Scene) -> Task:
+def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
     """Do as `prepare` does, but for the scene's identity: not all its bytes are read.
 
     Args:
         job: what is asked for.
-        card: the model's, as `meet` gave it.
+        ensemble: the models, as `meet` gave them.
         scene: likewise.
 
     Raises:
@@ -182,12 +186,15 @@ def draft(job: Job, card: Card, scene: Scene) -> Task:
         raise UsageError(msg)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    _compare_scales(scene, card)
-    bands = scene.select(job.bands or card.bands)
-    if len(bands) != len(card.bands):
+    for card in ensemble.cards:
+        _compare_scales(scene, card)
+    card, wanted = ensemble.card, ensemble.bands
+    bands = scene.select(job.bands or wanted)
+    if len(bands) != len(wanted):
+        who = "the model needs" if len(ensemble.cards) == 1 else "the models need"
         msg = (
-            f"{job.href}: the model needs {len(card.bands)} bands "
-            f"({', '.join(card.bands)}), got {len(bands)}"
+            f"{job.href}: {who} {len(wanted)} bands ({', '.join(wanted)}), "
+            f"got {len(bands)}"
         )
         raise UsageError(msg)
     region = _region(job, scene)
@@ -195,7 +202,7 @@ def draft(job: Job, card: Card, scene: Scene) -> Task:
         job=job,
         scene=scene,
         identity=Identities(()),
-        card=card,
+        ensemble=ensemble,
         bands=bands,
         scale=tuple(scale_of(job, card, band) for band in bands),
         grid=_grid(job, card, scene, region),
@@ -203,29 +210,28 @@ def draft(job: Job, card: Card, scene: Scene) -> Task:
     )
 
 
-def meet(job: Job) -> tuple[Card, Scene]:
+def meet(job: Job) -> tuple[Ensemble, Scene]:
     """Open a job's scene; files that nobody knows are looked at elsewhere before.
 
     Raises:
         UsageError: its outputs would be lost.
-        TilesegError: the card or the scene cannot be used.
+        TilesegError: the cards or the scene cannot be used.
     """
     _refuse_vanishing(job)
     _refuse_nesting(job)
     allow(job.hosts)
-    card = read_card(job.model_path)
-    card.check_trust(is_trusted=job.trust_model_code)
-    wish = _wish(job, card)
+    ensemble = read_ensemble(job)
+    wish = _wish(job, ensemble)
     paths = locate(mosaic_of(job, wish.bands), wish)
     _refuse_telling(job, paths)
     work = open_storage(job.workplace)
     if not job.trusted and (files := unknown(paths, work)):
         examine(files)
-    return card, _open(job, card)
+    return ensemble, _open(job, ensemble)
 
 
-def _open(job: Job, card: Card) -> Scene:
-    wish = _wish(job, card)
+def _open(job: Job, ensemble: Ensemble) -> Scene:
+    wish = _wish(job, ensemble)
     return open_scene(mosaic_of(job, wish.bands), wish)
 
 
@@ -257,19 +263,23 @@ def _region(job: Job, scene: Scene) -> "Region | None":
     return region_of_file(job.aoi, scene.geobox, job.href)
 
 
-def _wish(job: Job, card: Card) -> Wish:
-    """Return what the job and the card want of the scene.
+def _wish(job: Job, ensemble: Ensemble) -> Wish:
+    """Return what the job and the cards want of the scene.
 
     Raises:
-        UsageError: the card does not say its resolution, or a mask is no rule.
+        UsageError: the cards do not say one resolution, or a mask is no rule.
     """
     resolution, is_card = job.resolution, job.resolution == "card"
-    if is_card and card.gsd is None:
+    gsd = ensemble.card.gsd
+    if is_card and gsd is None:
         msg = f"resolution card: {job.model_path} does not say it (tileseg:gsd)"
         raise UsageError(msg)
-    side = card.gsd if isinstance(resolution, str) else resolution
+    if is_card and {gsd} != {card.gsd for card in ensemble.cards}:
+        msg = "resolution card: the models' cards say different ones; give a number"
+        raise UsageError(msg)
+    side = gsd if isinstance(resolution, str) else resolution
     return Wish(
-        bands=job.bands or card.bands,
+        bands=job.bands or ensemble.bands,
         target=Target(job.crs, side, is_metres=is_card, method=job.resampling),
         # What a catalog names may be of any resolution; what one names is as meant.
         resample=any(map(is_catalog, job.inputs)),

@@ -48,6 +48,8 @@ class Spent:
     """Whether the scene was fetched."""
     is_striped: bool = False
     """Whether a file of the scene is not tiled."""
+    forwards: int = 1
+    """How often a tile was forwarded: by several models, in several ways."""
     has_polygons: bool = False
     """Whether workers polygonised their shards."""
 
@@ -148,9 +150,12 @@ def _advice(
 def _help(stage: str, spent: Spent) -> str:
     """Return what would make a stage of the workers shorter."""
     if stage == "forward":
+        help_ = "a GPU shortens it, or more CPU cores"
         if spent.is_gpu:
-            return "more GPUs shorten it (--engine ray --workers N)"
-        return "a GPU shortens it, or more CPU cores"
+            help_ = "more GPUs shorten it (--engine ray --workers N)"
+        if spent.forwards > 1:
+            help_ += f"; each tile is forwarded {spent.forwards} times (--model, --tta)"
+        return help_
     if stage == "write":
         if spent.has_polygons:
             return "polygons are made there; more CPU cores shorten it"

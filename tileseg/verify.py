@@ -19,7 +19,7 @@ from tileseg.geobox import GeoBox
 from tileseg.overview import Pixels
 from tileseg.window import Window
 
-__all__ = ["verify_confidence", "verify_mask"]
+__all__ = ["verify_layer", "verify_mask"]
 
 _VALUES = 256  # of a byte
 _THREADS = min(8, os.cpu_count() or 1)
@@ -56,8 +56,8 @@ def verify_mask(path: Path, geobox: GeoBox, pixels: Mapping[int, int]) -> None:
         _check_overviews(path, counts, likely)
 
 
-def verify_confidence(path: Path, geobox: GeoBox, mask: Path) -> None:
-    """Refuse a confidence raster whose nodata is not exactly the mask's.
+def verify_layer(path: Path, geobox: GeoBox, mask: Path) -> None:
+    """Refuse a raster of confidence, margin or entropy with other nodata than the mask.
 
     Raises:
         OutputError: it is not, or cannot be read.

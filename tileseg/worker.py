@@ -6,20 +6,20 @@ import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg import remote, seams
+from tileseg import averaging, remote, seams
 from tileseg.address import is_address
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.bus import Ring
 from tileseg.card import NODATA, Card
 from tileseg.encode import block_side, looks, shard_bytes
+from tileseg.ensemble import Ensemble
 from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
@@ -27,7 +27,7 @@ from tileseg.identity import Identities
 from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import rss_mb, trim_heap
-from tileseg.model import Device, Network, load
+from tileseg.model import Device, Network
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
@@ -35,7 +35,7 @@ from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
-from tileseg.settings import default_model, is_remote
+from tileseg.settings import LAYERS, is_remote
 from tileseg.sketch import Sketch
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
@@ -63,14 +63,13 @@ class Recipe:
     grid: Grid
     outline: bytes | None
     """What of the grid's area is asked for, see `Region`; None for all."""
-    model: str
-    """Model folder; empty for the model that comes with tileseg, wherever that is."""
-    card: Card
+    ensemble: Ensemble
     device: Device
     scaling: Scaling
     blend: str
     batch: int
-    confidence: bool
+    layers: tuple[str, ...]
+    """What is made of each pixel beside its class."""
     polygons: bool
     folder: str
     """The plan's directory, wherever it is."""
@@ -88,17 +87,28 @@ class Recipe:
             bands=task.bands,
             grid=task.grid,
             outline=task.region.outline if task.region else None,
-            model=task.job.model and str(task.job.model_path.absolute()),
-            card=task.card,
+            ensemble=task.ensemble,
             device=device,
             scaling=Scaling(*task.gains()),
             blend=task.job.blend,
             batch=ledger.plan.resolved["batch_size"],
-            confidence=task.job.confidence,
+            layers=task.job.layers,
             polygons=bool(task.job.polygons),
             folder=ledger.folder.address,
             hosts=task.job.hosts,
         )
+
+    @property
+    def card(self) -> Card:
+        """What the products' values mean."""
+        return self.ensemble.card
+
+    def patience(self, seconds: float) -> float:
+        """Return how long it may take without progress, if one forward may `seconds`.
+
+        Before it can say why: what it reads or writes may be silent for long, too.
+        """
+        return seconds * self.ensemble.forwards + self.store_seconds
 
     @property
     def store_seconds(self) -> float:
@@ -113,9 +123,8 @@ class Recipe:
         return replace(self, device=device, threads=threads)
 
     def network(self) -> Network:
-        """Load the network."""
-        folder = Path(self.model) if self.model else default_model()
-        return load(folder, self.card, self.device)
+        """Load the networks of the ensemble, which answer as one."""
+        return averaging.load(self.ensemble, self.device)
 
 
 class Worker:
@@ -179,14 +188,14 @@ class Worker:
         yield from behind(self._finish, shards, ahead=_WRITES_AHEAD, threads=_WRITERS)
 
     def _shards(self, runs: Iterable[Run]) -> Generator[tuple[Shard, LabelRows] | None]:
-        """Yield the labels and confidence of each shard; None now and then between."""
+        """Yield the labels and layers of each shard; None now and then between."""
         with closing(Ahead(self._strips(runs), _STRIPS_AHEAD)) as ahead:
             stream = self._timed(ahead, "wait")
             for run, first in stream:
                 rows = self._predictor.rows(
                     run,
                     self._rest(run, first, stream),
-                    confidence=self._recipe.confidence,
+                    layers=self._recipe.layers,
                 )
                 for made in _cut(self._recipe.grid, run, rows):
                     start = perf_counter()
@@ -247,11 +256,9 @@ class Worker:
         shard, rows = item
         window = self._recipe.grid.pixels(shard)
         box = self._recipe.scene.geobox.crop(window)
-        layers = {"mask": rows.labels, "confidence": rows.confidence}
         artifacts = {
             product: self._write_layer(shard, product, pixels, box)
-            for product, pixels in layers.items()
-            if pixels is not None
+            for product, pixels in {"mask": rows.labels, **rows.layers}.items()
         }
         if self._recipe.polygons:
             artifacts["polygons"] = self._write_pieces(shard, rows, box)
@@ -277,7 +284,7 @@ class Worker:
         self, shard: Shard, product: str, pixels: NDArray[np.uint8], box: GeoBox
     ) -> Artifact:
         suffix = "" if product == "mask" else f".{product}"
-        look = looks(self._recipe.card, confidence=True)[product]
+        look = looks(self._recipe.ensemble, LAYERS)[product]
         with gdal_env():
             data = shard_bytes(
                 pixels,
@@ -390,7 +397,7 @@ class _Shelf:
 
 def _layers(rows: LabelRows) -> list[NDArray[Any]]:
     """Return what there is for each pixel."""
-    layers = rows.labels, rows.confidence, rows.masked
+    layers = rows.labels, *rows.layers.values(), rows.masked
     return [layer for layer in layers if layer is not None]
 
 
@@ -399,6 +406,6 @@ def _like(rows: LabelRows, window: Window) -> LabelRows:
     shape = window.height, window.width
     return LabelRows(
         np.empty(shape, np.uint8),
-        None if rows.confidence is None else np.empty(shape, np.uint8),
+        {name: np.empty(shape, np.uint8) for name in rows.layers},
         None if rows.masked is None else np.empty(shape, np.bool_),
     )

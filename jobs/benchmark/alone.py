@@ -16,10 +16,12 @@ from torch import Tensor
 from benchmark.scenes import own_model
 from benchmark.setting import Setting
 from benchmark.table import Figures, Row, interleave, spread
+from tileseg import averaging
 from tileseg.card import Card, read_card
+from tileseg.ensemble import Ensemble
 from tileseg.errors import TilesegError
 from tileseg.memory import keep_heap
-from tileseg.model import Device, load, load_module
+from tileseg.model import Device, load_module
 from tileseg.variants import NETWORKS
 
 __all__ = ["measure", "rate_of", "tiles_a_second"]
@@ -87,11 +89,11 @@ def rate_of(model: Path, setting: Setting, seconds: float) -> float:
     return tiles_a_second(forward, tiles, seconds, lanes=lanes)
 
 
-def _loaded(model: Path, card: Card, device: Device) -> Forward:
+def _loaded(model: Path, card: Card, device: Device, tta: str = "none") -> Forward:
     """Return a network in a process that keeps its memory, as a worker's does."""
     if device.name == "cpu":
         keep_heap()
-    return load(model, card, device)
+    return averaging.load(Ensemble((str(model),), (card,), tta), device)
 
 
 def _noise(card: Card, device: Device, batch: int) -> Tensor:
@@ -172,6 +174,9 @@ def _ways(setting: Setting, model: Path) -> Iterator[Way]:
             for batch in (own,) if is_slow else batches:
                 build = partial(_as_tileseg, device, model, batch)
                 yield Way(f"{text} {batch}", build, note)
+            if network == "fused":
+                build = partial(_as_tileseg, device, model, own, "d4")
+                yield Way(f"{text} {own}, tta d4", build, "8 forwards a tile; ")
             if setting.lanes > 1 and not is_slow:
                 lanes = setting.lanes
                 build = partial(_as_tileseg, device, model, own)
@@ -184,6 +189,9 @@ def _as_peers(setting: Setting, model: Path, batch: int) -> tuple[Forward, Tenso
     return module, _noise(card, device, batch)
 
 
-def _as_tileseg(device: Device, model: Path, batch: int) -> tuple[Forward, Tensor]:
+def _as_tileseg(
+    device: Device, model: Path, batch: int, tta: str = "none"
+) -> tuple[Forward, Tensor]:
     card = read_card(model)
-    return _loaded(model, card, device), _as_given(_noise(card, device, batch), device)
+    tiles = _as_given(_noise(card, device, batch), device)
+    return _loaded(model, card, device, tta), tiles

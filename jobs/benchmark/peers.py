@@ -104,7 +104,7 @@ def _reference(
     Shares no code with what is measured but the network.
     """
     card = task.card
-    gain, bias = np.array(task.gains())
+    gain, bias = np.array(task.gains()[:2])
     with rasterio.open(scene) as source:
         pixels = source.read() * gain[:, None, None] + bias[:, None, None]
     height, width = pixels.shape[1:]
@@ -197,7 +197,7 @@ def peer_figures(contest: Contest, program: str) -> tuple[Figures, str]:
 
 def _wish(contest: Contest, mask: Path) -> dict[str, Any]:
     card, setting = contest.task.card, contest.setting
-    gain, bias = contest.task.gains()
+    gain, bias, _ = contest.task.gains()
     return {
         "scene": str(contest.scene),
         "weights": str(contest.model / card.weights),

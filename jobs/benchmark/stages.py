@@ -27,7 +27,7 @@ from tileseg.ledger import Files
 from tileseg.model import Network, load
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
-from tileseg.settings import Job
+from tileseg.settings import LAYERS, Job
 from tileseg.stitch import stitch
 from tileseg.task import Task, prepare
 from tileseg.vectorize import polygonise
@@ -154,9 +154,10 @@ def _forwarding(setting: Setting, side: int, place: Path) -> Iterator[Stage]:
     network = load(model, task.card, device)
     if setting.is_gpu:
         yield Stage("host → device", kind.mpx, partial(_cross, strips, device.name))
-    for name, confidence in (("labels", False), ("labels and confidence", True)):
+    wanted = {"labels": (), "labels and confidence": LAYERS[:1], "all layers": LAYERS}
+    for name, layers in wanted.items():
         ready = predictor_of(task, Ready(network, setting.batch(task.card)), setting)
-        call = partial(_predict, ready, task, strips, confidence=confidence)
+        call = partial(_predict, ready, task, strips, layers=layers)
         text = f"all on the device but the network, {name}"
         yield Stage(text, kind.mpx, call, "scale, tiles, crop, argmax, labels back")
     for blend in ("crop", "cosine"):
@@ -187,9 +188,13 @@ def predictor_of(task: Task, network: Network, setting: Setting) -> Predictor:
 
 
 def _predict(
-    predictor: Predictor, task: Task, strips: list[Strip], *, confidence: bool = False
+    predictor: Predictor,
+    task: Task,
+    strips: list[Strip],
+    *,
+    layers: tuple[str, ...] = (),
 ) -> None:
-    for _ in predictor.rows(_whole(task), strips, confidence=confidence):
+    for _ in predictor.rows(_whole(task), strips, layers=layers):
         pass
 
 
@@ -253,7 +258,7 @@ def _stitch(encoded: dict[Shard, bytes], task: Task, mask: Path) -> None:
 
     mask.unlink(missing_ok=True)
     files = Files(frozenset(encoded), read)
-    look = looks(task.card, confidence=False)["mask"]
+    look = looks(task.ensemble)["mask"]
     stitch(files, task.grid, task.scene, look, mask)
 
 

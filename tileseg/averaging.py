@@ -1,0 +1,137 @@
+"""Several forwards that answer as one: of several models, of a tile's symmetries.
+
+Probabilities are averaged, tile by tile, and given back as logits: whoever blends,
+labels or doubts them need not know. Shape letters: N tiles, C channels, K logits,
+T tile side.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tileseg import model
+from tileseg.ensemble import Ensemble
+from tileseg.model import Device, Network, logits_of
+
+__all__ = ["Averaged", "load", "settle"]
+
+_WAYS = "+"  # between the ways that the networks of an ensemble are run
+
+
+@dataclass(frozen=True, slots=True)
+class Symmetry:
+    """One of the eight ways to lay a square on itself: turned, then mirrored."""
+
+    turns: int
+    """Quarter turns, anticlockwise."""
+    is_mirrored: bool
+    """Whether left and right then change places."""
+
+    def apply(self, tiles_NCTT: Tensor) -> Tensor:
+        """Return tiles as they lie then; the same ones where nothing moves."""
+        turned = (
+            torch.rot90(tiles_NCTT, self.turns, (2, 3)) if self.turns else tiles_NCTT
+        )
+        return turned.flip(3) if self.is_mirrored else turned
+
+    def undo(self, answers_NKTT: Tensor) -> Tensor:
+        """Return the answers to such tiles as they lay before."""
+        back = answers_NKTT.flip(3) if self.is_mirrored else answers_NKTT
+        return torch.rot90(back, -self.turns, (2, 3)) if self.turns else back
+
+
+D4 = tuple(Symmetry(turns, flag) for flag in (False, True) for turns in range(4))
+
+
+class Averaged(Network):
+    """Networks on one device whose probabilities are averaged.
+
+    One forward at a time, each of the whole batch: it holds what the largest network
+    holds. Sums run in the order of models, then symmetries, whatever the batch.
+    """
+
+    def __init__(
+        self, ensemble: Ensemble, networks: list[Network], device: Device
+    ) -> None:
+        """Average networks that are loaded, in the order of the ensemble's cards."""
+        self.card, self.device, self.ensemble = ensemble.card, device, ensemble
+        where = networks[0].device.name
+        every = tuple(range(len(ensemble.channels)))
+        self._members = [
+            (network, None if places == every else torch.tensor(places).to(where))
+            for network, places in zip(networks, ensemble.shown(), strict=True)
+        ]
+        self._symmetries = D4 if ensemble.tta == "d4" else D4[:1]
+
+    @torch.inference_mode()
+    def __call__(self, tiles_NCTT: Tensor) -> Tensor:
+        """Return fp32 logits, (N, outputs, tile, tile), of the mean probabilities.
+
+        Args:
+            tiles_NCTT: the ensemble's channels of scaled tiles.
+        """
+        parts = self._answers(tiles_NCTT)
+        total, count = next(parts), 1
+        for part in parts:
+            total, count = total.add_(part), count + 1
+        return logits_of(total.div_(count))
+
+    def _answers(self, tiles_NCTT: Tensor) -> Iterator[Tensor]:
+        """Yield each network's probabilities of each symmetry, laid back."""
+        for network, places in self._members:
+            own = tiles_NCTT if places is None else tiles_NCTT.index_select(1, places)
+            for symmetry in self._symmetries:
+                # In one piece, as a network is given tiles that nobody turned.
+                lain = symmetry.apply(own).contiguous(memory_format=torch.channels_last)
+                yield symmetry.undo(_chances(network(lain)))
+
+
+def _chances(logits_NKTT: Tensor) -> Tensor:
+    """Return the probabilities of logits, of one the class's; NaN where one is Inf.
+
+    They would hide it: -Inf is as good as 0.
+    """
+    is_one = logits_NKTT.shape[1] == 1
+    chances = logits_NKTT.sigmoid() if is_one else logits_NKTT.softmax(dim=1)
+    return chances.add_(logits_NKTT.amin(dim=1, keepdim=True).mul_(0))
+
+
+def load(ensemble: Ensemble, device: Device) -> Network:
+    """Load the networks of all models onto a device.
+
+    Raises:
+        ModelError: one's weights are missing or wrong, or the device cannot hold it.
+        DeviceFaultError: the device failed.
+    """
+    ways = device.network.split(_WAYS)
+    ways = ways if len(ways) > 1 else ways * len(ensemble.cards)
+    networks = [
+        model.load(folder, card, replace(device, network=way))
+        for folder, card, way in zip(ensemble.paths, ensemble.cards, ways, strict=True)
+    ]
+    if ensemble.forwards == 1:
+        return networks[0]
+    return Averaged(ensemble, networks, device)
+
+
+def settle(ensemble: Ensemble, device: Device, *, asked: str, todo: int) -> Device:
+    """Return the device with the way to run each network; see `model.choose`.
+
+    Args:
+        ensemble: the models.
+        device: which one.
+        asked: `auto`, or the one way that will do.
+        todo: tiles that are to be labelled.
+
+    Raises:
+        ModelError: the way that was asked for is not right; or the device failed.
+    """
+    todo *= ensemble.forwards // len(ensemble.cards)
+    ways = [
+        model.settle(folder, card, device, asked=asked, todo=todo).network
+        for folder, card in zip(ensemble.paths, ensemble.cards, strict=True)
+    ]
+    is_one_way = len(set(ways)) == 1
+    return replace(device, network=ways[0] if is_one_way else _WAYS.join(ways))
