@@ -22,8 +22,13 @@ from tileseg.cli import main
 from tileseg.ensemble import Channel, Ensemble
 from tileseg.errors import ExitCode, UsageError
 from tileseg.job import run
+from tileseg.ledger import Ledger, Plan
+from tileseg.model import resolve_device
+from tileseg.resolve import _in_numbers
 from tileseg.settings import LAYERS, Job
+from tileseg.storage import Disk
 from tileseg.task import prepare
+from tileseg.worker import Recipe
 
 CARD = make_card()
 OTHER = replace(CARD, name="other", version="2", sha256="1" * 64)
@@ -270,6 +275,32 @@ def test_bands_are_listed_in_the_order_of_the_ensemble(job, tmp_path):
 def test_the_card_of_both_must_say_one_resolution(job):
     with pytest.raises(UsageError, match="resolution card"):
         prepare(job(resolution="card"))
+
+
+@pytest.mark.parametrize("asked", ["auto", "bf16"])
+def test_one_archive_that_knows_fp32_only_decides_for_all(job, asked):
+    """Its answers are averaged with the others', which are computed likewise."""
+    task = prepare(job(precision=asked))
+    first, second = task.ensemble.cards
+    archive = replace(second.architecture, kind="onnx")
+    cards = first, replace(second, architecture=archive)
+    task = replace(task, ensemble=replace(task.ensemble, cards=cards))
+
+    if asked == "auto":
+        assert _in_numbers(task).precision == "fp32"
+    else:
+        with pytest.raises(UsageError, match="--precision bf16: two is an archive"):
+            _in_numbers(task)
+
+
+def test_a_worker_may_be_silent_for_as_many_forwards_longer(job, tmp_path):
+    """A batch is so many times as long under way before a tile of it is done."""
+    task = prepare(job())
+    plan = Plan(task.request, {"batch_size": 1})
+    recipe = Recipe.of(task, Ledger(Disk(tmp_path / "work"), plan), resolve_device())
+
+    assert recipe.patience(60) == 16 * 60
+    assert replace(recipe, folder="s3://maps/work").patience(60) > 16 * 60
 
 
 # At the command line
