@@ -89,6 +89,12 @@ class Card:
     """File name beside the card."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Free: description, training data, licence, scores. Changes no pixel."""
+    statistics: tuple[Mapping[str, Any], ...] = ()
+    """What it was trained on, per band, in `unit`: `band`, `mean`, `std`, `quantiles`
+    (percent -> value), `count`. Changes no pixel; empty where nobody knows."""
+    temperature: float | None = None
+    """By which the logits were divided, in the weights, so that confidence is right as
+    often as it says; None where that was not done."""
 
     def __post_init__(self) -> None:
         """Refuse a card that no run could use."""
@@ -171,7 +177,8 @@ class Card:
 
     def facts(self) -> dict[str, Any]:
         """Return what can change a pixel or a product, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "about"}
+        aside = ("about", "statistics", "temperature")
+        return {key: value for key, value in asdict(self).items() if key not in aside}
 
     def to_stac(self) -> dict[str, Any]:
         """Return the card as a STAC Item; `read_card` gives the same card back."""
@@ -215,6 +222,10 @@ class Card:
             more["tileseg:gsd"] = self.gsd
         if self.answers != "logits":
             more["tileseg:answers"] = self.answers
+        if self.statistics:
+            more["tileseg:statistics"] = [dict(band) for band in self.statistics]
+        if self.temperature is not None:
+            more["tileseg:temperature"] = self.temperature
         own = self.architecture
         if own.kind != "unet":
             more["tileseg:network"] = {
@@ -349,10 +360,16 @@ def _from_stac(item: dict[str, Any]) -> Card:
         architecture=architecture,
         answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
-        gsd=None if (gsd := properties.get("tileseg:gsd")) is None else float(gsd),
+        gsd=_number(properties, "tileseg:gsd"),
         weights=str(asset["href"]),
         about=dict(properties.get("tileseg:about", {})),
+        statistics=tuple(map(dict, properties.get("tileseg:statistics", ()))),
+        temperature=_number(properties, "tileseg:temperature"),
     )
+
+
+def _number(properties: dict[str, Any], key: str) -> float | None:
+    return None if (value := properties.get(key)) is None else float(value)
 
 
 def _architecture(properties: dict[str, Any]) -> Architecture:
