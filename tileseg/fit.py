@@ -18,7 +18,7 @@ from tileseg.checkpoint import read_checkpoint, write_checkpoint
 from tileseg.errors import ModelError
 from tileseg.judge import Judged, judge
 from tileseg.losses import cross_entropy_and_dice
-from tileseg.model import Device, device_error
+from tileseg.model import device_error, resolve_device
 from tileseg.overlap import Ahead
 from tileseg.samples import Batch
 from tileseg.split import VALIDATION
@@ -42,17 +42,24 @@ class Fit:
     """A network that is being trained."""
 
     def __init__(
-        self, training: Training, found: Survey, network: nn.Module, device: Device
+        self, training: Training, found: Survey, network: nn.Module, stop: Stop
     ) -> None:
         """Put the network on its device, and go on where a killed training stands.
+
+        Args:
+            training: what is asked for.
+            found: what there is to learn from.
+            network: on the CPU, with the weights to begin with.
+            stop: the wish to end.
 
         Raises:
             ModelError: the device cannot hold it.
             OtherPlanError: the work is another training's.
         """
-        self._training, self._found, self._device = training, found, device
-        with _faults(device.name):
-            network = network.to(device.name)
+        self._training, self._found, self._stop = training, found, stop
+        self._device = resolve_device(training.device)
+        with _faults(self._device.name):
+            network = network.to(self._device.name)
             self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(),
@@ -73,15 +80,15 @@ class Fit:
         scores = [epoch.get("macro_f1", n) for n, epoch in enumerate(epochs)]
         return int(np.argmax(np.nan_to_num(scores))) + 1 if scores else 0
 
-    def run(self, stop: Stop, told: Told) -> None:
+    def run(self, told: Told) -> None:
         """Train until all epochs are done, or the last ones brought nothing.
 
         Raises:
             StopSignal: somebody asked to stop; where it stands is written.
         """
-        with _faults(self._device.name), stop.patient():
-            while not (self._is_over() or stop.error):
-                self._epoch(stop, told)
+        with _faults(self._device.name), self._stop.patient():
+            while not (self._is_over() or self._stop.error):
+                self._epoch(told)
         self.network.load_state_dict(self.progress.best)
 
     def judge(self, part: int) -> Judged:
@@ -92,18 +99,24 @@ class Fit:
         with _faults(self._device.name), _ahead(batches) as ready:
             return judge(
                 self._forward,
-                ready,
+                self._until_stopped(ready),
                 samples.ground.classes,
                 most=max(1, _PIXELS // training.judged),
                 seed=training.seed,
             )
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches; judging can be begun again, so it ends at once."""
+        for batch in batches:
+            self._stop.obey(0)
+            yield batch
 
     def _is_over(self) -> bool:
         epochs, training = len(self.progress.epochs), self._training
         is_stale = epochs - self.best_epoch >= training.patience
         return epochs >= training.epochs or (is_stale and training.validation > 0)
 
-    def _epoch(self, stop: Stop, told: Told) -> None:
+    def _epoch(self, told: Told) -> None:
         """Train from where it stands to the epoch's end, and judge; or stop."""
         training, progress = self._training, self.progress
         end = (len(progress.epochs) + 1) * training.steps
@@ -115,14 +128,15 @@ class Fit:
             for batch in ready:
                 self._step(batch, rate_at(progress.step, total, training.warm_up))
                 told(progress.step * size, total * size)
-                if stop.error:
+                if self._stop.error:
                     break
                 if monotonic() - saved > _SAVE_SECONDS:
                     self._save()
                     saved = monotonic()
-        if progress.step == end:
-            self._close_epoch()
         self._save()
+        if progress.step == end and not self._stop.error:
+            self._close_epoch()
+            self._save()
 
     def _step(self, batch: Batch, rate: float) -> None:
         """Learn from a batch, at a share of the peak learning rate."""

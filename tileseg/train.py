@@ -7,6 +7,7 @@ best epoch's weights are kept, made to say how sure they are, and written with a
 import json
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from tileseg.errors import OtherPlanError, UsageError
 from tileseg.fit import Fit, Told
 from tileseg.judge import plain
 from tileseg.lock import hold
-from tileseg.model import load_module, resolve_device, save
+from tileseg.model import load_module, save
 from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
-from tileseg.storage import Disk
+from tileseg.storage import Disk, write_whole
 from tileseg.survey import Survey, survey
 from tileseg.train_settings import Training
 from tileseg.unet import UNet
@@ -73,12 +74,9 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
             forget_checkpoint(training.work, unless=found.key)
         _say(found)
         torch.manual_seed(training.seed)
-        network, device = (
-            _network(training, found, base),
-            resolve_device(training.device),
-        )
-        fit = Fit(training, found, network, device)
-        fit.run(stop or Stop(), told)
+        network = _network(training, found, base)
+        fit = Fit(training, found, network, stop or Stop())
+        fit.run(told)
         card = _finish(training, found, fit)
     work.clear()
     return card
@@ -100,10 +98,10 @@ def summary(training: Training) -> dict[str, Any]:
     }
 
 
-def write_card(training: Training, card: Card) -> None:
+def write_card(folder: Path, card: Card) -> None:
     """Write `card.json` of a model folder."""
     text = json.dumps(card.to_stac(), indent=1) + "\n"
-    Disk(training.folder).write("card.json", text.encode())
+    write_whole(folder / "card.json", text.encode())
 
 
 def _base(training: Training) -> Card | None:
@@ -201,7 +199,7 @@ def _finish(training: Training, found: Survey, fit: Fit) -> Card:
     folder.write(card.weights, data)
     folder.write(_METRICS, (json.dumps(plain(metrics), indent=1) + "\n").encode())
     folder.write("curve.png", draw_curve(fit.progress.epochs, fit.best_epoch))
-    write_card(training, card)
+    write_card(training.folder, card)
     for part in ("validation", "test"):
         if part in metrics:
             text = "%s blocks: accuracy %.3f, macro-F1 %.3f, calibration error %.3f"

@@ -115,7 +115,10 @@ class Training:
                 lambda some: len(some) == len(self.scenes),
                 f"one for each of {len(self.scenes)} scenes: --labels FILE",
             ),
-            "to": (lambda path: Path(path).name not in ("", ".."), "a model folder"),
+            "to": (
+                lambda path: Path(path).name not in ("", "..") and "://" not in path,
+                "a model folder, on a disk: --to DIR",
+            ),
             "classes": (
                 lambda some: not some or _are_classes(some),
                 "2 to 255 names, each once: --classes water=2b7bba,trees",
