@@ -245,6 +245,32 @@ def test_a_missing_scene_or_label_is_an_input_error(training, tmp_path):
             survey(Training(**lost), None)
 
 
+def test_labels_that_are_numbers_only_need_names(training, tmp_path):
+    """255 is nothing, on the scene's grid; the names are in the values' order."""
+    truth = patchy(0, SHAPE)
+    path = write(tmp_path / "plain.tif", truth, tags=(), nodata=None)
+    plain = {**facts(training), "labels": (path,)}
+
+    with pytest.raises(UsageError, match=r"names 0 classes.*--classes"):
+        survey(Training(**plain), None)
+    found = survey(Training(**{**plain, "classes": ("a=ff0000", "b", "c")}), None)
+
+    assert found.classes[0] == ("a", "ff0000")
+    counts = found.samples.counts[0].sum(axis=(0, 1))
+    np.testing.assert_array_equal(counts, [(truth == n).sum() for n in range(3)])
+
+
+def test_classes_may_be_called_otherwise(training):
+    """Two become one, a third counts for nothing."""
+    renamed = ("rock=land", "water=255")
+    changed = Training(
+        **{**facts(training), "renamed": renamed, "classes": ("ice=ffffff", "land")}
+    )
+
+    with pytest.raises(UsageError, match="no labels of class 'ice'"):
+        survey(changed, None)
+
+
 def test_labels_elsewhere_are_refused(training, tmp_path):
     far = write(
         tmp_path / "far.tif", patchy(0, SHAPE), place=NORTH_UP.translation(9e6, 0)

@@ -207,6 +207,43 @@ def test_a_killed_process_goes_on_to_the_same_end(training):
     assert made(training) == made(whole)
 
 
+MEASURE = """
+import re, sys
+from pathlib import Path
+from tileseg.train import train
+from tileseg.train_settings import Training
+scene, labels, to = sys.argv[1:]
+train(Training(scenes=(scene,), labels=(labels,), to=to, unit="dn", tile=64, halo=8,
+    width=4, depth=2, epochs=1, steps=3, judged=8, classes=("water", "land")))
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_memory_does_not_grow_with_the_scene(tmp_path):
+    """Sixteen times the pixels: GDAL's cache of 64 MiB is full, which it was not."""
+    peaks = []
+    for side in (2048, 8192):
+        row = np.random.default_rng(0).integers(1, 9999, side)
+        pixels = np.broadcast_to(row.astype("uint16"), (3, side, side))
+        scene = make_scene(
+            tmp_path / f"{side}.tif", pixels, blockxsize=512, blockysize=512
+        )
+        known = np.broadcast_to((row > 5000).astype(np.uint8), (side, side))
+        labels = write(
+            tmp_path / f"{side}_labels.tif", known, tiled=True, compress="deflate"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", MEASURE, scene, labels, tmp_path / f"{side}"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        peaks.append(int(said.stdout) / 1e3)
+
+    assert peaks[1] - peaks[0] < 100, peaks
+
+
 def test_a_complete_training_is_not_done_again(training, caplog):
     train(training)
     before = (training.folder / "card.json").stat().st_mtime_ns

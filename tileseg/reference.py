@@ -85,8 +85,8 @@ class Legend:
             return int(text)
         known = ", ".join(f"{n} {name}" for n, name in enumerate(self.names))
         msg = (
-            f"{self.path}: class {value!r} is not in the mask ({known}); say which of "
-            f"these it is, or 255 for none: --rename {value}=CLASS"
+            f"{self.path}: class {value!r} is not one of {known}; say which of these "
+            f"it is, or 255 for none: --rename {value}=CLASS"
         )
         raise UsageError(msg)
 

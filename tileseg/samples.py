@@ -27,7 +27,7 @@ from tileseg.window import Window
 __all__ = ["Ground", "Place", "Samples", "View", "check_scales", "count_classes"]
 
 _COUNTED = 1024  # pixels of a window when labels are counted, about
-_BLOCKS = 64  # of labels, kept for the next tiles
+_KEPT = 16 << 20  # pixels of labels, kept for the next tiles
 _TRIES = 1000  # to find room for a tile
 _PLACES, _TILES = 1, 2  # what random numbers are for
 
@@ -331,6 +331,7 @@ class _Blocks:
 
     def __init__(self, view: View, split: Split) -> None:
         self._view, self._split = view, split
+        self._most = max(1, _KEPT // split.block**2)
         self._kept: OrderedDict[tuple[int, int, int], Labels] = OrderedDict()
 
     def labels(self, place: int, row: int, col: int) -> Labels:
@@ -339,7 +340,7 @@ class _Blocks:
         if key in self._kept:
             self._kept.move_to_end(key)
         else:
-            if len(self._kept) == _BLOCKS:
+            if len(self._kept) == self._most:
                 self._kept.popitem(last=False)
             self._kept[key] = self._view.labels(place, self._split.window(row, col))
         return self._kept[key]

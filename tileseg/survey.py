@@ -104,17 +104,27 @@ def survey(training: Training, base: Card | None) -> Survey:
         ground, cut, counts, training.tile, training.halo, mean, std,
         training.jitter, training.seed,
     )  # fmt: skip
-    facts = [training_facts(training), asdict(base) if base else None, statistics]
-    found = [some.tolist() for some in counts]
-    key = json.dumps([__version__, facts, found, classes, bands], default=str)
+    facts = {**training_facts(training), "classes": classes, "bands": bands}
     return Survey(
         samples=samples,
         classes=classes,
         bands=bands,
         statistics=statistics,
         gsd=pixel_metres(scenes[0].geobox),
-        key=hashlib.sha256(key.encode()).hexdigest(),
+        key=_key([facts, asdict(base) if base else None, statistics], counts),
     )
+
+
+def _key(facts: list[Any], counts: Sequence[Counts]) -> str:
+    """Return a digest of what decides the weights.
+
+    Of the data it sees statistics and where which class is, not every byte.
+    """
+    text = json.dumps([__version__, *facts], default=str)
+    digest = hashlib.sha256(text.encode())
+    for some in counts:
+        digest.update(some.tobytes())
+    return digest.hexdigest()
 
 
 def training_facts(training: Training) -> dict[str, Any]:

@@ -18,6 +18,7 @@ _COLORS = (
     "c51b7d", "8c6d31", "636363", "fee08b",
 )  # fmt: skip  # of classes that name none; used again from the thirteenth on
 _MOST = 255  # classes
+_LARGEST = 4096  # pixels of a block's side: labels of some are held whole
 _CORES = 4  # a halo is at most so small a part of a tile
 
 
@@ -139,8 +140,8 @@ class Training:
                 f"at most a quarter of the tile ({self.tile})",
             ),
             "block": (
-                lambda side: side >= least,
-                f"a tile and a margin on both sides, {least} or more",
+                lambda side: least <= side <= _LARGEST,
+                f"{least} (a tile and a margin on both sides) to {_LARGEST}",
             ),
         }  # fmt: skip
 
