@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.architecture import KINDS, PROGRAMS, Architecture, unet
+from tileseg.drift import Statistics
 from tileseg.errors import ModelError, RefusedError
 from tileseg.grid import shard_size
 
@@ -32,6 +33,7 @@ _ANSWERS = ("logits", "probabilities")
 _LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
+_FREE = ("about", "statistics", "temperature")  # fields that change no pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +89,13 @@ class Card:
     """Side of a pixel it was trained on, in metres; None where it does not say."""
     weights: str = "weights.safetensors"
     """File name beside the card."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """Free: description, training data, licence, scores. Changes no pixel."""
-    statistics: tuple[Mapping[str, Any], ...] = ()
-    """What it was trained on, per band, in `unit`: `band`, `mean`, `std`, `quantiles`
-    (percent -> value), `count`. Changes no pixel; empty where nobody knows."""
+    statistics: tuple[Statistics, ...] | None = None
+    """Of the values it was trained on, per band; None where the card does not say."""
     temperature: float | None = None
     """By which the logits were divided, in the weights, so that confidence is right as
     often as it says; None where that was not done."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Free: description, training data, licence, scores. Changes no pixel."""
 
     def __post_init__(self) -> None:
         """Refuse a card that no run could use."""
@@ -154,7 +155,15 @@ class Card:
             ),
         }
         faults = [fault for fault, is_good in checks.items() if not is_good]
-        return faults or _shard_fault(self.tile, self.halo)
+        return faults or self._statistics_faults() or _shard_fault(self.tile, self.halo)
+
+    def _statistics_faults(self) -> list[str]:
+        if self.statistics is None:
+            return []
+        if len(self.statistics) != len(self.bands):
+            bands, count = len(self.bands), len(self.statistics)
+            return [f"has statistics of {count} bands, wanted all {bands} or none"]
+        return [fault for item in self.statistics for fault in item.faults()]
 
     @property
     def stride(self) -> int:
@@ -177,8 +186,7 @@ class Card:
 
     def facts(self) -> dict[str, Any]:
         """Return what can change a pixel or a product, as plain values."""
-        aside = ("about", "statistics", "temperature")
-        return {key: value for key, value in asdict(self).items() if key not in aside}
+        return {key: item for key, item in asdict(self).items() if key not in _FREE}
 
     def to_stac(self) -> dict[str, Any]:
         """Return the card as a STAC Item; `read_card` gives the same card back."""
@@ -198,6 +206,7 @@ class Card:
                 "mlm:hyperparameters": dict(self.architecture.parameters),
                 "mlm:input": [self._input()],
                 "mlm:output": [self._output()],
+                "bands": self._bands(),
                 "tileseg:unit": self.unit,
                 "tileseg:halo": self.halo,
                 **self._more(),
@@ -222,8 +231,6 @@ class Card:
             more["tileseg:gsd"] = self.gsd
         if self.answers != "logits":
             more["tileseg:answers"] = self.answers
-        if self.statistics:
-            more["tileseg:statistics"] = [dict(band) for band in self.statistics]
         if self.temperature is not None:
             more["tileseg:temperature"] = self.temperature
         own = self.architecture
@@ -232,6 +239,13 @@ class Card:
                 "kind": own.kind, "multiple": own.multiple, "floats": own.floats
             }  # fmt: skip
         return more
+
+    def _bands(self) -> list[dict[str, Any]]:
+        """Return STAC's word on each band: its name, and what values it had."""
+        if self.statistics is None:
+            return [{"name": name} for name in self.bands]
+        pairs = zip(self.bands, self.statistics, strict=True)
+        return [{"name": name, **item.as_json()} for name, item in pairs]
 
     def _input(self) -> dict[str, Any]:
         return {
@@ -362,10 +376,21 @@ def _from_stac(item: dict[str, Any]) -> Card:
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
         gsd=_number(properties, "tileseg:gsd"),
         weights=str(asset["href"]),
-        about=dict(properties.get("tileseg:about", {})),
-        statistics=tuple(map(dict, properties.get("tileseg:statistics", ()))),
+        statistics=_statistics(properties.get("bands", []), bands),
         temperature=_number(properties, "tileseg:temperature"),
+        about=dict(properties.get("tileseg:about", {})),
     )
+
+
+def _statistics(
+    said: list[dict[str, Any]], names: tuple[str, ...]
+) -> tuple[Statistics, ...] | None:
+    """Return the statistics of bands that a card describes; None if it says none."""
+    found = [item for band in said if (item := Statistics.from_json(band))]
+    if found and [band["name"] for band in said] != list(names):
+        msg = f"has statistics of other bands than its input's, {', '.join(names)}"
+        raise ValueError(msg)
+    return tuple(found) or None
 
 
 def _number(properties: dict[str, Any], key: str) -> float | None:

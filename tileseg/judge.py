@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tileseg.calibrate import calibration
 from tileseg.card import NODATA
-from tileseg.samples import Batch
 from tileseg.scores import Confusion
+from tileseg.train_tiles import Batch
 
 __all__ = ["Judged", "judge", "plain"]
 

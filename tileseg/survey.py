@@ -16,18 +16,25 @@ from numpy.typing import NDArray
 from tileseg import __version__
 from tileseg.area import pixel_metres
 from tileseg.card import NODATA, Card
+from tileseg.drift import Statistics, statistics_of
 from tileseg.errors import UsageError
 from tileseg.reference import named_classes
-from tileseg.samples import Ground, Place, Samples, View, check_scales, count_classes
 from tileseg.scene import Scene, open_scene
 from tileseg.split import PARTS, TRAINING, Counts, Split, split
 from tileseg.train_settings import Training, with_colors
+from tileseg.train_tiles import (
+    Ground,
+    Place,
+    Samples,
+    View,
+    check_scales,
+    count_classes,
+)
 
 __all__ = ["Survey", "survey"]
 
 logger = logging.getLogger(__name__)
 
-_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BLOCKS = 256  # whose values are looked at, at most
 _VALUES = 1 << 21  # pixels whose values are kept for the quantiles, at most
 _LOOK = 3  # what random numbers are for
@@ -43,8 +50,8 @@ class Survey:
     """Name and colour, in the order of their values."""
     bands: tuple[str, ...]
     """In the network's order."""
-    statistics: tuple[dict[str, Any], ...]
-    """Of each band: see `Card.statistics`."""
+    statistics: tuple[Statistics, ...]
+    """Of each band, of the training blocks."""
     gsd: float | None
     """Metres of a pixel of the first scene; None where it does not say."""
     key: str
@@ -205,8 +212,8 @@ def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
 
 def _statistics(
     view: View, cut: Split, counts: Sequence[Counts], bands: tuple[str, ...], seed: int
-) -> tuple[dict[str, Any], ...]:
-    """Return mean, std and quantiles of the valid pixels of training blocks.
+) -> tuple[Statistics, ...]:
+    """Return the statistics of the valid pixels of training blocks.
 
     Of all such blocks, or of some by chance, and of these all pixels, or some.
 
@@ -216,51 +223,39 @@ def _statistics(
     random = np.random.default_rng((seed, _LOOK))
     blocks = random.permutation(cut.blocks(TRAINING, counts))[:_BLOCKS]
     most = _VALUES // len(blocks)
-    found: list[NDArray[np.float32]] = []
-    for place, row, col in blocks.tolist():
-        window = cut.window(row, col).intersect(view.box(place).window)
-        pixels, valid = view.pixels(place, window)
-        values = pixels[:, valid]
-        if values.shape[1] > most:
-            values = values[:, random.choice(values.shape[1], most, replace=False)]
-        found.append(values)
+    found = [_values(view, cut, at, most, random) for at in blocks.tolist()]
     together = np.concatenate(found, axis=1)
     if not together.size:
         msg = "no pixel of the labelled training blocks is valid"
         raise UsageError(msg)
-    return tuple(map(_described, bands, together.astype(np.float64)))
+    statistics = tuple(statistics_of(values) for values in together)
+    for name, band in zip(bands, statistics, strict=True):
+        if not band.std > 0:
+            msg = f"band {name!r}: every training pixel is {band.mean}; leave it out"
+            raise UsageError(msg)
+    return statistics
 
 
-def _described(name: str, values: NDArray[np.float64]) -> dict[str, Any]:
-    """Return the statistics of a band's values, (n,)."""
-    std = float(values.std())
-    if not std > 0:
-        msg = f"band {name!r}: every training pixel is {values[0]:g}; leave it out"
-        raise UsageError(msg)
-    quantiles = np.quantile(values, _QUANTILES).tolist()
-    return {
-        "band": name,
-        "mean": _rounded(values.mean()),
-        "std": _rounded(std),
-        "quantiles": {
-            f"{100 * share:g}": _rounded(value)
-            for share, value in zip(_QUANTILES, quantiles, strict=True)
-        },
-        "count": len(values),
-    }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
+def _values(
+    view: View, cut: Split, at: Sequence[int], most: int, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Return valid values of a block, (bands, n); some by chance if there are more."""
+    place, row, col = at
+    window = cut.window(row, col).intersect(view.box(place).window)
+    pixels, valid = view.pixels(place, window)
+    values: NDArray[np.float32] = pixels[:, valid]
+    if values.shape[1] > most:
+        values = values[:, random.choice(values.shape[1], most, replace=False)]
+    return values
 
 
 def _scaling(
-    training: Training, base: Card | None, statistics: Sequence[dict[str, Any]]
+    training: Training, base: Card | None, statistics: Sequence[Statistics]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per band: the base's, unless told otherwise."""
     if base and not training.own_scaling:
         return base.mean, base.std
     return (
-        tuple(band["mean"] for band in statistics),
-        tuple(band["std"] for band in statistics),
+        tuple(band.mean for band in statistics),
+        tuple(band.std for band in statistics),
     )

@@ -17,10 +17,8 @@ from tileseg.address import shown
 from tileseg.architecture import Architecture, unet
 from tileseg.calibrate import cool, fit_temperature, head
 from tileseg.card import Card, LandClass, read_card
-from tileseg.checkpoint import forget_checkpoint
 from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
-from tileseg.fit import Fit, Told
 from tileseg.judge import plain
 from tileseg.lock import hold
 from tileseg.model import load_module, save
@@ -28,6 +26,8 @@ from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
 from tileseg.storage import Disk, write_whole
 from tileseg.survey import Survey, survey
+from tileseg.train_checkpoint import forget_checkpoint
+from tileseg.train_loop import Loop, Told
 from tileseg.train_settings import Training
 from tileseg.unet import UNet
 
@@ -75,9 +75,9 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
         _say(found)
         torch.manual_seed(training.seed)
         network = _network(training, found, base)
-        fit = Fit(training, found, network, stop or Stop())
-        fit.run(told)
-        card = _finish(training, found, fit)
+        loop = Loop(training, found, network, stop or Stop())
+        loop.run(told)
+        card = _finish(training, found, loop)
     work.clear()
     return card
 
@@ -186,19 +186,19 @@ def _network(training: Training, found: Survey, base: Card | None) -> nn.Module:
     return network
 
 
-def _finish(training: Training, found: Survey, fit: Fit) -> Card:
+def _finish(training: Training, found: Survey, loop: Loop) -> Card:
     """Calibrate and judge the best weights, and write the model folder.
 
     The card comes last: it makes a folder a model.
     """
-    metrics, temperature = _metrics(training, found, fit)
-    data, sha256 = save(fit.network.cpu())
+    metrics, temperature = _metrics(training, found, loop)
+    data, sha256 = save(loop.network.cpu())
     card = _card(training, found, sha256, temperature)
     folder = Disk(training.folder)
     folder.remove("card.json")
     folder.write(card.weights, data)
     folder.write(_METRICS, (json.dumps(plain(metrics), indent=1) + "\n").encode())
-    folder.write("curve.png", draw_curve(fit.progress.epochs, fit.best_epoch))
+    folder.write("curve.png", draw_curve(loop.progress.epochs, loop.best_epoch))
     write_card(training.folder, card)
     for part in ("validation", "test"):
         if part in metrics:
@@ -206,19 +206,19 @@ def _finish(training: Training, found: Survey, fit: Fit) -> Card:
             keys = "accuracy", "macro_f1", "calibration_error"
             logger.info(text, part, *(metrics[part][key] for key in keys))
     logger.info(
-        "%s: epoch %d of %d is kept", folder, fit.best_epoch, len(fit.progress.epochs)
+        "%s: epoch %d of %d is kept", folder, loop.best_epoch, len(loop.progress.epochs)
     )
     return card
 
 
 def _metrics(
-    training: Training, found: Survey, fit: Fit
+    training: Training, found: Survey, loop: Loop
 ) -> tuple[dict[str, Any], float | None]:
     """Return all that was measured, and the temperature that the logits now have."""
-    progress = fit.progress
+    progress = loop.progress
     metrics: dict[str, Any] = {
         "key": found.key,
-        "best_epoch": fit.best_epoch,
+        "best_epoch": loop.best_epoch,
         "epochs": progress.epochs,
         "labelled": found.labelled(),
         "steps": progress.step,
@@ -231,14 +231,14 @@ def _metrics(
     }  # fmt: skip
     temperature = None
     if training.validation:
-        seen = fit.judge(VALIDATION)
+        seen = loop.judge(VALIDATION)
         temperature = round(fit_temperature(seen.logits, seen.labels), 4)
-        cool(fit.network, temperature)
+        cool(loop.network, temperature)
         metrics["temperature"] = temperature
         metrics["calibration_error_before"] = seen.scores()["calibration_error"]
         metrics["validation"] = seen.scores(temperature)
     if training.test:
-        metrics["test"] = fit.judge(TEST).scores()
+        metrics["test"] = loop.judge(TEST).scores()
     return metrics, temperature
 
 

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tileseg.checkpoint import read_checkpoint, write_checkpoint
 from tileseg.errors import ModelError
 from tileseg.judge import Judged, judge
 from tileseg.losses import cross_entropy_and_dice
 from tileseg.model import device_error, resolve_device
 from tileseg.overlap import Ahead
-from tileseg.samples import Batch
 from tileseg.split import VALIDATION
 from tileseg.stopping import Stop
 from tileseg.survey import Survey
+from tileseg.train_checkpoint import read_checkpoint, write_checkpoint
 from tileseg.train_settings import Training
+from tileseg.train_tiles import Batch
 
-__all__ = ["Fit", "Told", "rate_at"]
+__all__ = ["Loop", "Told", "rate_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ Told = Callable[[int, int], None]
 """Is told the tiles seen, and all tiles."""
 
 
-class Fit:
+class Loop:
     """A network that is being trained."""
 
     def __init__(
