@@ -111,23 +111,29 @@ def survey(training: Training, base: Card | None) -> Survey:
         ground, cut, counts, training.tile, training.halo, mean, std,
         training.jitter, training.seed,
     )  # fmt: skip
-    facts = {**training_facts(training), "classes": classes, "bands": bands}
+    facts = {
+        **training_facts(training),
+        "classes": classes,
+        "bands": bands,
+        "base": base and asdict(base),
+        "statistics": [asdict(band) for band in statistics],
+    }
     return Survey(
         samples=samples,
         classes=classes,
         bands=bands,
         statistics=statistics,
         gsd=pixel_metres(scenes[0].geobox),
-        key=_key([facts, asdict(base) if base else None, statistics], counts),
+        key=_key(facts, counts),
     )
 
 
-def _key(facts: list[Any], counts: Sequence[Counts]) -> str:
+def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
     """Return a digest of what decides the weights.
 
     Of the data it sees statistics and where which class is, not every byte.
     """
-    text = json.dumps([__version__, *facts], default=str)
+    text = json.dumps([__version__, facts])
     digest = hashlib.sha256(text.encode())
     for some in counts:
         digest.update(some.tobytes())
