@@ -260,7 +260,8 @@ def info(folder: str) -> None:
 
     with one_line_errors():
         card = read_card(Path(folder) if folder else default_model())
-    lines = {**card.facts(), "temperature": card.temperature, **card.about}
+    heat = {} if card.temperature is None else {"temperature": card.temperature}
+    lines = {**card.facts(), **heat, **card.about}
     width = max(map(len, lines))
     for key, value in lines.items():
         tell(f"{key:<{width}}  {_plain(value)}")

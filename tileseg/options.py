@@ -187,7 +187,8 @@ _TRAINING = (
         "  [default: reflectance]",
     ),
     click.option(
-        "--column", help="Of polygons or points: the one with the class.  [class]"
+        "--column",
+        help="Of polygons or points: the one with the class.  [default: class]",
     ),
     click.option(
         "--rename",
