@@ -3,7 +3,6 @@
 python jobs/train.py --to tileseg/models/landcover-bgr
 """
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,20 +10,22 @@ from tempfile import TemporaryDirectory
 import click
 
 import tileseg
-from tileseg.area import pixel_metres
+from tileseg.cli import one_line_errors
+from tileseg.console import configure_logging, progress, signals
 from tileseg.evaluate import Question, evaluate
-from tileseg.fit import with_statistics
-from tileseg.scene import open_scene
 from tileseg.scores import Confusion
-from tileseg.settings import Job
-from tileseg.train import Training, burn_polygons, read_reflectance, train, write_card
+from tileseg.train import train, write_card
+from tileseg.train_settings import Training
 
+SCENE = "examples/itaipu.tif"
+POLYGONS = "examples/itaipu_training.geojson"
+POINTS = "examples/itaipu_checkpoints.geojson"
 CLASSES = (
-    ("water", "2b7bba"),
-    ("trees", "1b7837"),
-    ("low vegetation", "a6d96a"),
-    ("bare soil", "d8b365"),
-    ("built-up", "d7301f"),
+    "water=2b7bba",
+    "trees=1b7837",
+    "low vegetation=a6d96a",
+    "bare soil=d8b365",
+    "built-up=d7301f",
 )
 ABOUT = {
     "description": "Land cover from blue, green and red top-of-atmosphere reflectance",
@@ -37,34 +38,32 @@ ABOUT = {
 }
 
 
-SCENE = "examples/itaipu.tif"
-POLYGONS = Path("examples/itaipu_training.geojson")
-POINTS = Path("examples/itaipu_checkpoints.geojson")
-
-
 @click.command()
 @click.option("--to", "folder", required=True, help="Model folder to write.")
-@click.option("--steps", default=1500, show_default=True, help="Batches seen.")
-def main(folder: str, steps: int) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace the model that is there.")
+def main(folder: str, *, overwrite: bool) -> None:
     """Train on the example scene, measure at its check points, write a model folder."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    training = Training(classes=CLASSES, bands=("blue", "green", "red"), steps=steps)
-    source = open_scene(SCENE)
-    pixels = read_reflectance(source, training.bands)
-    names = tuple(name for name, _ in training.classes)
-    labels = burn_polygons(POLYGONS, source, names)
-    card = train(training, pixels, labels, Path(folder))
+    configure_logging(0, is_quiet=False)
+    training = Training(
+        scenes=(SCENE,),
+        labels=(POLYGONS,),
+        classes=CLASSES,
+        test=0.0,  # the check points are the test
+        epochs=6,
+        to=folder,
+        overwrite=overwrite,
+    )
+    with one_line_errors(), signals() as stop, progress(folder) as told:
+        card = train(training, stop, told)
     score = measure(folder)
     click.echo(f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}")
-    gsd = pixel_metres(source.geobox)
-    known = with_statistics([Job(input=SCENE, model=folder)]).statistics
     about = {
         **ABOUT,
         "score": f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f} at "
         f"{score.total} check points on the same scene, in blocks of 128 x 128 "
         "pixels that no training polygon touches (examples/README.md)",
     }
-    write_card(Path(folder), replace(card, about=about, gsd=gsd, statistics=known))
+    write_card(Path(folder), replace(card, about={**card.about, **about}))
 
 
 def measure(folder: str) -> Confusion:
@@ -72,7 +71,7 @@ def measure(folder: str) -> Confusion:
     with TemporaryDirectory() as place:
         output = Path(place) / "output"
         tileseg.segment(SCENE, model=folder, output=str(output))
-        question = Question(mask=str(output / "mask.tif"), reference=str(POINTS))
+        question = Question(mask=str(output / "mask.tif"), reference=POINTS)
         return evaluate(question).confusion
 
 

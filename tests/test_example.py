@@ -12,9 +12,9 @@ import tileseg
 from tileseg.card import read_card
 from tileseg.evaluate import Question, evaluate
 from tileseg.model import load_module
+from tileseg.reference import open_reference
 from tileseg.scene import open_scene
 from tileseg.settings import default_model
-from tileseg.train import burn_polygons
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCENE = EXAMPLES / "itaipu.tif"
@@ -49,7 +49,9 @@ def test_there_are_enough_check_points_of_every_class():
 def test_no_training_polygon_touches_a_check_block():
     """A block of 128 x 128 pixels is for checking if (row + 2 column) % 5 is 0 or 2."""
     names = tuple(item.name for item in read_card(default_model()).classes)
-    known = burn_polygons(POLYGONS, open_scene(str(SCENE)), names).values != 255
+    box = open_scene(str(SCENE)).geobox
+    with open_reference(str(POLYGONS), box, names, {}, "class") as polygons:
+        known = polygons.labels(box.window) != 255
     places = point_rows_and_columns()
 
     def is_check(row, column):

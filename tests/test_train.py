@@ -1,108 +1,443 @@
-"""Training: polygons to labels, labels to a model folder."""
+"""Training: scenes and labels to a model folder, whatever happens on the way."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from making import NORTH_UP, make_scene
-from rasterio.warp import transform
+import torch
+from click.testing import CliRunner
+from making import make_model, make_scene
+from test_evaluate import write
 
 import tileseg
 from tileseg.card import read_card
-from tileseg.errors import InputError, UsageError
-from tileseg.scene import open_scene
-from tileseg.train import Training, burn_polygons, read_reflectance, train
+from tileseg.cli import main
+from tileseg.errors import (
+    InputError,
+    ModelError,
+    OtherPlanError,
+    PreemptedError,
+    UsageError,
+)
+from tileseg.model import load_module
+from tileseg.stopping import Stop, StopSignal
+from tileseg.train import train
+from tileseg.train_loop import rate_at
+from tileseg.train_settings import Training
 
-TRAINING = Training(
-    classes=(("dark", "000000"), ("bright", "ffffff")),
-    bands=("blue", "green", "red"),
-    tile=32, halo=4, width=4, depth=2, steps=60, batch=4, learning_rate=1e-2,
-)  # fmt: skip
-
-
-@pytest.fixture
-def scene(tmp_path):
-    """130 x 90 pixels: dark on the left, bright on the right, nodata below."""
-    pixels = np.full((3, 130, 90), 1000, "uint16")
-    pixels[:, :, 40:] = 6000
-    pixels += np.random.default_rng(0).integers(0, 500, pixels.shape, "uint16")
-    pixels[:, 120:] = 0
-    return open_scene(str(make_scene(tmp_path / "scene.tif", pixels)))
-
-
-def write_polygons(path, boxes):
-    """Write (row, column, height, width, class) as GeoJSON."""
-    features = []
-    for row, column, height, width, name in boxes:
-        corners = [
-            (column, row), (column, row + height), (column + width, row + height),
-            (column + width, row), (column, row),
-        ]  # fmt: skip
-        places = zip(*[NORTH_UP @ corner for corner in corners], strict=True)
-        ring = zip(*transform("EPSG:32631", "EPSG:4326", *places), strict=True)
-        geometry = {"type": "Polygon", "coordinates": [list(ring)]}
-        features.append(
-            {"type": "Feature", "properties": {"class": name}, "geometry": geometry}
-        )
-    path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    return path
+ROOT = Path(__file__).parents[1]
+SHAPE = 230, 170
+SMALL = {
+    "tile": 16, "halo": 2, "width": 4, "depth": 1, "block": 32, "epochs": 3, "steps": 4,
+    "batch_size": 3, "learning_rate": 0.02, "judged": 20,
+}  # fmt: skip
 
 
 @pytest.fixture
-def polygons(tmp_path):
-    boxes = [(10, 5, 30, 20, "dark"), (50, 50, 40, 30, "bright")]
-    return write_polygons(tmp_path / "polygons.json", boxes)
+def training(tmp_path):
+    """Dark on the left, bright on the right, nodata below; labelled here and there."""
+    random = np.random.default_rng(0)
+    rows, cols = np.indices(SHAPE)
+    pixels = np.where(cols < 80, 1000, 6000) + random.integers(0, 500, (3, *SHAPE))
+    pixels[:, 220:] = 0
+    scene = make_scene(tmp_path / "scene.tif", pixels.astype("uint16"))
+    classes = np.where((rows // 9 + cols // 9) % 3, 255, cols >= 80).astype(np.uint8)
+    labels = write(tmp_path / "labels.tif", classes, tags=("dark", "bright"))
+    return Training(
+        scenes=(str(scene),), labels=(labels,), to=str(tmp_path / "model"), **SMALL
+    )
 
 
-def test_polygons_are_burnt_where_they_lie(scene, polygons):
-    expected = np.full((130, 90), 255, np.uint8)
-    expected[10:40, 5:25] = 0
-    expected[50:90, 50:80] = 1
-
-    actual = burn_polygons(polygons, scene, ("dark", "bright")).values
-
-    np.testing.assert_array_equal(expected, actual)
+def made(training):
+    """Return the weights that a training left."""
+    return (training.folder / "weights.safetensors").read_bytes()
 
 
-def test_unknown_absent_or_unreadable_classes_are_refused(scene, polygons, tmp_path):
-    with pytest.raises(UsageError, match="unknown class"):
-        burn_polygons(polygons, scene, ("dark", "light"))
-    with pytest.raises(UsageError, match="no pixel of class 'grey'"):
-        burn_polygons(polygons, scene, ("dark", "bright", "grey"))
-    (tmp_path / "no.json").write_text("{}")
-    with pytest.raises(InputError, match="GeoJSON"):
-        burn_polygons(tmp_path / "no.json", scene, ("dark", "bright"))
+def elsewhere(training, name, **changes):
+    return replace(training, to=str(training.folder.with_name(name)), **changes)
 
 
-def test_reflectance_is_nan_where_invalid(scene):
-    pixels = read_reflectance(scene, ("red", "blue"))
-
-    assert pixels.shape == (2, 130, 90)
-    assert np.isnan(pixels[:, 120:]).all()
-    assert 0.1 <= pixels[:, :120, :40].min() <= pixels[:, :120, :40].max() < 0.16
-
-
-def test_a_network_learns_what_the_polygons_show(scene, polygons, tmp_path):
+def test_a_network_learns_what_the_labels_show(training, tmp_path):
     """The folder works as a model, and gives back the two halves of the scene."""
-    labels = burn_polygons(polygons, scene, ("dark", "bright"))
-    pixels = read_reflectance(scene, TRAINING.bands)
-    card = train(TRAINING, pixels, labels, tmp_path / "model")
+    card = train(replace(training, epochs=5, steps=15))
 
-    assert read_card(tmp_path / "model") == card
+    assert card == read_card(training.folder)
+    assert [item.name for item in card.classes] == ["dark", "bright"]
     record = tileseg.segment(
-        scene.href, model=str(tmp_path / "model"), output=str(tmp_path / "out")
+        training.scenes[0], model=training.to, output=str(tmp_path / "out")
     )
     counts = record["pixels"]
-    assert counts["nodata"] == 10 * 90
-    assert counts["by_class"]["dark"] == pytest.approx(120 * 40, rel=0.05)
+    assert counts["nodata"] == 10 * 170
+    assert counts["by_class"]["dark"] == pytest.approx(220 * 80, rel=0.05)
+    metrics = json.loads((training.folder / "metrics.json").read_text())
+    assert metrics["test"]["macro_f1"] > 0.95
+    assert metrics["validation"]["macro_f1"] == pytest.approx(
+        metrics["epochs"][metrics["best_epoch"] - 1]["macro_f1"]
+    )
+    assert (training.folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert not training.work.exists()
 
 
-def test_training_again_gives_the_same_weights(scene, polygons, tmp_path):
-    """Same inputs and seed, same network, to the numbers' last digits."""
-    labels = burn_polygons(polygons, scene, ("dark", "bright"))
-    pixels = read_reflectance(scene, TRAINING.bands)
-    short = replace(TRAINING, steps=5)
-    one, two = (train(short, pixels, labels, tmp_path / name) for name in "ab")
+def test_the_card_says_what_it_was_trained_on_and_how_sure_it_is(training):
+    card = train(training)
 
-    assert one.sha256 == two.sha256
+    red = read_card(training.folder).statistics[2]
+    assert red == card.statistics[2]
+    assert card.mean == tuple(band.mean for band in card.statistics)
+    assert 0.1 < red.quantiles[0] < red.median < red.quantiles[-1] < 0.7
+    assert (
+        card.temperature
+        == json.loads((training.folder / "metrics.json").read_text())["temperature"]
+    )
+    assert card.facts().keys().isdisjoint({"temperature", "statistics"})
+
+
+def test_the_same_again_gives_the_same_bytes_and_another_seed_others(training):
+    for name, changes in (("a", {}), ("b", {}), ("c", {"seed": 1})):
+        train(elsewhere(training, name, **changes))
+
+    one, two, other = (made(elsewhere(training, name)) for name in "abc")
+    assert one == two
+    assert one != other
+
+
+def test_a_training_that_was_asked_to_stop_ends_as_if_it_had_not(training):
+    """After any step: in an epoch, at its end."""
+    train(elsewhere(training, "whole"))
+
+    for stops in range(1, 12):
+        stop = Stop()
+
+        def told(done, _total, stop=stop):
+            if done // 3 % 5 == 0:
+                stop.ask(PreemptedError("stopped by the test"))
+
+        try:
+            train(training, stop, told)
+        except StopSignal:
+            assert stops < 4
+            continue
+        break
+
+    assert stops > 2
+    assert made(training) == made(elsewhere(training, "whole"))
+
+
+class Sudden(Stop):
+    """A wish that comes in the middle of judging, which asks for it."""
+
+    def obey(self, grace):
+        self.ask(PreemptedError("stopped by the test"))
+        return super().obey(grace)
+
+
+def test_judging_ends_at_once_and_is_done_again(training):
+    train(elsewhere(training, "whole"))
+
+    for _ in range(2):
+        with pytest.raises(StopSignal):
+            train(training, Sudden())
+    train(training)
+
+    assert made(training) == made(elsewhere(training, "whole"))
+
+
+SCRIPT = """
+import sys
+from tileseg.cli import main
+main(sys.argv[1:])
+"""
+
+
+def begin(training):
+    """Begin a training as a process of its own."""
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in (
+        ("scene", training.scenes[0]), ("labels", training.labels[0]),
+        ("to", training.to), ("config", training.folder.with_name("small.toml")),
+    )]  # fmt: skip
+    lines = [f"{key} = {value}" for key, value in SMALL.items() if key != "epochs"]
+    lines += [f"epochs = {training.epochs}"]
+    training.folder.with_name("small.toml").write_text("\n".join(lines))
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "train", *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for_work(training, process):
+    """Wait until a checkpoint was written."""
+    until = time.monotonic() + 120
+    while not (training.work / "checkpoint.pt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_killed_process_goes_on_to_the_same_end(training):
+    """SIGKILL, then SIGTERM (exit 75), then to the end: the bytes of one without."""
+    training = replace(training, epochs=30)
+    whole = elsewhere(training, "whole")
+    undisturbed = begin(whole)
+    with begin(training) as process:
+        wait_for_work(training, process)
+        process.kill()
+    before = (training.work / "checkpoint.pt").stat().st_mtime_ns
+    with begin(training) as process:
+        while (training.work / "checkpoint.pt").stat().st_mtime_ns == before:
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate()
+        assert process.returncode == 75, told
+        assert "the same command resumes" in told
+    assert not training.folder.exists()
+    with begin(training) as process:
+        said, told = process.communicate()
+
+    assert process.returncode == 0, told
+    assert "validation" in json.loads(said)
+    undisturbed.communicate()
+    assert made(training) == made(whole)
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from tileseg.train import train
+from tileseg.train_settings import Training
+scene, labels, to = sys.argv[1:]
+train(Training(scenes=(scene,), labels=(labels,), to=to, unit="dn", tile=64, halo=8,
+    width=4, depth=2, epochs=1, steps=3, judged=8, classes=("water", "land")))
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_memory_does_not_grow_with_the_scene(tmp_path):
+    """Sixteen times the pixels: GDAL's cache of 64 MiB is full, which it was not."""
+    peaks = []
+    for side in (2048, 8192):
+        row = np.random.default_rng(0).integers(1, 9999, side)
+        pixels = np.broadcast_to(row.astype("uint16"), (3, side, side))
+        scene = make_scene(
+            tmp_path / f"{side}.tif", pixels, blockxsize=512, blockysize=512
+        )
+        known = np.broadcast_to((row > 5000).astype(np.uint8), (side, side))
+        labels = write(
+            tmp_path / f"{side}_labels.tif", known, tiled=True, compress="deflate"
+        )
+        said = subprocess.run(
+            [sys.executable, "-c", MEASURE, scene, labels, tmp_path / f"{side}"],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        peaks.append(int(said.stdout) / 1e3)
+
+    assert peaks[1] - peaks[0] < 100, peaks
+
+
+def test_a_complete_training_is_not_done_again(training, caplog):
+    train(training)
+    before = (training.folder / "card.json").stat().st_mtime_ns
+    caplog.set_level("INFO")
+
+    assert train(training) == read_card(training.folder)
+
+    assert "nothing to do" in caplog.text
+    assert (training.folder / "card.json").stat().st_mtime_ns == before
+
+
+def test_another_model_is_replaced_only_if_asked(training):
+    train(training)
+    other = replace(training, seed=1)
+
+    with pytest.raises(OtherPlanError, match="--overwrite"):
+        train(other)
+    train(replace(other, overwrite=True))
+
+    train(elsewhere(other, "b"))
+    assert made(other) == made(elsewhere(other, "b"))
+
+
+def stopped(training):
+    """Stop a training after its first step."""
+    stop = Stop()
+    with pytest.raises(StopSignal):
+        train(training, stop, lambda *_: stop.ask(PreemptedError("stopped")))
+
+
+def test_anothers_work_is_given_up_only_if_asked(training):
+    stopped(training)
+    other = replace(training, seed=1)
+
+    with pytest.raises(OtherPlanError, match="give it up with --overwrite"):
+        train(other)
+    train(replace(other, overwrite=True))
+
+    assert training.folder.exists()
+
+
+def test_a_damaged_or_hostile_checkpoint_is_refused(training):
+    class Program:
+        def __reduce__(self):
+            return print, ("run by a checkpoint",)
+
+    stopped(training)
+    path = training.work / "checkpoint.pt"
+    data = path.read_bytes()
+    for bad in (data[: len(data) // 2], b"", None):
+        if bad is None:
+            torch.save({"key": Program()}, path)
+        else:
+            path.write_bytes(bad)
+        with pytest.raises(InputError, match=r"checkpoint.*remove it"):
+            train(training)
+
+
+def test_going_on_from_a_model_with_its_scaling_and_classes(training):
+    base = train(training)
+    more = elsewhere(training, "more", base=training.to, epochs=1, seed=3)
+
+    card = train(more)
+
+    assert (card.mean, card.std, card.classes) == (base.mean, base.std, base.classes)
+    assert card.about["base"].endswith(base.sha256)
+    first = json.loads((training.folder / "metrics.json").read_text())["epochs"][0]
+    then = json.loads((more.folder / "metrics.json").read_text())["epochs"][0]
+    assert then["loss"] < first["loss"]
+
+
+def test_going_on_with_other_classes_makes_a_new_head_only(training):
+    train(training)
+    more = elsewhere(
+        training, "more", base=training.to, classes=("bright", "dark"), epochs=1,
+        steps=1, learning_rate=1e-9, own_scaling=True, validation=0.0,
+    )  # fmt: skip
+    card = train(more)
+
+    old, new = (
+        load_module(item.folder, read_card(item.folder)).state_dict()
+        for item in (training, more)
+    )
+    assert [item.name for item in card.classes] == ["bright", "dark"]
+    assert card.mean == tuple(band.mean for band in card.statistics)
+    assert card.temperature is None
+    for key, weights in old.items():
+        is_same = torch.allclose(weights, new[key], atol=1e-6)
+        assert is_same != key.startswith("final_conv"), key
+
+
+def test_what_cannot_be_gone_on_from_is_refused(training, tmp_path):
+    two = make_model(tmp_path / "two", bands=("blue", "green"))
+    many = replace(training, base=str(two), bands=("blue", "green", "red"))
+    with pytest.raises(UsageError, match="got 3, wanted 2"):
+        train(many)
+    with pytest.raises(ModelError, match="no model here"):
+        train(replace(training, base=str(tmp_path)))
+
+
+def test_training_ends_when_nothing_gets_better(training):
+    still = replace(training, learning_rate=1e-12, epochs=9, patience=2)
+
+    train(still)
+
+    metrics = json.loads((training.folder / "metrics.json").read_text())
+    assert (len(metrics["epochs"]), metrics["best_epoch"]) == (3, 1)
+
+
+def test_without_validation_the_last_epoch_is_kept(training):
+    card = train(replace(training, validation=0.0, patience=1))
+
+    metrics = json.loads((training.folder / "metrics.json").read_text())
+    assert card.temperature is None
+    assert metrics["best_epoch"] == len(metrics["epochs"]) == 3
+
+
+def test_a_loss_that_is_no_number_ends_it(training):
+    with pytest.raises(ModelError, match="--learning-rate"):
+        train(replace(training, learning_rate=0.99, steps=400, weight_decay=1e9))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"depth": 5}, "no usable model.*multiples of 32"),
+        ({"halo": 5}, "halo: got 5"),
+        ({"block": 19}, "block: got 19"),
+        ({"validation": 0.5}, "validation: got 0.5"),
+        ({"classes": ("one",)}, "2 to 255 names"),
+        ({"classes": ("one", "one=ffffff")}, "2 to 255 names"),
+        ({"classes": ("one=red", "two")}, "2 to 255 names"),
+        ({"labels": ()}, "one for each of 1 scenes"),
+        ({"epochs": 1.5}, "epochs: got 1.5, wanted int"),
+        ({"renamed": ("3",)}, "VALUE=CLASS"),
+    ],
+)
+def test_a_wrong_wish_is_refused_before_any_work(training, changes, words):
+    with pytest.raises(UsageError, match=words):
+        train(replace(training, **changes))
+    assert not training.work.exists()
+
+
+def test_the_learning_rate_rises_then_falls():
+    rates = [rate_at(step, 40, 0.25) for step in range(40)]
+
+    np.testing.assert_allclose(rates[:10], np.linspace(0.1, 1, 10))
+    assert (np.diff(rates[10:]) < 0).all()
+    assert rates[10] == 1
+    assert rates[-1] < 0.01
+
+
+def test_the_command_line_says_classes_and_scores(training, tmp_path):
+    """Options win over the file."""
+    config = tmp_path / "train.toml"
+    lines = [f"{key} = {value}" for key, value in SMALL.items()]
+    lines += ['classes = ["no", "yes"]', "test = 0.0"]
+    config.write_text("\n".join(lines))
+    words = [
+        "train", "--scene", training.scenes[0], "--labels", training.labels[0], "--to",
+        training.to, "--config", str(config), "--epochs", "1",
+        "--classes", "dark=101010,bright", "--bands", "red,blue",
+    ]  # fmt: skip
+
+    result = CliRunner().invoke(main, words)
+
+    assert result.exit_code == 0, result.stderr
+    said = json.loads(result.stdout)
+    assert said["epochs"] == 1
+    assert 0 <= said["validation"]["macro_f1"] <= 1
+    card = read_card(training.folder)
+    assert card.bands == ("red", "blue")
+    assert [item.color for item in card.classes] == ["101010", "1b7837"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "scenes: got ()"),
+        (["--config", "no.toml"], "no.toml: cannot be read as TOML"),
+    ],
+)
+def test_the_command_line_ends_with_2_in_one_line(words, text):
+    result = CliRunner().invoke(main, ["train", *words])
+
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_field_of_a_file_is_refused(tmp_path):
+    (tmp_path / "a.toml").write_text("epoch = 3")
+
+    result = CliRunner().invoke(main, ["train", "--config", str(tmp_path / "a.toml")])
+
+    assert result.exit_code == 2
+    assert "unknown key 'epoch'; a training has" in result.stderr

@@ -34,7 +34,7 @@ _ANSWERS = ("logits", "probabilities")
 _LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
-_FREE = ("about", "statistics")  # fields that change no pixel
+_FREE = ("about", "statistics", "temperature")  # fields that change no pixel
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,9 @@ class Card:
     """File name beside the card."""
     statistics: tuple[Statistics, ...] | None = None
     """Of the values it was trained on, per band; None where the card does not say."""
+    temperature: float | None = None
+    """By which the logits were divided, in the weights, so that confidence is right as
+    often as it says; None where that was not done."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Free: description, training data, licence, scores. Changes no pixel."""
 
@@ -244,6 +247,8 @@ class Card:
             more["tileseg:gsd"] = self.gsd
         if self.answers != "logits":
             more["tileseg:answers"] = self.answers
+        if self.temperature is not None:
+            more["tileseg:temperature"] = self.temperature
         own = self.architecture
         if said := hyperparameters(own.parameters):
             more["mlm:hyperparameters"] = said
@@ -391,9 +396,10 @@ def _from_stac(item: dict[str, Any]) -> Card:
         architecture=architecture,
         answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
-        gsd=None if (gsd := properties.get("tileseg:gsd")) is None else float(gsd),
+        gsd=_number(properties, "tileseg:gsd"),
         weights=str(asset["href"]),
         statistics=_statistics(properties.get("bands", []), bands),
+        temperature=_number(properties, "tileseg:temperature"),
         about=dict(properties.get("tileseg:about", {})),
     )
 
@@ -407,6 +413,10 @@ def _statistics(
         msg = f"has statistics of other bands than its input's, {', '.join(names)}"
         raise ValueError(msg)
     return tuple(found) or None
+
+
+def _number(properties: dict[str, Any], key: str) -> float | None:
+    return None if (value := properties.get(key)) is None else float(value)
 
 
 def _architecture(properties: dict[str, Any]) -> Architecture:

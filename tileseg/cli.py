@@ -21,7 +21,7 @@ from tileseg.console import (
 )
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
-from tileseg.options import import_options, job_options
+from tileseg.options import import_options, job_options, training_options
 from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
@@ -210,6 +210,33 @@ def evaluate(
             write_whole(Path(picture), as_picture(answer))
 
 
+@main.command()
+@training_options
+def train(**options: Any) -> None:  # noqa: ANN401  (fields of a Training)
+    """Train a network from scenes and what is known of them, and write a model folder.
+
+    Blocks of the scenes are kept apart for choosing the best epoch and for a test. A
+    training that was stopped or killed goes on with the same command, to the same end.
+    One line of JSON goes to stdout: the folder and its scores.
+    """
+    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
+    from tileseg.train import summary
+    from tileseg.train import train as learn
+    from tileseg.train_settings import Training, read_training
+
+    with results(), one_line_errors(), signals() as stop:
+        config = options.pop("config")
+        given = {
+            key: value for key, value in options.items() if value not in (None, ())
+        }
+        facts = {**(read_training(config) if config else {}), **given}
+        training = Training(**{"scenes": (), "labels": (), "to": "", **facts})
+        with progress(training.to) as told:
+            learn(training, stop, told)
+        tell(json.dumps(summary(training)))
+
+
 def _renamed(text: str) -> tuple[str, str]:
     """Return both sides of VALUE=CLASS."""
     old, equals, new = text.partition("=")
@@ -233,7 +260,8 @@ def info(folder: str) -> None:
 
     with one_line_errors():
         card = read_card(Path(folder) if folder else default_model())
-    lines = {**card.facts(), **card.about}
+    heat = {} if card.temperature is None else {"temperature": card.temperature}
+    lines = {**card.facts(), **heat, **card.about}
     for name, known in zip(card.bands, card.statistics or (), strict=False):
         lines[f"values of {name}"] = str(known)
     width = max(map(len, lines))

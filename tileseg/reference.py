@@ -24,7 +24,7 @@ from tileseg.geobox import GeoBox
 from tileseg.vectors import Features, read_features
 from tileseg.window import Window
 
-__all__ = ["Points", "Reference", "class_names", "open_reference"]
+__all__ = ["Points", "Reference", "class_names", "named_classes", "open_reference"]
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TAG = "CLASS_"
@@ -85,8 +85,8 @@ class Legend:
             return int(text)
         known = ", ".join(f"{n} {name}" for n, name in enumerate(self.names))
         msg = (
-            f"{self.path}: class {value!r} is not in the mask ({known}); say which of "
-            f"these it is, or 255 for none: --rename {value}=CLASS"
+            f"{self.path}: class {value!r} is not one of {known}; say which of these "
+            f"it is, or 255 for none: --rename {value}=CLASS"
         )
         raise UsageError(msg)
 
@@ -99,6 +99,30 @@ def class_names(tags: Mapping[str, str]) -> tuple[str, ...]:
         if key.startswith(_TAG) and (number := key.removeprefix(_TAG)).isdecimal()
     }
     return tuple(found[value] for value in sorted(found))
+
+
+def named_classes(path: str, column: str) -> tuple[str, ...]:
+    """Return the classes that a reference itself names, none if it has numbers only.
+
+    Args:
+        path: see `open_reference`.
+        column: the vector file's.
+
+    Returns:
+        Of a raster of ours, in the order of their values; of vectors, of the alphabet.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if _begins(path).startswith(_TIFF):
+        try:
+            with gdal_env(), open_dataset(path) as dataset:
+                return class_names(dataset.tags())
+        except GDAL_ERRORS as err:
+            msg = f"{path}: cannot be read as a raster of classes: {err}"
+            raise InputError(msg) from err
+    values = read_features(path, path, column=column).values or ()
+    return tuple(sorted({value for value in values if isinstance(value, str)}))
 
 
 @contextmanager

@@ -21,11 +21,15 @@ __all__ = [
     "SYMMETRIES",
     "Job",
     "called",
+    "checked",
     "default_model",
+    "fits",
     "is_record",
     "is_remote",
     "model_folder",
     "read_job",
+    "read_toml",
+    "said",
     "scene_name",
     "within",
 ]
@@ -138,8 +142,8 @@ class Job:
         _check_address("output", self.output)
         _check_address("work", self.work)
         for item in fields(self):
-            if not _fits(got := getattr(self, item.name), item.type):
-                msg = f"{item.name}: got {got!r}, wanted {_said(item.type)}"
+            if not fits(got := getattr(self, item.name), item.type):
+                msg = f"{item.name}: got {got!r}, wanted {said(item.type)}"
                 raise UsageError(msg)
         self._keep_secrets()
         for name, (is_good, wanted) in self._limits().items():
@@ -390,23 +394,24 @@ def _check_address(field: str, address: object) -> None:
         raise UsageError(msg)
 
 
-def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
+def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
     """Return whether a value, of a TOML file say, is what a field's type says."""
     if isinstance(hint, UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
+        return any(fits(value, part) for part in get_args(hint))
     if get_origin(hint) is tuple:
         if not isinstance(value, tuple):
             return False
         parts = get_args(hint)
         if parts[-1] is ...:
             parts = parts[:1] * len(value)
-        return len(value) == len(parts) and all(map(_fits, value, parts))
+        return len(value) == len(parts) and all(map(fits, value, parts))
     if isinstance(value, bool):
         return hint is bool
     return isinstance(value, (int, float) if hint is float else hint)
 
 
-def _said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
+def said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
+    """Return what a field's type is called."""
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
@@ -437,14 +442,42 @@ def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
     except (OSError, ValueError) as err:
         msg = f"{path}: cannot be read as a job file: {err}"
         raise UsageError(msg) from err
+    return checked(path, values, Job)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UsageError: it is unreadable.
+    """
+    try:
+        return tomllib.loads(Path(path).read_bytes().decode())
+    except (OSError, ValueError) as err:
+        msg = f"{path}: cannot be read as TOML: {err}"
+        raise UsageError(msg) from err
+
+
+def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return the fields that a file gives, lists as tuples.
+
+    Args:
+        path: the file's.
+        values: what it says.
+        kind: the dataclass that the fields are of.
+
+    Raises:
+        UsageError: there is no such field, or it has another type.
+    """
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    hints = {item.name: item.type for item in fields(Job)}
+    hints = {item.name: item.type for item in fields(kind)}
     for key, value in values.items():
         if key not in hints:
-            msg = f"{path}: unknown key {key!r}; a job has {', '.join(hints)}"
+            what = kind.__name__.lower()
+            msg = f"{path}: unknown key {key!r}; a {what} has {', '.join(hints)}"
             raise UsageError(msg)
-        if not _fits(value, hints[key]):
-            msg = f"{path}: {key}: got {value!r}, wanted {_said(hints[key])}"
+        if not fits(value, hints[key]):
+            msg = f"{path}: {key}: got {value!r}, wanted {said(hints[key])}"
             raise UsageError(msg)
     return values
 

@@ -1,187 +1,101 @@
-"""A scene and labelled polygons -> a model folder. Knows U-Nets and cards, no jobs.
+"""Scenes + labels -> a model folder: what is asked, in order, and what is left.
 
-Sparse labels: only pixels inside polygons are judged. Tiles are drawn so that each
-class is in the middle of as many, turned and mirrored, and their reflectance jittered.
+A network sees batches; after each epoch it is judged on blocks that it never saw; the
+best epoch's weights are kept, made to say how sure they are, and written with a card.
 """
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from rasterio.features import rasterize
-from rasterio.warp import transform_geom
-from torch import Tensor, nn
+from torch import nn
 
-from tileseg.architecture import unet
-from tileseg.card import NODATA, Card, LandClass
-from tileseg.errors import InputError, UsageError
-from tileseg.grid import Grid, Run
-from tileseg.model import save
-from tileseg.reader import Reader
-from tileseg.scene import Scene
-from tileseg.storage import write_whole
+from tileseg.address import shown
+from tileseg.architecture import Architecture, unet
+from tileseg.calibrate import cool, fit_temperature, head
+from tileseg.card import Card, LandClass, read_card
+from tileseg.curve import draw_curve
+from tileseg.errors import OtherPlanError, UsageError
+from tileseg.judge import plain
+from tileseg.lock import hold
+from tileseg.model import load_module, save
+from tileseg.split import TEST, VALIDATION
+from tileseg.stopping import Stop
+from tileseg.storage import Disk, write_whole
+from tileseg.survey import Survey, survey
+from tileseg.train_checkpoint import forget_checkpoint
+from tileseg.train_loop import Loop, Told
+from tileseg.train_settings import Training
 from tileseg.unet import UNet
 
-__all__ = [
-    "Labels",
-    "Training",
-    "burn_polygons",
-    "read_reflectance",
-    "train",
-    "write_card",
-]
+__all__ = ["summary", "train", "write_card"]
 
 logger = logging.getLogger(__name__)
 
-_WGS84 = "EPSG:4326"  # of GeoJSON, RFC 7946
-_LOG_STEPS = 50
-_CELL = 512  # the whole scene is read in squares of this side
+_METRICS = "metrics.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """How a network is trained."""
-
-    classes: tuple[tuple[str, str], ...]
-    """(name, RRGGBB) in the order of the mask values."""
-    bands: tuple[str, ...]
-    """In the order of the network's inputs."""
-    tile: int = 128
-    """Side of what the network sees, in pixels."""
-    halo: int = 16
-    """Margin that the model's card will ask to throw away, in pixels."""
-    width: int = 16
-    """Channels of the U-Net's first stage."""
-    depth: int = 4
-    """Poolings."""
-    steps: int = 1500
-    """Batches seen."""
-    batch: int = 8
-    """Tiles in one."""
-    learning_rate: float = 2e-3
-    """Peak learning rate of AdamW, one cycle."""
-    seed: int = 0
-    """Of the weights and of what is drawn."""
+def _nobody(_done: int, _total: int) -> None:
+    """Tell nobody."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Labels:
-    """What is known of a scene on the ground."""
+def train(training: Training, stop: Stop | None = None, told: Told = _nobody) -> Card:
+    """Train a network and write its model folder; go on where a killed one stopped.
 
-    values: NDArray[np.uint8]
-    """(height, width): class, or 255 where nothing is known."""
-
-    def places(self, classes: int) -> list[NDArray[np.intp]]:
-        """Return, per class, the (row, column) of its pixels, (n, 2)."""
-        return [np.argwhere(self.values == value) for value in range(classes)]
-
-
-def burn_polygons(path: Path, scene: Scene, names: tuple[str, ...]) -> Labels:
-    """Burn GeoJSON polygons with a `class` property into the scene's grid.
-
-    Raises:
-        InputError: the file cannot be read as GeoJSON.
-        UsageError: a class is not among `names`, or has no pixel.
-    """
-    try:
-        features = json.loads(path.read_text(encoding="utf-8"))["features"]
-        shapes = [
-            (item["geometry"], str(item["properties"]["class"])) for item in features
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        msg = f"{path}: cannot be read as GeoJSON polygons with a `class`: {err!r}"
-        raise InputError(msg) from err
-    box = scene.geobox
-    values = np.full((box.height, box.width), NODATA, np.uint8)
-    for name in {name for _, name in shapes} - set(names):
-        msg = f"{path}: unknown class {name!r}, wanted one of {', '.join(names)}"
-        raise UsageError(msg)
-    burnt = [
-        (transform_geom(_WGS84, box.crs, geometry), names.index(name))
-        for geometry, name in shapes
-    ]
-    rasterize(burnt, out=values, transform=box.transform)
-    for value, name in enumerate(names):
-        if not (values == value).any():
-            msg = f"{path}: no pixel of class {name!r}"
-            raise UsageError(msg)
-    return Labels(values)
-
-
-def read_reflectance(scene: Scene, bands: tuple[str, ...]) -> NDArray[np.float32]:
-    """Return the scene in physical units, (bands, height, width), NaN where invalid.
-
-    Raises:
-        UsageError: a band is missing, or does not say how its numbers become physical.
-        InputError: the scene cannot be read.
-    """
-    chosen = scene.select(bands)
-    for band in chosen:
-        if (band.scale, band.offset) == (1.0, 0.0):
-            msg = f"{scene.href}: band {band.index} has no GDAL scale and offset tags"
-            raise UsageError(msg)
-    height, width = scene.geobox.height, scene.geobox.width
-    grid = Grid(height=height, width=width, tile=_CELL, halo=0, shard=_CELL)
-    strips = list(Reader(scene, chosen, grid).strips(Run(grid.shape)))
-    stored = np.concatenate([strip.pixels for strip in strips], axis=1)
-    valid = np.concatenate([strip.valid for strip in strips])[:height, :width]
-    scale, offset = np.array([(band.scale, band.offset) for band in chosen]).T
-    pixels = stored[:, :height, :width] * scale[:, None, None] + offset[:, None, None]
-    return np.where(valid, pixels, np.nan).astype(np.float32)
-
-
-def train(
-    training: Training,
-    pixels: NDArray[np.float32],
-    labels: Labels,
-    folder: Path,
-) -> Card:
-    """Train a network and write its model folder.
-
-    Seeds torch; the same inputs give the same weights but for their last bits, since
-    threads sum gradients in any order.
+    The same inputs, options and number of threads give the same weights on one machine,
+    to the byte, however often it was killed on the way.
 
     Args:
-        training: how.
-        pixels: (bands, height, width) in reflectance, NaN where invalid.
-        labels: of the same grid.
-        folder: where `card.json` and the weights go.
+        training: what is asked for.
+        stop: the wish to end, which is obeyed after the step in hand.
+        told: is told the tiles seen, and all tiles.
+
+    Returns:
+        The card, as it is written.
+
+    Raises:
+        OtherPlanError: the folder, or the work, is another training's.
+        BusyError: another process is at it.
+        StopSignal: it was asked to end, and can go on.
+        TilesegError: see `survey`.
     """
-    torch.manual_seed(training.seed)
-    mean, std = np.nanmean(pixels, axis=(1, 2)), np.nanstd(pixels, axis=(1, 2))
-    scaled = np.nan_to_num((pixels - mean[:, None, None]) / std[:, None, None])
-    network = UNet(
-        len(training.bands),
-        len(training.classes),
-        width=training.width,
-        depth=training.depth,
-    )
-    _fit(network, training, scaled, labels)
-    data, sha256 = save(network)
-    names = enumerate(training.classes)
-    card = Card(
-        name=folder.name,
-        version="1",
-        bands=training.bands,
-        unit="reflectance",
-        mean=tuple(round(float(value), 6) for value in mean),
-        std=tuple(round(float(value), 6) for value in std),
-        tile=training.tile,
-        halo=training.halo,
-        classes=tuple(LandClass(value, *item) for value, item in names),
-        outputs=len(training.classes),
-        architecture=unet(training.width, training.depth),
-        sha256=sha256,
-    )
-    write_whole(folder / card.weights, data)
-    write_card(folder, card)
+    base = _base(training)
+    found = survey(training, base)
+    _check(training, found)
+    if _is_done(training, found.key):
+        logger.info("%s: nothing to do, it is complete", training.folder)
+        return read_card(training.folder)
+    work = Disk(training.work)
+    with hold(work, found.key):
+        if training.overwrite:
+            forget_checkpoint(training.work, unless=found.key)
+        _say(found)
+        torch.manual_seed(training.seed)
+        network = _network(training, found, base)
+        loop = Loop(training, found, network, stop or Stop())
+        loop.run(told)
+        card = _finish(training, found, loop)
+    work.clear()
     return card
+
+
+def summary(training: Training) -> dict[str, Any]:
+    """Return what a trained model's folder says of its scores, in short."""
+    metrics = json.loads((training.folder / _METRICS).read_text())
+    keys = "accuracy", "macro_f1", "calibration_error"
+    return {
+        "model": str(training.folder),
+        "epochs": len(metrics["epochs"]),
+        "best_epoch": metrics["best_epoch"],
+        **{
+            part: {key: metrics[part][key] for key in keys}
+            for part in ("validation", "test")
+            if part in metrics
+        },
+    }
 
 
 def write_card(folder: Path, card: Card) -> None:
@@ -190,67 +104,168 @@ def write_card(folder: Path, card: Card) -> None:
     write_whole(folder / "card.json", text.encode())
 
 
-def _fit(
-    network: UNet, training: Training, scaled: NDArray[np.float32], labels: Labels
-) -> None:
-    """Train in place."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=training.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=training.learning_rate, total_steps=training.steps
-    )
-    loss_of = nn.CrossEntropyLoss(ignore_index=NODATA, label_smoothing=0.05)
-    losses = []
-    network.train()
-    for step, (x, y) in enumerate(_batches(training, scaled, labels), start=1):
-        loss = loss_of(network(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), max_norm=1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if step % _LOG_STEPS == 0:
-            recent = np.mean(losses[-_LOG_STEPS:])
-            logger.info("step %d of %d: loss %.4f", step, training.steps, recent)
-
-
-def _batches(
-    training: Training, scaled: NDArray[np.float32], labels: Labels
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (tiles, labels): (N, B, T, T) in fp32, (N, T, T) with 255 to ignore."""
-    random = np.random.default_rng(training.seed)
-    places = labels.places(len(training.classes))
-    margin = training.tile
-    x = np.pad(scaled, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
-    y = np.pad(labels.values, margin, constant_values=NODATA)
-    for _ in range(training.steps):
-        tiles, answers = [], []
-        for _ in range(training.batch):
-            pixels = places[random.integers(len(places))]
-            middle = pixels[random.integers(len(pixels))] + margin
-            row, column = middle - random.integers(training.tile, size=2)
-            at = slice(row, row + training.tile), slice(column, column + training.tile)
-            turn, flip = random.integers(4).item(), random.integers(2).item()
-            tiles.append(_turned(_jittered(x[:, *at], random), turn, flip))
-            answers.append(_turned(y[at], turn, flip))
-        yield (
-            torch.from_numpy(np.stack(tiles)).to(memory_format=torch.channels_last),
-            torch.from_numpy(np.stack(answers)).long(),
+def _base(training: Training) -> Card | None:
+    """Return the card of the model to go on from, if it can be trained."""
+    if not training.base:
+        return None
+    card = read_card(training.base_folder)
+    if card.architecture.kind != "unet":
+        msg = (
+            f"{training.base}: is a network of kind {card.architecture.kind}, and only "
+            "our own U-Net can be trained"
         )
+        raise UsageError(msg)
+    if training.bands and len(training.bands) != len(card.bands):
+        msg = (
+            f"bands: got {len(training.bands)}, wanted {len(card.bands)}, as "
+            f"{training.base} has"
+        )
+        raise UsageError(msg)
+    return card
 
 
-def _turned(pixels: NDArray[Any], turn: int, flip: int) -> NDArray[Any]:
-    """Return one of the eight symmetries of the last two axes."""
-    turned = np.rot90(pixels, turn, axes=(-2, -1))
-    return np.ascontiguousarray(turned[..., ::-1] if flip else turned)
+def _check(training: Training, found: Survey) -> None:
+    """Refuse now what the card would refuse at the end.
+
+    Raises:
+        UsageError: there is something.
+    """
+    try:
+        _card(training, found, "0" * 64, None)
+    except ValueError as err:
+        msg = f"{training.folder}: would be no usable model: it {err}"
+        raise UsageError(msg) from err
 
 
-def _jittered(
-    tile: NDArray[np.float32], random: np.random.Generator
-) -> NDArray[np.float32]:
-    """Return the tile as under another sky: brighter, hazier, a little noisier."""
-    bands = len(tile)
-    gain = random.normal(1, 0.05) + random.normal(0, 0.03, (bands, 1, 1))
-    haze = random.normal(0, 0.08) + random.normal(0, 0.04, (bands, 1, 1))
-    noise = random.normal(0, 0.02, tile.shape)
-    return (tile * gain + haze + noise).astype(np.float32)
+def _is_done(training: Training, key: str) -> bool:
+    """Return whether the folder holds the model that is asked for.
+
+    Raises:
+        OtherPlanError: it holds another one, which is not to be replaced.
+    """
+    if not (training.folder / "card.json").exists():
+        return False
+    try:
+        known = json.loads((training.folder / _METRICS).read_text())["key"]
+    except (OSError, ValueError, TypeError, LookupError):
+        known = None
+    if known != key and not training.overwrite:
+        msg = (
+            f"{training.folder}: holds another model (other data, options or version); "
+            "replace it with --overwrite, or choose another --to"
+        )
+        raise OtherPlanError(msg)
+    return bool(known == key)
+
+
+def _say(found: Survey) -> None:
+    """Log what there is to learn from."""
+    for part, classes in found.labelled().items():
+        text = ", ".join(f"{name} {pixels:,}" for name, pixels in classes.items())
+        logger.info("%s pixels: %s", part, text)
+
+
+def _architecture(training: Training, base: Card | None) -> Architecture:
+    return base.architecture if base else unet(training.width, training.depth)
+
+
+def _network(training: Training, found: Survey, base: Card | None) -> nn.Module:
+    """Return a network with random weights, or the base's.
+
+    That gets a new last layer where the classes are others.
+    """
+    outputs = len(found.classes)
+    if base is None:
+        parameters = _architecture(training, base).parameters
+        return UNet(len(found.bands), outputs, **parameters)
+    network = load_module(training.base_folder, base)
+    names = [item.name for item in base.classes]
+    if base.outputs != outputs or names != [name for name, _ in found.classes]:
+        last = head(network)
+        network.final_conv = nn.Conv2d(last.in_channels, outputs, kernel_size=1)
+    return network
+
+
+def _finish(training: Training, found: Survey, loop: Loop) -> Card:
+    """Calibrate and judge the best weights, and write the model folder.
+
+    The card comes last: it makes a folder a model.
+    """
+    metrics, temperature = _metrics(training, found, loop)
+    data, sha256 = save(loop.network.cpu())
+    card = _card(training, found, sha256, temperature)
+    folder = Disk(training.folder)
+    folder.remove("card.json")
+    folder.write(card.weights, data)
+    folder.write(_METRICS, (json.dumps(plain(metrics), indent=1) + "\n").encode())
+    folder.write("curve.png", draw_curve(loop.progress.epochs, loop.best_epoch))
+    write_card(training.folder, card)
+    for part in ("validation", "test"):
+        if part in metrics:
+            text = "%s blocks: accuracy %.3f, macro-F1 %.3f, calibration error %.3f"
+            keys = "accuracy", "macro_f1", "calibration_error"
+            logger.info(text, part, *(metrics[part][key] for key in keys))
+    logger.info(
+        "%s: epoch %d of %d is kept", folder, loop.best_epoch, len(loop.progress.epochs)
+    )
+    return card
+
+
+def _metrics(
+    training: Training, found: Survey, loop: Loop
+) -> tuple[dict[str, Any], float | None]:
+    """Return all that was measured, and the temperature that the logits now have."""
+    progress = loop.progress
+    metrics: dict[str, Any] = {
+        "key": found.key,
+        "best_epoch": loop.best_epoch,
+        "epochs": progress.epochs,
+        "labelled": found.labelled(),
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "ms_per_step": round(1000 * progress.seconds / progress.step, 3),
+        "threads": torch.get_num_threads(),
+        "training": {
+            **asdict(training), "scenes": [shown(path) for path in training.scenes]
+        },
+    }  # fmt: skip
+    temperature = None
+    if training.validation:
+        seen = loop.judge(VALIDATION)
+        temperature = round(fit_temperature(seen.logits, seen.labels), 4)
+        cool(loop.network, temperature)
+        metrics["temperature"] = temperature
+        metrics["calibration_error_before"] = seen.scores()["calibration_error"]
+        metrics["validation"] = seen.scores(temperature)
+    if training.test:
+        metrics["test"] = loop.judge(TEST).scores()
+    return metrics, temperature
+
+
+def _card(
+    training: Training, found: Survey, sha256: str, temperature: float | None
+) -> Card:
+    """Return the card of what was trained."""
+    samples = found.samples
+    base = read_card(training.base_folder) if training.base else None
+    about: dict[str, Any] = {"training_pixels": found.labelled()["training"]}
+    if base:
+        about["base"] = f"{base.name}-{base.version}, {base.sha256}"
+    return Card(
+        name=training.folder.name,
+        version="1",
+        bands=found.bands,
+        unit=samples.ground.unit,
+        mean=samples.mean,
+        std=samples.std,
+        tile=training.tile,
+        halo=training.halo,
+        classes=tuple(LandClass(n, *item) for n, item in enumerate(found.classes)),
+        outputs=len(found.classes),
+        architecture=_architecture(training, base),
+        sha256=sha256,
+        gsd=found.gsd,
+        about=about,
+        statistics=found.statistics,
+        temperature=temperature,
+    )

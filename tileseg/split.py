@@ -1,0 +1,169 @@
+"""Which blocks of the scenes are for training, validation and test. Opens no file.
+
+Neighbouring pixels are alike, so pixels drawn at random would be judged by their
+neighbours. Whole blocks are: no tile that is trained on comes near one for another
+purpose, and scenes on one grid are cut alike, whatever their date.
+"""
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.errors import UsageError
+from tileseg.window import Window
+
+__all__ = ["PARTS", "TEST", "TRAINING", "VALIDATION", "Split", "split"]
+
+TRAINING, VALIDATION, TEST = 0, 1, 2
+PARTS = ("training", "validation", "test")
+"""What the three are called."""
+
+_ORDERS = 128  # random orders, of which the best one is taken
+_TRIES = 16  # random places of a tile, before it is put into the block itself
+
+Counts = NDArray[np.int64]
+"""(block rows, block columns, classes): labelled pixels."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Split:
+    """What each block of each scene is for."""
+
+    block: int
+    """Side in pixels."""
+    margin: int
+    """Pixels that training tiles keep from other blocks."""
+    parts: tuple[NDArray[np.uint8], ...]
+    """Of each scene (block rows, block columns): index of `PARTS`."""
+
+    def blocks(self, part: int, counts: Sequence[Counts]) -> NDArray[np.int64]:
+        """Return (scene, block row, block column), (n, 3), of what is labelled."""
+        found = [
+            np.column_stack((np.full(len(at), scene), at))
+            for scene, (parts, some) in enumerate(zip(self.parts, counts, strict=True))
+            for at in [np.argwhere((parts == part) & (some.sum(axis=2) > 0))]
+        ]
+        return np.concatenate(found).astype(np.int64)
+
+    def labelled(self, part: int, counts: Sequence[Counts]) -> NDArray[np.int64]:
+        """Return the labelled pixels of each class, (classes,)."""
+        pairs = zip(self.parts, counts, strict=True)
+        sums = [some[parts == part].sum(axis=0) for parts, some in pairs]
+        return np.asarray(sum(sums))
+
+    def window(self, row: int, col: int) -> Window:
+        """Return a block's pixels, some of them outside the scene at its edges."""
+        return Window(row, col, 1, 1).scale(self.block)
+
+    def is_free(self, scene: int, window: Window) -> bool:
+        """Return whether a training tile may see a window."""
+        parts = self.parts[scene]
+        near = window.pad(self.margin).coarsen(self.block)
+        there = near.intersect(Window(0, 0, *parts.shape))
+        return bool((parts[there.slices] == TRAINING).all())
+
+    def draw(
+        self, scene: int, pixel: tuple[int, int], tile: int, random: np.random.Generator
+    ) -> Window | None:
+        """Return a random tile with a pixel of a training block in it.
+
+        Where none is found soon, the tile within the pixel's block that is next to it;
+        None if that has not the pixel: it lies too near a block for another purpose.
+        """
+        row, col = pixel
+        for up, left in random.integers(tile, size=(_TRIES, 2)).tolist():
+            window = Window(row - up, col - left, tile, tile)
+            if self.is_free(scene, window):
+                return window
+        inner = self.window(row // self.block, col // self.block).pad(-self.margin)
+        window = Window(
+            _between(row - tile // 2, inner.row, inner.row_stop - tile),
+            _between(col - tile // 2, inner.col, inner.col_stop - tile),
+            tile,
+            tile,
+        )
+        return window if window.intersect(Window(row, col, 1, 1)).size else None
+
+
+def _between(value: int, least: int, most: int) -> int:
+    return min(max(value, least), most)
+
+
+def split(
+    grids: Sequence[Hashable],
+    counts: Sequence[Counts],
+    shares: tuple[float, float],
+    seed: int,
+) -> list[NDArray[np.uint8]]:
+    """Say what each block of each scene is for.
+
+    Of many random orders of the labelled blocks the one is taken that gives each class
+    most nearly its share of every part.
+
+    Args:
+        grids: what tells the scenes' grids apart; those of one grid are cut alike.
+        counts: of each scene.
+        shares: of the labels, each class as heavy as the others: validation, test.
+        seed: of the orders.
+
+    Returns:
+        Of each scene (block rows, block columns): index of `PARTS`. Blocks without
+        labels are training's, where no tile is drawn from them.
+
+    Raises:
+        UsageError: the labels lie in too few blocks.
+    """
+    sums: dict[Hashable, Counts] = {}
+    for grid, some in zip(grids, counts, strict=True):
+        sums[grid] = sums[grid] + some if grid in sums else some.astype(np.int64)
+    is_labelled = {grid: some.any(axis=2) for grid, some in sums.items()}
+    labelled = np.concatenate([some[is_labelled[grid]] for grid, some in sums.items()])
+    chosen = _best(labelled, np.array(shares), seed)
+    parts, first = {}, 0
+    for grid, is_there in is_labelled.items():
+        parts[grid] = np.full(is_there.shape, TRAINING, np.uint8)
+        stop = first + int(is_there.sum())
+        parts[grid][is_there] = chosen[first:stop]
+        first = stop
+    return [parts[grid] for grid in grids]
+
+
+def _best(labelled: Counts, shares: NDArray[np.float64], seed: int) -> NDArray[np.int8]:
+    """Return the part of each of (blocks, classes) that suits the shares best."""
+    weights = labelled / np.maximum(labelled.sum(axis=0), 1)
+    off, parts = min(_orders(weights, shares, seed), key=lambda found: found[0])
+    if not np.isfinite(off):
+        wanted = [n for n, share in zip(PARTS[1:], shares, strict=True) if share > 0]
+        msg = (
+            f"the labels lie in {len(labelled)} blocks, too few for training and "
+            f"{' and '.join(wanted)} to have some, and training every class: label "
+            "more places, make blocks smaller (--block), or leave a part out "
+            "(--validation 0, --test 0)"
+        )
+        raise UsageError(msg)
+    return parts
+
+
+def _orders(
+    weights: NDArray[np.float64], shares: NDArray[np.float64], seed: int
+) -> Iterator[tuple[float, NDArray[np.int8]]]:
+    """Yield how far off some divisions of the blocks are, and the divisions."""
+    random = np.random.default_rng((seed, 0))
+    is_there = weights.any(axis=0)
+    borders = np.cumsum(shares)
+    for _ in range(_ORDERS):
+        order = random.permutation(len(weights))
+        mass = weights[order].mean(axis=1)
+        middles = (np.cumsum(mass) - mass / 2) / max(mass.sum(), 1e-12)
+        parts = np.empty(len(weights), np.int8)
+        # Validation first, then test, the rest is for training.
+        parts[order] = (np.searchsorted(borders, middles, side="right") + 1) % 3
+        given = np.stack([weights[parts == part].sum(axis=0) for part in range(3)])
+        given = given[:, is_there]
+        is_lacking = not given[TRAINING].all() or any(
+            share > 0 and not given[part].any() for part, share in enumerate(shares, 1)
+        )
+        off = np.abs(given[1:] - shares[:, None]).max(initial=0.0)
+        yield (np.inf if is_lacking else float(off)), parts

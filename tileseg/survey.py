@@ -1,0 +1,267 @@
+"""What there is to learn from, before the first step: scenes, classes, blocks, values.
+
+Labels are read once, whole, and of the scenes some training blocks.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg import __version__
+from tileseg.area import pixel_metres
+from tileseg.card import NODATA, Card
+from tileseg.drift import Statistics, statistics_of
+from tileseg.errors import UsageError
+from tileseg.reference import named_classes
+from tileseg.scene import Scene, open_scene
+from tileseg.split import PARTS, TRAINING, Counts, Split, split
+from tileseg.train_settings import Training, with_colors
+from tileseg.train_tiles import (
+    Ground,
+    Place,
+    Samples,
+    View,
+    check_scales,
+    count_classes,
+)
+
+__all__ = ["Survey", "survey"]
+
+logger = logging.getLogger(__name__)
+
+_BLOCKS = 256  # whose values are looked at, at most
+_VALUES = 1 << 21  # pixels whose values are kept for the quantiles, at most
+_LOOK = 3  # what random numbers are for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """What was found."""
+
+    samples: Samples
+    """How tiles are drawn."""
+    classes: tuple[tuple[str, str], ...]
+    """Name and colour, in the order of their values."""
+    bands: tuple[str, ...]
+    """In the network's order."""
+    statistics: tuple[Statistics, ...]
+    """Of each band, of the training blocks."""
+    gsd: float | None
+    """Metres of a pixel of the first scene; None where it does not say."""
+    key: str
+    """Tells trainings apart that would not end alike."""
+
+    def labelled(self) -> dict[str, dict[str, int]]:
+        """Return labelled pixels by part and class."""
+        samples, names = self.samples, [name for name, _ in self.classes]
+        return {
+            name: dict(zip(names, pixels.tolist(), strict=True))
+            for part, name in enumerate(PARTS)
+            for pixels in [samples.split.labelled(part, samples.counts)]
+        }
+
+
+def survey(training: Training, base: Card | None) -> Survey:
+    """Look at all scenes and labels.
+
+    Args:
+        training: what is asked for.
+        base: the card of the model to go on from.
+
+    Raises:
+        InputError: a file cannot be read.
+        UsageError: scenes, labels, classes and base do not fit together.
+    """
+    scenes = [open_scene(path) for path in training.scenes]
+    bands = training.bands or (base.bands if base else _band_names(scenes[0]))
+    unit = _unit(training, base)
+    classes = _classes(training, base)
+    names = tuple(name for name, _ in classes)
+    places = tuple(
+        Place(scene, scene.select(bands), labels)
+        for scene, labels in zip(scenes, training.labels, strict=True)
+    )
+    if unit == "reflectance":
+        for place in places:
+            check_scales(place)
+    renamed = tuple(training.renaming.items())
+    ground = Ground(places, names, renamed, training.column, unit)
+    with ground.open() as view:
+        counts = tuple(
+            _counted(view, at, place, training.block, len(names))
+            for at, place in enumerate(places)
+        )
+        _check_classes(names, counts)
+        parts = split(
+            [_grid(place.scene) for place in places],
+            counts,
+            (training.validation, training.test),
+            training.seed,
+        )
+        cut = Split(training.block, training.keep, tuple(parts))
+        statistics = _statistics(view, cut, counts, bands, training.seed)
+    mean, std = _scaling(training, base, statistics)
+    samples = Samples(
+        ground, cut, counts, training.tile, training.halo, mean, std,
+        training.jitter, training.seed,
+    )  # fmt: skip
+    facts = {
+        **training_facts(training),
+        "classes": classes,
+        "bands": bands,
+        "base": base and asdict(base),
+        "statistics": [asdict(band) for band in statistics],
+    }
+    return Survey(
+        samples=samples,
+        classes=classes,
+        bands=bands,
+        statistics=statistics,
+        gsd=pixel_metres(scenes[0].geobox),
+        key=_key(facts, counts),
+    )
+
+
+def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
+    """Return a digest of what decides the weights.
+
+    Of the data it sees statistics and where which class is, not every byte.
+    """
+    text = json.dumps([__version__, facts])
+    digest = hashlib.sha256(text.encode())
+    for some in counts:
+        digest.update(some.tobytes())
+    return digest.hexdigest()
+
+
+def training_facts(training: Training) -> dict[str, Any]:
+    """Return what can change a weight, as plain values; files' names do not."""
+    aside = ("scenes", "labels", "to", "base", "device", "overwrite")
+    return {key: value for key, value in asdict(training).items() if key not in aside}
+
+
+def _grid(scene: Scene) -> tuple[Any, ...]:
+    box = scene.geobox
+    return box.crs, tuple(box.transform), box.height, box.width
+
+
+def _band_names(scene: Scene) -> tuple[str, ...]:
+    names = [band.name for band in scene.bands]
+    found = tuple(name for name in names if name)
+    if len(found) < len(names):
+        msg = f"{scene.href}: not every band has a name; describe them in the file"
+        raise UsageError(msg)
+    return found
+
+
+def _unit(training: Training, base: Card | None) -> str:
+    if base and not training.own_scaling:
+        return base.unit
+    return training.unit
+
+
+def _classes(training: Training, base: Card | None) -> tuple[tuple[str, str], ...]:
+    """Return name and colour of each class: as asked for, the base's, or the labels'.
+
+    Raises:
+        UsageError: nobody names any.
+    """
+    if training.classes:
+        return training.names_and_colors
+    if base:
+        return tuple((item.name, item.color) for item in base.classes)
+    found: list[str] = []
+    for path in training.labels:
+        own = named_classes(path, training.column)
+        named = [training.renaming.get(name, name) for name in own]
+        found += [name for name in named if name not in (*found, str(NODATA))]
+    found = list(dict.fromkeys(found))  # two may have got one name
+    if len(found) < 2:  # noqa: PLR2004
+        msg = (
+            f"{', '.join(training.labels)}: names {len(found)} classes, wanted 2 or "
+            "more; name them in the order of their values: --classes water,trees"
+        )
+        raise UsageError(msg)
+    return with_colors(tuple(found))
+
+
+def _counted(view: View, at: int, place: Place, block: int, classes: int) -> Counts:
+    """Return how much of each class is in each block, telling how far it is."""
+    href, total, seen = place.scene.href, place.scene.geobox.window.size, 0
+
+    def tick(pixels: int) -> None:
+        nonlocal seen
+        tenths, seen = 10 * seen // total, seen + pixels
+        if 10 * seen // total > tenths and total > 1 << 28:
+            logger.info("%s: labels counted, %d %%", href, 100 * seen / total)
+
+    counts = count_classes(view, at, classes, block, tick)
+    if not counts.any():
+        msg = f"{place.labels}: says nothing of any pixel of {href}"
+        raise UsageError(msg)
+    return counts
+
+
+def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
+    total = np.sum([some.sum(axis=(0, 1)) for some in counts], axis=0)
+    for name, pixels in zip(names, total.tolist(), strict=True):
+        if not pixels:
+            msg = f"no labels of class {name!r}; label some, or leave the class out"
+            raise UsageError(msg)
+
+
+def _statistics(
+    view: View, cut: Split, counts: Sequence[Counts], bands: tuple[str, ...], seed: int
+) -> tuple[Statistics, ...]:
+    """Return the statistics of the valid pixels of training blocks.
+
+    Of all such blocks, or of some by chance, and of these all pixels, or some.
+
+    Raises:
+        UsageError: none is valid, or a band has one value only.
+    """
+    random = np.random.default_rng((seed, _LOOK))
+    blocks = random.permutation(cut.blocks(TRAINING, counts))[:_BLOCKS]
+    most = _VALUES // len(blocks)
+    found = [_values(view, cut, at, most, random) for at in blocks.tolist()]
+    together = np.concatenate(found, axis=1)
+    if not together.size:
+        msg = "no pixel of the labelled training blocks is valid"
+        raise UsageError(msg)
+    statistics = tuple(statistics_of(values) for values in together)
+    for name, band in zip(bands, statistics, strict=True):
+        if not band.std > 0:
+            msg = f"band {name!r}: every training pixel is {band.mean}; leave it out"
+            raise UsageError(msg)
+    return statistics
+
+
+def _values(
+    view: View, cut: Split, at: Sequence[int], most: int, random: np.random.Generator
+) -> NDArray[np.float32]:
+    """Return valid values of a block, (bands, n); some by chance if there are more."""
+    place, row, col = at
+    window = cut.window(row, col).intersect(view.box(place).window)
+    pixels, valid = view.pixels(place, window)
+    values: NDArray[np.float32] = pixels[:, valid]
+    if values.shape[1] > most:
+        values = values[:, random.choice(values.shape[1], most, replace=False)]
+    return values
+
+
+def _scaling(
+    training: Training, base: Card | None, statistics: Sequence[Statistics]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and std per band: the base's, unless told otherwise."""
+    if base and not training.own_scaling:
+        return base.mean, base.std
+    return (
+        tuple(band.mean for band in statistics),
+        tuple(band.std for band in statistics),
+    )
