@@ -76,6 +76,7 @@ ORDER = (
     "features",
     "owner",
     "lock",
+    "seams",
     "ledger",
     "identity",
     "catalog",
