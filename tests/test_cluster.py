@@ -162,6 +162,7 @@ def test_a_part_of_the_scene_is_the_same_on_a_cluster(job, tmp_path):
     assert here["counts"]["shards"] == there["counts"]["shards"] < 104
 
 
+@pytest.mark.slow
 def test_averages_and_layers_are_the_same_on_a_cluster(job, model_path, tmp_path):
     """Of two models, one with another band first, and of a tile's eight symmetries."""
     bands = ("red", "blue", "green")
@@ -322,6 +323,7 @@ def staff(cluster, scene):
         yield both
 
 
+@pytest.mark.slow
 def test_two_workers_too(job, expected, tmp_path, staff):
     values = succeed(job(engine="ray", **EVERYTHING), quiet, staff)
 
@@ -329,7 +331,8 @@ def test_two_workers_too(job, expected, tmp_path, staff):
     check(values, 2)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 30])
 def test_a_worker_killed_in_the_middle_changes_nothing(
     job, expected, tmp_path, count, staff
 ):
@@ -363,6 +366,7 @@ def test_scenes_share_the_workers(job, tmp_path, staff):
     assert digests(tmp_path / "alone") == digests(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_workers_gone_for_good_are_replaced(job, expected, tmp_path, staff):
     """Between scenes, all at once: as Ray gives up actors of a node that it gave up."""
     pool = staff.engine(job(engine="ray")).pool

@@ -185,7 +185,7 @@ def check(values, seconds, expected, folder):
     [
         "predict.Predictor._forward:before:15:kill",
         pytest.param("predict.Predictor._forward:before:15:term", marks=LONG),
-        "predict.Predictor._forward:before:15:stop",
+        pytest.param("predict.Predictor._forward:before:15:stop", marks=SLOW),
         pytest.param("predict.Predictor._forward:before:15:hang", marks=LONG),
         pytest.param("predict.Predictor._forward:before:15:cuda", marks=LONG),
         pytest.param("worker.Worker._finish:before:15:hang", marks=LONG),
@@ -437,7 +437,9 @@ def real(scene, model_path, tmp_path_factory):
     [
         ("ledger.Ledger.record:after:20:kill", -signal.SIGKILL),
         pytest.param("ledger.Ledger.record:torn:20:kill", -signal.SIGKILL, marks=LONG),
-        ("ledger.Ledger.record:after:20:term", ExitCode.PREEMPTED),
+        pytest.param(
+            "ledger.Ledger.record:after:20:term", ExitCode.PREEMPTED, marks=SLOW
+        ),
         pytest.param("stitch.stitch:after:1:kill", -signal.SIGKILL, marks=SLOW),
         pytest.param("publish._replace:before:1:kill", -signal.SIGKILL, marks=LONG),
     ],

@@ -32,6 +32,8 @@ from tileseg.model import Device, Network, load_module
 from tileseg.settings import Job
 from tileseg.unet import UNet
 
+pytestmark = pytest.mark.slow  # the libraries alone take half a minute to load
+
 CPU = Device("cpu", "any", "fp32")
 RGB = ("--bands", "blue,green,red", "--mean", "0.3", "--std", "0.2")
 THREE = (*RGB, "--classes", "water,trees,fields", "--tile", "64")
@@ -175,7 +177,6 @@ def test_the_card_says_where_it_comes_from(tmp_path, bring):
 # segmentation_models_pytorch
 
 KINDS = ("Unet", "FPN", "DeepLabV3Plus", "UnetPlusPlus")
-MORE = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[2:]]
 
 
 def library_network(smp, kind, **arguments):
@@ -200,7 +201,7 @@ def test_a_pretrained_folder_is_the_librarys_network(smp, tmp_path, bring, kind)
     check_same(folder, noise(), right)
 
 
-@pytest.mark.parametrize("kind", [*KINDS[:2], *MORE])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_state_dict_of_the_library_is_its_network(smp, tmp_path, bring, kind):
     module = library_network(smp, kind, in_channels=4, classes=1)
     torch.save(module.state_dict(), tmp_path / "weights.pth")
@@ -307,7 +308,6 @@ def check_mask(folder, forward, tmp_path, **facts):
     return record
 
 
-@pytest.mark.slow
 def test_a_job_with_the_librarys_network_gives_its_labels(smp, tmp_path, bring):
     module = library_network(smp, "FPN")
     module.save_pretrained(tmp_path / "saved")
@@ -359,7 +359,6 @@ def lightning_file(tmp_path_factory):
     return train
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["unet", "deeplabv3+"])
 def test_a_task_of_torchgeo_is_its_network(lightning_file, bring, model):
     path, task = lightning_file(model=model, in_channels=8, num_classes=3)
@@ -374,7 +373,6 @@ def test_a_task_of_torchgeo_is_its_network(lightning_file, bring, model):
     check_same(folder, noise(8), right)
 
 
-@pytest.mark.slow
 def test_a_task_with_another_network_is_named(lightning_file, attempt):
     path, _ = lightning_file(model="fcn", in_channels=3, num_classes=3)
     folder, said = attempt(path, *THREE)
@@ -560,7 +558,6 @@ def csmask_options():
     )
 
 
-@pytest.mark.slow
 def test_a_published_cloud_mask_is_what_onnxruntime_gives(bring, csmask_options):
     path = csmask("model_4b_l2a.onnx")
     tiles = noise(4, 256, 2)
@@ -572,7 +569,6 @@ def test_a_published_cloud_mask_is_what_onnxruntime_gives(bring, csmask_options)
     check_same(folder, tiles, onnx_by_hand(path, tiles))
 
 
-@pytest.mark.slow
 def test_a_published_cloud_mask_takes_one_size(attempt, csmask_options):
     path = csmask("model_4b_l2a.onnx")
     folder, said = attempt(path, *csmask_options, "--tile", "128")
@@ -581,7 +577,6 @@ def test_a_published_cloud_mask_takes_one_size(attempt, csmask_options):
     assert not folder.parent.exists()
 
 
-@pytest.mark.slow
 def test_a_job_with_a_published_cloud_mask_gives_its_labels(
     tmp_path, bring, csmask_options
 ):
@@ -664,7 +659,6 @@ def test_a_trusted_program_gives_what_it_gave(tmp_path, bring, kind):
     check_same(folder, tiles, by_hand(module, tiles))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", PROGRAMS)
 def test_a_job_runs_a_program_only_where_it_is_trusted(tmp_path, bring, kind):
     path = tmp_path / PROGRAMS[kind]

@@ -195,6 +195,7 @@ def test_the_literal_command_works(cluster, repository, expected):
     assert "Ray: asked for 1 workers" in printed
 
 
+@pytest.mark.slow
 def test_it_works_from_an_uploaded_folder(cluster, expected, tmp_path):
     code, printed = cluster.submit(
         "--working-dir", ".", *COMMAND, "--precision", "fp32",

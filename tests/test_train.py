@@ -181,6 +181,7 @@ def wait_for_work(training, process):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_end(training):
     """SIGKILL, then SIGTERM (exit 75), then to the end: the bytes of one without."""
     training = replace(training, epochs=30)

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from tileseg.errors import ModelError, RefusedError
 
-__all__ = ["Checkpoint", "State", "first_line", "program_kind", "read_file", "unpack"]
+__all__ = [
+    "Checkpoint",
+    "State",
+    "first_line",
+    "load",
+    "program_kind",
+    "read_file",
+    "unpack",
+]
 
 _MOST_BYTES = 8 << 30  # of a file
 _TIMES = 2  # larger than its file is what a checkpoint may become: none is packed
@@ -106,7 +114,7 @@ def unpack(path: Path, data: bytes) -> Checkpoint:
     """
     if path.suffix.lower() == ".safetensors":
         return Checkpoint(_tensors(path, data, _safetensors(path, data)))
-    found = _torch(path, data)
+    found = load(path, data)
     if not isinstance(found, Mapping):
         msg = f"{path}: holds a {type(found).__name__}, wanted a state_dict"
         raise ModelError(msg)
@@ -116,7 +124,12 @@ def unpack(path: Path, data: bytes) -> Checkpoint:
     return Checkpoint(tensors, says if isinstance(says, Mapping) else {})
 
 
-def _torch(path: Path, data: bytes) -> object:
+def load(path: Path, data: bytes) -> object:
+    """Return what a file of torch's holds: tensors, numbers, words, and no more.
+
+    Raises:
+        RefusedError: it holds something else, or is broken.
+    """
     try:
         return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as err:  # of a damaged file anything

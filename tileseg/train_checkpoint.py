@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from tileseg.errors import InputError, OtherPlanError
+from tileseg.checkpoint import load
+from tileseg.errors import InputError, OtherPlanError, RefusedError
 from tileseg.storage import write_whole
 
 __all__ = ["Progress", "read_checkpoint", "write_checkpoint"]
 
 _NAME = "checkpoint.pt"
+_KEYS = {"key", "progress", "network", "optimizer", "random"}
 
 
 @dataclass(slots=True)
@@ -104,14 +106,13 @@ def forget_checkpoint(work: Path, *, unless: str) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return what a checkpoint holds; None if there is none."""
     try:
-        # weights_only: tensors and plain values, so that no file can run code.
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if {"key", "progress", "network", "optimizer", "random"} - state.keys():
-            raise ValueError("it lacks something")  # noqa: TRY301
+        state = load(path, path.read_bytes())
     except FileNotFoundError:
         return None
-    except Exception as err:  # of a damaged archive torch raises anything
-        reason = " ".join(str(err).split())[:200]
-        msg = f"{path}: cannot be read as a checkpoint: {reason}; remove it"
+    except (OSError, RefusedError) as err:
+        msg = f"{path}: cannot be read as a checkpoint: {err}; remove it"
         raise InputError(msg) from err
+    if not isinstance(state, dict) or _KEYS - state.keys():
+        msg = f"{path}: is no whole checkpoint of a training; remove it"
+        raise InputError(msg)
     return state
