@@ -51,6 +51,27 @@ def test_scenes_of_one_grid_are_cut_alike():
     assert (first != third).any()
 
 
+def test_each_place_gets_its_share_of_every_part():
+    """However small it is beside others: 4 % of the pixels here."""
+    large, small = patchy(20, 18, seed=1), patchy(5, 3, seed=2)
+
+    for counts, parts in zip(
+        (large, small), split("ab", [large, small], SHARES, 0), strict=True
+    ):
+        mass = (counts / counts.sum(axis=(0, 1))).sum(axis=2)
+        for part, share in ((VALIDATION, 0.15), (TEST, 0.15), (TRAINING, 0.7)):
+            given_ = mass[parts == part].sum() / mass.sum()
+            assert given_ == pytest.approx(share, abs=0.1), PARTS[part]
+
+
+def test_places_of_one_block_are_judged_as_often_as_the_shares_say():
+    counts = [np.full((1, 1, 2), 100 + n) for n in range(100)]
+
+    parts = np.concatenate(split(range(100), counts, SHARES, 0), axis=None)
+
+    np.testing.assert_allclose(np.bincount(parts) / 100, (0.7, 0.15, 0.15), atol=0.05)
+
+
 def test_a_class_in_one_block_is_trained_on():
     counts = patchy(8, 8)
     counts[..., 2] = 0

@@ -63,6 +63,29 @@ def test_a_step_always_draws_the_same(training):
     assert (all_of_them[0][0] != all_of_them[1][0]).any()
 
 
+def test_a_large_scene_does_not_drown_a_small_one(tmp_path):
+    """Sixteen times the labels are drawn four times as often."""
+    scenes, labels = [], []
+    for name, side, value in (("dark", 66, 100), ("bright", 264, 900)):
+        cols = np.indices((side, side))[1]
+        pixels = np.stack([value + cols % 7] * 2).astype("uint16")
+        scenes.append(str(make_scene(tmp_path / name, pixels, names=("a", "b"))))
+        classes = (cols // 3 % 2).astype(np.uint8)
+        labels.append(write(tmp_path / f"{name}.tif", classes, tags=("x", "y")))
+    found = survey(
+        Training(
+            scenes=tuple(scenes), labels=tuple(labels), to="unused", unit="dn", tile=16,
+            halo=4, block=32, validation=0.0, test=0.0,
+        ),
+        None,
+    )  # fmt: skip
+
+    tiles = np.concatenate([x for x, _ in found.samples.batches(range(100), 8)])
+
+    is_dark = tiles.mean(axis=(1, 2, 3)) < 0
+    assert is_dark.mean() == pytest.approx(0.2, abs=0.05)
+
+
 def test_training_tiles_see_no_pixel_near_another_block_and_know_what_lies_there(
     training, labels
 ):

@@ -5,7 +5,7 @@ neighbours. Whole blocks are: no tile that is trained on comes near one for anot
 purpose, and scenes on one grid are cut alike, whatever their date.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,13 @@ TRAINING, VALIDATION, TEST = 0, 1, 2
 PARTS = ("training", "validation", "test")
 """What the three are called."""
 
-_ORDERS = 128  # random orders, of which the best one is taken
+_ORDERS = 256  # random divisions, of which the best one is taken
 _TRIES = 16  # random places of a tile, before it is put into the block itself
 
 Counts = NDArray[np.int64]
 """(block rows, block columns, classes): labelled pixels."""
+Places = NDArray[np.int64]
+"""Of each block the number of its grid."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,14 +101,15 @@ def split(
 ) -> list[NDArray[np.uint8]]:
     """Say what each block of each scene is for.
 
-    Of many random orders of the labelled blocks the one is taken that gives each class
-    most nearly its share of every part.
+    Each grid is divided by itself, so that every place is judged. Of many random
+    divisions the one is taken that gives each class most nearly its share of every
+    part, in all and in each grid.
 
     Args:
         grids: what tells the scenes' grids apart; those of one grid are cut alike.
         counts: of each scene.
         shares: of the labels, each class as heavy as the others: validation, test.
-        seed: of the orders.
+        seed: of the divisions.
 
     Returns:
         Of each scene (block rows, block columns): index of `PARTS`. Blocks without
@@ -119,8 +122,9 @@ def split(
     for grid, some in zip(grids, counts, strict=True):
         sums[grid] = sums[grid] + some if grid in sums else some.astype(np.int64)
     is_labelled = {grid: some.any(axis=2) for grid, some in sums.items()}
-    labelled = np.concatenate([some[is_labelled[grid]] for grid, some in sums.items()])
-    chosen = _best(labelled, np.array(shares), seed)
+    found = [some[is_labelled[grid]] for grid, some in sums.items()]
+    of = np.repeat(np.arange(len(found)), [len(some) for some in found])
+    chosen = _best(np.concatenate(found), of, np.array(shares), seed)
     parts, first = {}, 0
     for grid, is_there in is_labelled.items():
         parts[grid] = np.full(is_there.shape, TRAINING, np.uint8)
@@ -130,10 +134,19 @@ def split(
     return [parts[grid] for grid in grids]
 
 
-def _best(labelled: Counts, shares: NDArray[np.float64], seed: int) -> NDArray[np.int8]:
-    """Return the part of each of (blocks, classes) that suits the shares best."""
+def _best(
+    labelled: Counts, of: Places, shares: NDArray[np.float64], seed: int
+) -> NDArray[np.int8]:
+    """Return the part of each of (blocks, classes), `of` some grid."""
+    random = np.random.default_rng((seed, 0))
     weights = labelled / np.maximum(labelled.sum(axis=0), 1)
-    off, parts = min(_orders(weights, shares, seed), key=lambda found: found[0])
+    divisions = (
+        _divided(weights.mean(axis=1), of, shares, random) for _ in range(_ORDERS)
+    )
+    off, parts = min(
+        ((_off(labelled, of, parts, shares), parts) for parts in divisions),
+        key=lambda found: found[0],
+    )
     if not np.isfinite(off):
         wanted = [n for n, share in zip(PARTS[1:], shares, strict=True) if share > 0]
         msg = (
@@ -146,24 +159,50 @@ def _best(labelled: Counts, shares: NDArray[np.float64], seed: int) -> NDArray[n
     return parts
 
 
-def _orders(
-    weights: NDArray[np.float64], shares: NDArray[np.float64], seed: int
-) -> Iterator[tuple[float, NDArray[np.int8]]]:
-    """Yield how far off some divisions of the blocks are, and the divisions."""
-    random = np.random.default_rng((seed, 0))
-    is_there = weights.any(axis=0)
-    borders = np.cumsum(shares)
-    for _ in range(_ORDERS):
-        order = random.permutation(len(weights))
-        mass = weights[order].mean(axis=1)
-        middles = (np.cumsum(mass) - mass / 2) / max(mass.sum(), 1e-12)
-        parts = np.empty(len(weights), np.int8)
-        # Validation first, then test, the rest is for training.
-        parts[order] = (np.searchsorted(borders, middles, side="right") + 1) % 3
-        given = np.stack([weights[parts == part].sum(axis=0) for part in range(3)])
-        given = given[:, is_there]
-        is_lacking = not given[TRAINING].all() or any(
-            share > 0 and not given[part].any() for part, share in enumerate(shares, 1)
-        )
-        off = np.abs(given[1:] - shares[:, None]).max(initial=0.0)
-        yield (np.inf if is_lacking else float(off)), parts
+def _divided(
+    mass: NDArray[np.float64],
+    of: Places,
+    shares: NDArray[np.float64],
+    random: np.random.Generator,
+) -> NDArray[np.int8]:
+    """Return a part of each block, by chance: of each grid's mass about its share.
+
+    Each grid's blocks lie in random order on a circle as long as their mass, which the
+    parts share from a random point on: so a grid of one block is judged as often as
+    its share says.
+    """
+    order = random.permutation(len(mass))
+    order = order[np.argsort(of[order], kind="stable")]
+    grids, ends = of[order], np.cumsum(mass[order])
+    sums = np.bincount(of, mass)
+    middles = ends - mass[order] / 2 - (np.cumsum(sums) - sums)[grids]
+    turns = random.random(len(sums))[grids]
+    at = (middles / np.maximum(sums, 1e-12)[grids] + turns) % 1
+    parts = np.empty(len(mass), np.int8)
+    # Validation first, then test, the rest is for training.
+    parts[order] = (np.searchsorted(np.cumsum(shares), at, side="right") + 1) % 3
+    return parts
+
+
+def _off(
+    labelled: Counts, of: Places, parts: NDArray[np.int8], shares: NDArray[np.float64]
+) -> float:
+    """Return how far a division is from the shares; infinite if it cannot be used."""
+    given = np.zeros((3, of.max(initial=0) + 1, labelled.shape[1]))
+    np.add.at(given, (parts, of), labelled)
+    by_class = given.sum(axis=1)
+    by_class = by_class[:, by_class.any(axis=0)]
+    if not by_class[TRAINING].all() or any(
+        share > 0 and not by_class[part].any() for part, share in enumerate(shares, 1)
+    ):
+        return np.inf
+    by_grid = given[:, given.any(axis=0)]  # a column of each grid and class
+    return float(_away(by_class, shares).max() + _away(by_grid, shares).mean())
+
+
+def _away(
+    given: NDArray[np.float64], shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return how far validation's and test's part of each column is from its share."""
+    away: NDArray[np.float64] = abs(given[1:] / given.sum(axis=0) - shares[:, None])
+    return away

@@ -15,7 +15,7 @@ from torch import nn
 
 from tileseg.address import shown
 from tileseg.architecture import Architecture, unet
-from tileseg.calibrate import cool, fit_temperature, head
+from tileseg.calibrate import Scaling, cool, fit_scaling, head
 from tileseg.card import Card, LandClass, read_card
 from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
@@ -191,9 +191,9 @@ def _finish(training: Training, found: Survey, loop: Loop) -> Card:
 
     The card comes last: it makes a folder a model.
     """
-    metrics, temperature = _metrics(training, found, loop)
+    metrics, scaling = _metrics(training, found, loop)
     data, sha256 = save(loop.network.cpu())
-    card = _card(training, found, sha256, temperature)
+    card = _card(training, found, sha256, scaling)
     folder = Disk(training.folder)
     folder.remove("card.json")
     folder.write(card.weights, data)
@@ -213,8 +213,8 @@ def _finish(training: Training, found: Survey, loop: Loop) -> Card:
 
 def _metrics(
     training: Training, found: Survey, loop: Loop
-) -> tuple[dict[str, Any], float | None]:
-    """Return all that was measured, and the temperature that the logits now have."""
+) -> tuple[dict[str, Any], Scaling | None]:
+    """Return all that was measured, and what was done to the logits."""
     progress = loop.progress
     metrics: dict[str, Any] = {
         "key": found.key,
@@ -229,21 +229,22 @@ def _metrics(
             **asdict(training), "scenes": [shown(path) for path in training.scenes]
         },
     }  # fmt: skip
-    temperature = None
+    scaling = None
     if training.validation:
         seen = loop.judge(VALIDATION)
-        temperature = round(fit_temperature(seen.logits, seen.labels), 4)
-        cool(loop.network, temperature)
-        metrics["temperature"] = temperature
+        with_biases = training.priors == "labels"
+        scaling = fit_scaling(seen.logits, seen.labels, with_biases=with_biases)
+        cool(loop.network, scaling)
+        metrics |= asdict(scaling)
         metrics["calibration_error_before"] = seen.scores()["calibration_error"]
-        metrics["validation"] = seen.scores(temperature)
+        metrics["validation"] = loop.judge(VALIDATION).scores()
     if training.test:
         metrics["test"] = loop.judge(TEST).scores()
-    return metrics, temperature
+    return metrics, scaling
 
 
 def _card(
-    training: Training, found: Survey, sha256: str, temperature: float | None
+    training: Training, found: Survey, sha256: str, scaling: Scaling | None
 ) -> Card:
     """Return the card of what was trained."""
     samples = found.samples
@@ -267,5 +268,5 @@ def _card(
         gsd=found.gsd,
         about=about,
         statistics=found.statistics,
-        temperature=temperature,
+        temperature=scaling and scaling.temperature,
     )

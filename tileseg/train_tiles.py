@@ -309,19 +309,27 @@ def _stacked(tiles: list[Batch]) -> Batch:
 
 
 class _Lots:
-    """Training blocks, to be drawn by class."""
+    """Training blocks, to be drawn by class.
+
+    A scene counts by the root of how much it has of the class, so that a large one does
+    not drown the others.
+    """
 
     def __init__(self, split: Split, counts: Sequence[Counts]) -> None:
         self._blocks = split.blocks(TRAINING, counts)
-        found = [counts[place][row, col] for place, row, col in self._blocks.tolist()]
-        self._sums = np.cumsum(np.array(found), axis=0)
+        found = np.array([counts[at][row, col] for at, row, col in self._blocks])
+        scenes = self._blocks[:, 0]
+        totals = np.zeros((len(counts), found.shape[1]))
+        np.add.at(totals, scenes, found)
+        chances = found / np.sqrt(np.maximum(totals, 1))[scenes]
+        self._sums = np.cumsum(chances, axis=0)
         self._classes = np.flatnonzero(self._sums[-1])
 
     def draw(self, random: np.random.Generator) -> tuple[int, tuple[int, int, int]]:
         """Return a class, and (scene, block row, block column) that has some of it."""
         value = int(random.choice(self._classes))
         sums = self._sums[:, value]
-        at = np.searchsorted(sums, random.integers(sums[-1]), side="right")
+        at = np.searchsorted(sums, random.random() * sums[-1], side="right")
         place, row, col = self._blocks[at].tolist()
         return value, (place, row, col)
 
