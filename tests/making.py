@@ -10,7 +10,8 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from tileseg.architecture import unet
-from tileseg.card import Card, LandClass
+from tileseg.card import Card
+from tileseg.classes import LandClass
 from tileseg.errors import PreemptedError
 from tileseg.model import save
 from tileseg.objects import open_storage

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from making import make_card
 
-from tileseg.card import Card, LandClass, _from_stac, read_card
+from tileseg.adopt import _classes
+from tileseg.card import Card, _from_stac, read_card
+from tileseg.classes import LandClass
 from tileseg.drift import statistics_of
 from tileseg.errors import ModelError, TilesegError
+from tileseg.train_settings import with_colors
 
 INPUT = ("properties", "mlm:input", 0)
 OUTPUT = ("properties", "mlm:output", 0)
@@ -108,6 +111,16 @@ def test_stride_is_the_side_of_a_core():
 
 def test_a_class_colour_is_three_bytes():
     assert LandClass(1, "water", "0A80ff").rgb == (10, 128, 255)
+
+
+def test_a_class_without_a_colour_has_the_same_one_trained_or_imported():
+    names = tuple(f"class {n}" for n in range(15))
+
+    trained = with_colors(names)
+
+    imported = _classes(names, (), len(names))
+    assert trained == tuple((item.name, item.color) for item in imported)
+    assert len({color for _, color in trained}) == 12
 
 
 def test_a_card_of_an_earlier_version_is_read():

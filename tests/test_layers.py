@@ -23,6 +23,7 @@ ORDER = (
     "stopping",
     "watch",
     "rules",
+    "classes",
     "settings",
     "train_settings",
     "overlap",

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from tileseg.architecture import KINDS
-from tileseg.card import Card, LandClass
+from tileseg.card import Card
+from tileseg.classes import LandClass, color_of
 from tileseg.errors import ModelError, OutputError, UsageError
 from tileseg.footprint import footprint
 from tileseg.foreign import last_line
@@ -32,10 +33,6 @@ __all__ = ["Adopted", "Told", "adopt", "lay"]
 
 _TRIED = 2  # tiles
 _TILE = 256  # pixels, where nobody says
-_COLORS = (
-    "2b7bba", "1b7837", "a6d96a", "d8b365", "d7301f", "984ea3", "ff7f00", "a65628",
-    "f781bf", "999999", "66c2a5", "e5c494",
-)  # fmt: skip
 _FP32_BYTES = 4
 _SUM_OFF = 1e-3  # that probabilities of a pixel may be from 1
 
@@ -222,7 +219,7 @@ def _classes(
             f"{len(names)} names; say which, in their order: --classes water,trees"
         ).replace("  ", " ")
         raise UsageError(msg)
-    colors = colors or tuple(_COLORS[n % len(_COLORS)] for n in range(count))
+    colors = colors or tuple(map(color_of, range(count)))
     if len(colors) != count:
         msg = f"{count} classes and {len(colors)} colours"
         raise UsageError(msg)

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.architecture import KINDS, PROGRAMS, Architecture, unet
+from tileseg.classes import LandClass
 from tileseg.drift import Statistics
 from tileseg.errors import ModelError, RefusedError
 from tileseg.grid import shard_size
 from tileseg.mlm import ARTIFACTS, class_object, hyperparameters, model_name, moment
 
-__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "own_file", "read_card"]
+__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "own_file", "read_card"]
 
 NODATA = 255
 """The mask's value where there is no answer; never a class."""
@@ -35,24 +36,6 @@ _LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
 _SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
 _FREE = ("about", "statistics", "temperature")  # fields that change no pixel
-
-
-@dataclass(frozen=True, slots=True)
-class LandClass:
-    """One class of the mask."""
-
-    value: int
-    """Mask value, 0 to 254."""
-    name: str
-    """What a legend says."""
-    color: str
-    """RRGGBB in hexadecimal."""
-
-    @property
-    def rgb(self) -> tuple[int, int, int]:
-        """Red, green, blue, each 0 to 255."""
-        red, green, blue = bytes.fromhex(self.color)
-        return red, green, blue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

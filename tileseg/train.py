@@ -16,7 +16,8 @@ from torch import nn
 from tileseg.address import shown
 from tileseg.architecture import Architecture, unet
 from tileseg.calibrate import cool, fit_temperature, head
-from tileseg.card import Card, LandClass, read_card
+from tileseg.card import Card, read_card
+from tileseg.classes import LandClass
 from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
 from tileseg.judge import plain

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from tileseg.architecture import unet
-from tileseg.card import Card, LandClass
+from tileseg.card import Card
+from tileseg.classes import LandClass
 from tileseg.model import save
 from tileseg.unet import UNet
 
