@@ -46,8 +46,8 @@ _OPTIONS = (
     click.option(
         "--tta",
         type=click.Choice(["none", "d4"]),
-        help="Average over a tile's eight symmetries, which takes eight times as long"
-        " or more.  [default: none]",
+        help="Average over a tile's eight symmetries, which takes about eight times as"
+        " long.  [default: none]",
     ),
     click.option(
         "--trust-model-code",
