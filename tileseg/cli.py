@@ -376,7 +376,7 @@ def import_(source: str, folder: str, **options: Any) -> None:  # noqa: ANN401  
     checkpoint of torchgeo's segmentation task, safetensors, ONNX, TorchScript or
     torch.export. What it does not say itself must be told. Afterwards only DIR is used.
     """
-    with results(), one_line_errors():
+    with results(), one_line_errors(), signals():
         # Not before: a wrong option is told without torch.
         from tileseg.adopt import Told, adopt, lay
 
