@@ -112,6 +112,7 @@ ORDER = (
     "losses",
     "augment",
     "split",
+    "train_overlap",
     "train_tiles",
     "survey",
     "calibrate",
@@ -143,7 +144,7 @@ OWNERS = {
     "segmentation_models_pytorch": {"foreign"},
     "pyarrow": {"features", "vectors"},
     "pyogrio": {"features", "vectors"},
-    "pyproj": {"area", "features", "region", "reference"},
+    "pyproj": {"area", "features", "region", "reference", "train_overlap"},
     "pystac": {"catalog"},
     "ray": {"meters", "actor", "pool", "shift", "cluster"},
     "rasterio": {
