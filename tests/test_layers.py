@@ -87,6 +87,7 @@ ORDER = (
     "budget",
     "preflight",
     "precision",
+    "shelf",
     "worker",
     "crew",
     "engine",
@@ -130,6 +131,9 @@ ORDER = (
     "nightly",
     "options",
     "console",
+    "intake",
+    "cli_train",
+    "cli_model",
     "cli",
 )
 
@@ -137,7 +141,7 @@ ORDER = (
 OWN_NAMES = {"__version__"}
 
 OWNERS = {
-    "click": {"cli", "console", "options"},
+    "click": {"cli", "cli_model", "cli_train", "console", "options"},
     "matplotlib": {"report", "scorecard", "curve"},
     "obstore": {"objects"},
     "onnxruntime": {"foreign"},
