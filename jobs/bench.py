@@ -35,7 +35,7 @@ from benchmark.document import as_document
 from benchmark.picture import draw
 from benchmark.setting import Setting
 from benchmark.table import Row, as_text
-from tileseg.cli import one_line_errors
+from tileseg.console import one_line_errors
 from tileseg.errors import UsageError
 from tileseg.model import resolve_device
 

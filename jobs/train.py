@@ -10,8 +10,7 @@ from tempfile import TemporaryDirectory
 import click
 
 import tileseg
-from tileseg.cli import one_line_errors
-from tileseg.console import configure_logging, progress, signals
+from tileseg.console import configure_logging, one_line_errors, progress, signals
 from tileseg.evaluate import Question, evaluate
 from tileseg.scores import Confusion
 from tileseg.train import train, write_card

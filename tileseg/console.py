@@ -13,11 +13,19 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from tileseg.errors import InterruptedRunError, PreemptedError
+from tileseg.errors import InterruptedRunError, PreemptedError, TilesegError
 from tileseg.redact import Redacted, redact
-from tileseg.stopping import Stop
+from tileseg.stopping import Stop, StopSignal
 
-__all__ = ["configure_logging", "leave", "progress", "results", "signals", "tell"]
+__all__ = [
+    "configure_logging",
+    "leave",
+    "one_line_errors",
+    "progress",
+    "results",
+    "signals",
+    "tell",
+]
 
 _LOG_SECONDS = 10
 _STDERR = 2
@@ -131,6 +139,17 @@ def _open_streams() -> None:
     os.close(handle)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(_STDERR, "w")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn our errors into one line on stderr and their exit code."""
+    try:
+        yield
+    except (TilesegError, StopSignal) as err:
+        error = err.error if isinstance(err, StopSignal) else err
+        tell(f"tileseg: {error}", err=True)
+        sys.exit(int(error.exit_code))
 
 
 def leave(code: int, *, is_broken: bool) -> NoReturn:
