@@ -24,6 +24,7 @@ ORDER = (
     "watch",
     "rules",
     "classes",
+    "fields",
     "settings",
     "train_settings",
     "overlap",

@@ -11,12 +11,96 @@ from tileseg.console import one_line_errors, results, signals, tell
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, worst
 from tileseg.intake import scenes_of
-from tileseg.options import import_options
+from tileseg.options import Numbers, pairs, with_options, words
 
 if TYPE_CHECKING:
     from tileseg.settings import Job
 
 __all__ = ["model"]
+
+_SCENES = (
+    click.option(
+        "--scene",
+        "inputs",
+        multiple=True,
+        required=True,
+        metavar="SCENE",
+        help="As --input of `segment`; may be given several times.",
+    ),
+    click.option("--host", "hosts", multiple=True, help="As of `segment`."),
+    click.option("--config", metavar="FILE", help="A job file, for `bands`, say."),
+    click.option("--scale", type=float, help="As of `segment`."),
+    click.option("--offset", type=float, help="See --scale."),
+)
+
+_IMPORT_OPTIONS = (
+    click.option(
+        "--bands",
+        metavar="NAME,...",
+        callback=words,
+        help="Bands in the order of the network's inputs.",
+    ),
+    click.option(
+        "--classes",
+        metavar="NAME,...",
+        callback=words,
+        help="Classes in the order of its answers; of one answer background and class.",
+    ),
+    click.option(
+        "--colors", metavar="RRGGBB,...", callback=words, help="Of the classes."
+    ),
+    click.option(
+        "--unit",
+        type=click.Choice(["reflectance", "dn"]),
+        help="What mean and std are in: 0 to 1, or values as stored."
+        "  [default: reflectance]",
+    ),
+    click.option(
+        "--mean",
+        type=Numbers(),
+        help="Per band, or one: the network sees (value - mean) / std.",
+    ),
+    click.option("--std", type=Numbers(), help="Per band, or one."),
+    click.option(
+        "--tile",
+        type=click.IntRange(16, 4096),
+        help="Side of a tile in pixels.  [default: what the file says, else 256]",
+    ),
+    click.option(
+        "--halo",
+        type=click.IntRange(0, 1024),
+        help="Margin of a tile that is not kept.  [default: about an eighth of it]",
+    ),
+    click.option("--gsd", type=float, help="Metres of a pixel that it was trained on."),
+    click.option("--name", help="Of the model.  [default: the folder's]"),
+    click.option("--version", help="Of the model.  [default: 1]"),
+    click.option(
+        "--answers",
+        type=click.Choice(["logits", "probabilities"]),
+        help="What the network gives.  [default: found out]",
+    ),
+    click.option(
+        "--smp",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=pairs,
+        help="Of a state_dict of segmentation_models_pytorch: arch, encoder_name, ...",
+    ),
+    click.option(
+        "--about",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=pairs,
+        help="Anything more for the card: licence=MIT.",
+    ),
+    click.option(
+        "--trust-model-code",
+        "trust_code",
+        is_flag=True,
+        help="Run a program (TorchScript, torch.export), with --sha256.",
+    ),
+    click.option("--sha256", metavar="DIGEST", help="Of the file, as its maker says."),
+)
 
 
 @click.group()
@@ -70,22 +154,8 @@ def trace(folder: str, *, is_trusted: bool) -> None:
         click.echo(line)
 
 
-def _scene_options(command: Any) -> Any:  # noqa: ANN401  (a function, as click has it)
-    """Give a command scenes, and what may be said of them."""
-    for option in (
-        click.option("--offset", type=float, help="See --scale."),
-        click.option("--scale", type=float, help="As of `segment`."),
-        click.option("--config", metavar="FILE", help="A job file, for `bands`, say."),
-        click.option("--host", "hosts", multiple=True, help="As of `segment`."),
-        click.option("--scene", "inputs", multiple=True, required=True, metavar="SCENE",
-                     help="As --input of `segment`; may be given several times."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 def _scene_jobs(options: dict[str, Any]) -> "list[Job]":
-    """Return a job for each scene that `_scene_options` name."""
+    """Return a job for each scene that `_SCENES` name."""
     from tileseg.settings import Job
 
     options["hosts"] = options["hosts"] or None
@@ -95,7 +165,7 @@ def _scene_jobs(options: dict[str, Any]) -> "list[Job]":
 
 @model.command("check")
 @click.option("--model", metavar="DIR", help="Model folder.  [default: ours]")
-@_scene_options
+@with_options(_SCENES)
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a scene.")
 def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Say whether a model was made for scenes like this: ok, warn or refuse.
@@ -122,7 +192,7 @@ def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (f
 
 @model.command("statistics")
 @click.option("--model", metavar="DIR", required=True, help="Model folder.")
-@_scene_options
+@with_options(_SCENES)
 def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
     """Write into a model's card what values scenes have that it was trained on."""
     scrub()
@@ -140,7 +210,7 @@ def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
 @model.command("import")
 @click.argument("source")
 @click.option("--to", "folder", metavar="DIR", required=True, help="A new folder.")
-@import_options
+@with_options(_IMPORT_OPTIONS)
 def import_(source: str, folder: str, **options: Any) -> None:  # noqa: ANN401  (of Told)
     """Make a model folder of another library's network, once.
 

@@ -16,9 +16,115 @@ from tileseg.console import (
 )
 from tileseg.environment import scrub
 from tileseg.errors import UsageError
-from tileseg.options import training_options
+from tileseg.options import with_options, words
 
 __all__ = ["evaluate", "train"]
+
+_TRAINING = (
+    click.option(
+        "--scene",
+        "scenes",
+        multiple=True,
+        metavar="SCENE",
+        help="GeoTIFF, a path or an address; may be given several times, also of"
+        " several sensors.",
+    ),
+    click.option(
+        "--labels",
+        multiple=True,
+        metavar="FILE",
+        help="What is known of each scene, in their order: a GeoTIFF of classes, or"
+        " polygons or points.",
+    ),
+    click.option("--to", metavar="DIR", help="Model folder to write."),
+    click.option(
+        "--classes",
+        metavar="NAME[=RRGGBB],...",
+        callback=words,
+        help="In the order of their values.  [default: those that the labels name]",
+    ),
+    click.option(
+        "--bands",
+        metavar="NAME,...",
+        callback=words,
+        help="In the network's order.  [default: all of the first scene, or those of"
+        " --from]",
+    ),
+    click.option(
+        "--unit",
+        type=click.Choice(["reflectance", "dn"]),
+        help="What values are: reflectance, by GDAL's scale and offset, or as stored."
+        "  [default: reflectance]",
+    ),
+    click.option(
+        "--column",
+        help="Of polygons or points: the one with the class.  [default: class]",
+    ),
+    click.option(
+        "--rename",
+        "renamed",
+        metavar="VALUE=CLASS",
+        multiple=True,
+        help="A class of the labels as the model has it; 255: none.",
+    ),
+    click.option(
+        "--from",
+        "base",
+        metavar="DIR",
+        help="Model folder to go on from, with its scaling.",
+    ),
+    click.option(
+        "--own-scaling",
+        is_flag=True,
+        default=None,
+        help="Scale as these scenes ask, not as --from does.",
+    ),
+    click.option("--epochs", type=int, help="At most.  [default: 10]"),
+    click.option("--steps", type=int, help="Batches in an epoch.  [default: 100]"),
+    click.option("--batch-size", type=int, help="Tiles in a batch.  [default: 8]"),
+    click.option(
+        "--learning-rate",
+        type=float,
+        help="The highest.  [default: 0.002, with --from 0.0005]",
+    ),
+    click.option(
+        "--block",
+        type=int,
+        help="Side in pixels of the blocks that are for training, validation or test."
+        "  [default: 256]",
+    ),
+    click.option(
+        "--validation",
+        type=float,
+        help="Share of the labels to choose the best epoch by.  [default: 0.15]",
+    ),
+    click.option(
+        "--test",
+        type=float,
+        help="Share of the labels to be judged by at the end.  [default: 0.15]",
+    ),
+    click.option(
+        "--seed", type=int, help="Of blocks, weights and tiles.  [default: 0]"
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Where the network computes.",
+    ),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        default=None,
+        help="Replace another model, and another training's work.",
+    ),
+    click.option(
+        "--config",
+        metavar="FILE",
+        help="TOML with any of these and the rarer fields of a training; options win.",
+    ),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+    click.option("-q", "--quiet", is_flag=True, help="Only errors."),
+)
 
 
 @click.command()
@@ -97,7 +203,7 @@ def _renamed(text: str) -> tuple[str, str]:
 
 
 @click.command()
-@training_options
+@with_options(_TRAINING)
 def train(**options: Any) -> None:  # noqa: ANN401  (fields of a Training)
     """Train a network from scenes and what is known of them, and write a model folder.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tileseg.classes import color_of
 from tileseg.errors import UsageError
-from tileseg.settings import checked, fits, read_toml, said
+from tileseg.fields import checked, fits, read_toml, said
 
 __all__ = ["Training", "read_training"]
 
