@@ -27,12 +27,13 @@ from tileseg.adopt import _halo
 from tileseg.architecture import Architecture
 from tileseg.card import read_card
 from tileseg.cli import main
+from tileseg.device import Device
 from tileseg.errors import UsageError
 from tileseg.footprint import footprint
 from tileseg.foreign import _in_parts
 from tileseg.job import run
 from tileseg.lock import hold_file
-from tileseg.model import Device, Network, load_module
+from tileseg.model import Network, load_module
 from tileseg.settings import Job
 from tileseg.unet import UNet
 

@@ -18,6 +18,7 @@ from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.bus import Ring
 from tileseg.card import NODATA, Card
+from tileseg.device import Device
 from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.ensemble import Ensemble
 from tileseg.gdal import gdal_env
@@ -27,7 +28,7 @@ from tileseg.identity import Identities
 from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import rss_mb
-from tileseg.model import Device, Network
+from tileseg.model import Network
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
