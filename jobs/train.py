@@ -12,8 +12,9 @@ import click
 import tileseg
 from tileseg.console import configure_logging, one_line_errors, progress, signals
 from tileseg.evaluate import Question, evaluate
+from tileseg.item import write_card
 from tileseg.scores import Confusion
-from tileseg.train import train, write_card
+from tileseg.train import train
 from tileseg.train_settings import Training
 
 SCENE = "examples/itaipu.tif"

@@ -16,9 +16,10 @@ from referencing.jsonschema import DRAFT7
 from strategies import geometries
 
 from tileseg.architecture import KINDS, Architecture, unet
-from tileseg.card import Card, read_card
+from tileseg.card import Card
 from tileseg.classes import LandClass
 from tileseg.drift import PERCENTS, statistics_of
+from tileseg.item import read_card, to_stac
 from tileseg.settings import default_model
 
 FILE = Path(__file__).parent / "schemas" / "stac" / "schemas-1.1.0.json.gz"
@@ -48,7 +49,7 @@ def test_the_card_that_comes_with_tileseg_is_valid():
     item = json.loads((default_model() / "card.json").read_text())
 
     assert faults(item) == []
-    assert item == read_card(default_model()).to_stac()
+    assert item == to_stac(read_card(default_model()))
 
 
 ARCHITECTURES = [
@@ -66,7 +67,7 @@ def test_a_card_of_every_kind_is_valid_and_comes_back(architecture, tmp_path):
     weights = f"weights{KINDS[architecture.kind]}"
     card = make_card(architecture=architecture, weights=weights)
 
-    item = card.to_stac()
+    item = to_stac(card)
 
     assert faults(item) == []
     (tmp_path / "card.json").write_text(json.dumps(item))
@@ -120,7 +121,7 @@ def cards(draw):
     max_examples=50,
 )
 def test_any_card_is_valid_and_comes_back(tmp_path, card):
-    item = card.to_stac()
+    item = to_stac(card)
 
     assert faults(item) == []
     (tmp_path / "card.json").write_text(json.dumps(item), encoding="utf-8")
@@ -161,7 +162,7 @@ BROKEN = {
 
 @pytest.mark.parametrize(("path", "value"), BROKEN.values(), ids=BROKEN)
 def test_the_schemas_see_what_is_wrong(path, value):
-    item = deepcopy(make_card().to_stac())
+    item = deepcopy(to_stac(make_card()))
     assert faults(item) == []
     place = item
     for key in path[:-1]:
@@ -178,7 +179,7 @@ def test_statistics_stand_where_stac_has_them():
     values = np.linspace(0, 1, 101)
     card = make_card(bands=("nir",), statistics=(statistics_of(values),))
 
-    (band,) = card.to_stac()["properties"]["bands"]
+    (band,) = to_stac(card)["properties"]["bands"]
 
     assert band["name"] == "nir"
     said = {"minimum": 0, "maximum": 1, "mean": 0.5, "stddev": 0.291548, "count": 101}

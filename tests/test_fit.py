@@ -13,10 +13,10 @@ from making import digests, make_card, make_model, make_scene, random_pixels
 
 from tileseg import fit
 from tileseg.architecture import Architecture
-from tileseg.card import read_card
 from tileseg.cli import main
 from tileseg.drift import statistics_of
 from tileseg.fit import compare, doubts, with_statistics
+from tileseg.item import read_card, to_stac
 from tileseg.job import run
 from tileseg.settings import Job, default_model
 from tileseg.task import draft, meet
@@ -254,7 +254,7 @@ def test_a_model_that_is_a_program_is_not_run(ask, model, tmp_path):
     """So nobody need trust it; its weights need not even be there."""
     program = Architecture("torchscript", "net", {"batch": None}, 1, 1)
     card = make_card(architecture=program, weights="weights.pt", statistics=known())
-    (model / "card.json").write_text(json.dumps(card.to_stac()))
+    (model / "card.json").write_text(json.dumps(to_stac(card)))
     (model / "weights.safetensors").unlink()
 
     code, _, said, _ = ask(make_scene(tmp_path / "s.tif", PIXELS))

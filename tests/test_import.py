@@ -25,12 +25,12 @@ from torch import nn
 from tileseg import adopt
 from tileseg.adopt import _halo
 from tileseg.architecture import Architecture
-from tileseg.card import read_card
 from tileseg.cli import main
 from tileseg.device import Device
 from tileseg.errors import UsageError
 from tileseg.footprint import footprint
 from tileseg.foreign import _in_parts
+from tileseg.item import read_card
 from tileseg.job import run
 from tileseg.lock import hold_file
 from tileseg.model import Network, load_module

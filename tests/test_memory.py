@@ -24,7 +24,7 @@ import json, re, sys
 from pathlib import Path
 
 import tileseg
-from tileseg.card import read_card
+from tileseg.item import read_card
 from tileseg.memory import peak_rss_mb
 from tileseg.model import load
 from tileseg.device import resolve_device

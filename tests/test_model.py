@@ -8,9 +8,9 @@ import pytest
 import torch
 from making import lively, make_card, make_model
 
-from tileseg.card import read_card
 from tileseg.device import Device, resolve_device, worker_devices
 from tileseg.errors import ModelError, UsageError
+from tileseg.item import read_card
 from tileseg.model import Network, load, load_module, save
 from tileseg.unet import UNet
 

@@ -21,10 +21,10 @@ from tileseg.errors import ModelError, UsageError
 from tileseg.footprint import footprint
 from tileseg.foreign import last_line
 from tileseg.grid import shard_size
+from tileseg.item import write_card
 from tileseg.publish import staging
 from tileseg.recognise import Found, Hints, recognise
 from tileseg.storage import write_whole
-from tileseg.train import write_card
 
 __all__ = ["Adopted", "Told", "adopt", "lay"]
 

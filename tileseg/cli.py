@@ -20,7 +20,7 @@ from tileseg.console import (
 )
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
-from tileseg.intake import given, job_file, one_each, scenes_of
+from tileseg.intake import job_file, one_each, scenes_of, stated
 from tileseg.options import job_options
 from tileseg.stopping import StopSignal
 
@@ -95,7 +95,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.nightly import Night
 
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
-        values = {**job_file(options.pop("config"), is_one=False), **given(options)}
+        values = {**job_file(options.pop("config"), is_one=False), **stated(options)}
         if values.get("join"):
             msg = "join: makes one scene of several files, and a night has many scenes"
             raise UsageError(msg)

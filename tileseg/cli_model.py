@@ -112,7 +112,7 @@ def model() -> None:
 @click.argument("folder", metavar="[MODEL]", default="")
 def info(folder: str) -> None:
     """Say what a model eats, what its classes are and where it comes from."""
-    from tileseg.card import read_card
+    from tileseg.item import read_card
     from tileseg.settings import default_model
 
     with one_line_errors():
@@ -134,7 +134,7 @@ def trace(folder: str, *, is_trusted: bool) -> None:
 
     MODEL is a model folder, or `unet` for the classic network with random weights.
     """
-    from tileseg.card import read_card
+    from tileseg.item import read_card
     from tileseg.model import load_module
     from tileseg.settings import default_model
     from tileseg.unet import UNet
@@ -197,7 +197,7 @@ def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
     """Write into a model's card what values scenes have that it was trained on."""
     scrub()
     from tileseg.fit import with_statistics
-    from tileseg.train import write_card
+    from tileseg.item import write_card
 
     with results(), one_line_errors():
         jobs = _scene_jobs(options)

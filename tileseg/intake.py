@@ -6,7 +6,7 @@ from typing import Any
 from tileseg.address import allow
 from tileseg.errors import UsageError
 
-__all__ = ["given", "job_file", "one_each", "scenes_of"]
+__all__ = ["job_file", "one_each", "scenes_of", "stated"]
 
 
 def scenes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def scenes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
     from tileseg.settings import scene_name
 
     given, config = options.pop("inputs"), options.pop("config")
-    values = {**job_file(config, is_one=True), **given(options)}
+    values = {**job_file(config, is_one=True), **stated(options)}
     allow(values.get("hosts", ()))
     listed = values.pop("input", ())
     inputs = find_scenes(given or ((listed,) if isinstance(listed, str) else listed))
@@ -35,7 +35,7 @@ def scenes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
         double = next(name for name in names if names.count(name) > 1)
         msg = f"two inputs are named {double!r}: they would share an output directory"
         raise UsageError(msg)
-    return one_each(inputs, {**job_file(config, is_one=False), **given(options)})
+    return one_each(inputs, {**job_file(config, is_one=False), **stated(options)})
 
 
 def job_file(path: str | None, *, is_one: bool) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _fetched(path: str) -> bytes | None:
         raise UsageError(msg) from err
 
 
-def given(options: dict[str, Any]) -> dict[str, Any]:
+def stated(options: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a job that the command line states."""
     return {
         key: value

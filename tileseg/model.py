@@ -15,10 +15,11 @@ from torch import Tensor
 
 from tileseg import variants
 from tileseg.architecture import PROGRAMS
-from tileseg.card import Card, own_file
+from tileseg.card import Card
 from tileseg.device import Device, device_error
 from tileseg.errors import DeviceFaultError, ModelError, RefusedError
 from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp
+from tileseg.item import own_file
 from tileseg.unet import UNet
 
 __all__ = [
