@@ -77,7 +77,7 @@ def metrics(training):
 
 
 def test_a_team_learns_as_one_process_does(trainings):
-    """Up to the order in which sums are taken: two tiles for one, one for the others."""
+    """Up to the order of sums: two tiles of a batch for the first, one for others."""
     alone, team = map(metrics, trainings[:2])
 
     for key in ("loss", "validation_loss"):

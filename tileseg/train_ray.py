@@ -6,6 +6,7 @@ on a board how far it is and what it has to say, and reads there whether to stop
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -212,6 +213,8 @@ def _set_up() -> None:
     """Say to Ray Train what only the environment can."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(_WAIT_SECONDS)
+    if sys.platform == "linux" and not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # as our Ray: loopback only
 
 
 def _check_room(workers: int, share: dict[str, int]) -> None:
