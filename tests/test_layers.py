@@ -109,6 +109,7 @@ ORDER = (
     "report",
     "scores",
     "reference",
+    "polygonize",
     "evaluate",
     "scorecard",
     "footprint",

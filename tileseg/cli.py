@@ -1,6 +1,7 @@
 """Arguments -> jobs, errors -> exit codes. Parses only; heavy imports come late."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,9 +199,8 @@ def evaluate(
     from tileseg.storage import write_whole
 
     as_json, picture = options.pop("as_json"), options.pop("picture")
-    beside = Path(mask).with_name("confidence.tif")
-    if options["confidence"] is None and Path(mask).name == "mask.tif":
-        options["confidence"] = str(beside) if beside.exists() else None
+    if options["confidence"] is None:
+        options["confidence"] = _confidence_beside(mask)
     with results(), one_line_errors():
         renamed = dict(map(_renamed, options.pop("renamed")))
         question = Question(mask=mask, reference=reference, renamed=renamed, **options)
@@ -208,6 +208,49 @@ def evaluate(
         tell(json.dumps(answer.as_dict()) if as_json else as_text(answer))
         if picture:
             write_whole(Path(picture), as_picture(answer))
+
+
+@main.command()
+@click.argument("mask")
+@click.option("--output", metavar="FILE", required=True,
+              help="A .gpkg, .parquet, .fgb or .geojson.")  # fmt: skip
+@click.option(
+    "--confidence",
+    metavar="FILE",
+    help="The mask's confidence.  [default: confidence.tif beside mask.tif]",
+)
+@click.option(
+    "--without",
+    metavar="VALUE",
+    type=int,
+    multiple=True,
+    help="Make no polygons of this value, as of nodata; may be given several times.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes.  [default: one a core]"
+)
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401  (fields of a Wish)
+    """Make polygons of the connected areas of equal class in MASK.
+
+    MASK is any GeoTIFF of classes, uint8 or uint16, its first band counts. The file
+    is the same for any number of workers, and memory does not grow with the mask.
+    """
+    scrub()
+    from tileseg.polygonize import Wish
+    from tileseg.polygonize import polygonize as make
+
+    options["confidence"] = options["confidence"] or _confidence_beside(mask)
+    options["workers"] = options["workers"] or len(os.sched_getaffinity(0))
+    with results(), one_line_errors():
+        count = make(Wish(mask=mask, output=Path(output), **options))
+        tell(f"{output}: {count} polygons")
+
+
+def _confidence_beside(mask: str) -> str | None:
+    """Return the confidence that belongs to a mask of ours, if it is there."""
+    beside = Path(mask).with_name("confidence.tif")
+    return str(beside) if Path(mask).name == "mask.tif" and beside.exists() else None
 
 
 @main.command()

@@ -33,9 +33,12 @@ from tileseg.outlines import Outlines
 from tileseg.vectorize import Areas
 from tileseg.wkb import bounds_of, encode, on_ground
 
-__all__ = ["Meaning", "write_failures", "write_features"]
+__all__ = ["FORMATS", "Meaning", "write_failures", "write_features"]
 
 _DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
+FORMATS = *_DRIVERS, ".parquet"
+"""Suffixes of the files that can be made."""
+
 _OGR_OPTIONS = {
     # A GeoPackage says when it was changed: the same polygons give the same bytes.
     "OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z",
@@ -75,8 +78,10 @@ class Meaning:
     """Whether areas say how sure they are."""
 
 
-def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> None:
+def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
     """Write areas to `path`, in the format that its suffix says, as they come.
+
+    Returns their number.
 
     Features stand in the areas' order, `id` counts from 1; exteriors run
     counter-clockwise on the ground, whichever way is up in the raster. The same areas
@@ -107,6 +112,7 @@ def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> None
             raise table.error from None
         msg = f"{path}: cannot be written: {err}"
         raise OutputError(msg) from err
+    return table.count
 
 
 class _Table:
@@ -122,7 +128,8 @@ class _Table:
     ) -> None:
         self._areas, self._meaning, self._transform = areas, meaning, transform
         self._measure = _Measure(meaning.geobox)
-        self._count = 0
+        self.count = 0
+        """Rows so far."""
         self.error: Exception | None = None
         """What the areas raised."""
         self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
@@ -157,13 +164,13 @@ class _Table:
         count, names = len(areas), self._meaning.names
         pixels = areas.outlines.pixels
         columns = {
-            "id": np.arange(self._count + 1, self._count + count + 1),
+            "id": np.arange(self.count + 1, self.count + count + 1),
             "class_id": areas.classes.astype(np.int32),
             "class_name": [names[value] for value in areas.classes.tolist()],
             "area_ha": self._measure.hectares(areas.outlines, pixels),
             "perimeter_m": self._measure.metres(areas.outlines),
         }
-        self._count += count
+        self.count += count
         if self._meaning.has_confidence:
             assert areas.sureness, "areas of a mask with a confidence have one"
             total, least = areas.sureness.total, areas.sureness.least
