@@ -51,4 +51,5 @@ def cross_entropy_and_dice(
     f1_K = (2 * both_K + 1) / (said_K + true_K + 1)
     is_there_K = true_K > 0
     lost = ((1 - f1_K) * is_there_K).sum() / is_there_K.sum().clamp(min=1)
-    return dice * lost - cross / pixels.clamp(min=1)
+    loss: Tensor = dice * lost - cross / pixels.clamp(min=1)
+    return loss

@@ -47,6 +47,7 @@ Member = Callable[[Team, Stop, Told], None]
 _POLL_SECONDS = 1.0
 _GRACE_SECONDS = 30.0  # for the step in hand and a checkpoint, after a signal
 _WAIT_SECONDS = 1800  # for as many workers as are wanted
+_NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0}  # not in Ray's stubs
 _TRIES = 3  # without a step between them
 
 
@@ -55,7 +56,8 @@ class Board:
 
     def __init__(self) -> None:
         """Nobody said anything yet."""
-        self._word, self._wish = Word(), None
+        self._word = Word()
+        self._wish: TilesegError | None = None
 
     def report(self, word: "Word") -> TilesegError | None:
         """Take what the first process has to say; return why to stop, if it shall."""
@@ -81,7 +83,7 @@ class Word:
     """Levels and texts of log records."""
 
 
-_Board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
+_Board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
 
 
 def train_on_ray(member: Member, training: Training, stop: Stop, told: Told) -> None:
@@ -121,10 +123,11 @@ class _Run:
         _check_room(self._workers, self._share)
         nonce = uuid4().hex
         Disk(training.work).write(NONCE, nonce.encode())
-        self._board = _Board.remote()
+        self._board: Any = _Board.remote()
+        self._folder = str(training.work)
         self._facts = {
             "member": member, "board": self._board, "nonce": nonce,
-            "folder": str(training.work),
+            "folder": self._folder,
         }  # fmt: skip
         self._stop, self._told, self._done = stop, told, 0
         logger.info("Ray: a team of %d, each with %s", self._workers, self._share)
@@ -166,8 +169,8 @@ class _Run:
             ),
             run_config=RunConfig(
                 name="ray",  # a folder in the work, with nothing in it that we need
-                storage_path=self._facts["folder"],
-                failure_config=FailureConfig(controller_failure_limit=0),
+                storage_path=self._folder,
+                failure_config=FailureConfig(**_NO_RETRIES),
             ),
         )
         ended: Future[Any] = Future()
@@ -185,7 +188,7 @@ class _Run:
         """Pass on what is said, and a wish to stop, until it is over."""
         while True:
             is_over = bool(wait([ended], _POLL_SECONDS).done)
-            word = ray.get(self._board.read.remote(self._stop.error))
+            word: Word = ray.get(self._board.read.remote(self._stop.error))
             for level, line in word.lines:
                 logger.log(level, "%s", line)
             if word.total:
@@ -271,16 +274,20 @@ class _Lines(logging.Handler):
 @contextmanager
 def _at(board: Any) -> Iterator[tuple[Stop, Told]]:  # noqa: ANN401  (Ray's handle)
     """Leave word at the board now and then; give the wish to stop that comes back."""
-    stop, lines, seen, is_over = Stop(), _Lines(), [0, 0], threading.Event()
+    stop, lines, is_over = Stop(), _Lines(), threading.Event()
+    seen = 0, 0
     ours = logging.getLogger("tileseg")
     ours.setLevel(logging.INFO)
     ours.addHandler(lines)
 
     def told(done: int, total: int) -> None:
-        seen[:] = done, total
+        nonlocal seen
+        seen = done, total
 
     def report() -> None:
-        wish = ray.get(board.report.remote(Word(*seen, lines.take())))
+        wish: TilesegError | None = ray.get(
+            board.report.remote(Word(*seen, lines.take()))
+        )
         if wish is not None:
             with suppress(StopSignal):  # for the thread that trains, which looks at it
                 stop.ask(wish)
