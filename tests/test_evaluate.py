@@ -26,15 +26,16 @@ UTM = "EPSG:32631"
 SHAPE = 61, 47
 
 
-def write(path, labels, *, place=NORTH_UP, crs=UTM, tags=NAMES, **more):
-    """Write a raster of classes."""
+def write(path, labels, *, place=NORTH_UP, crs=UTM, tags=NAMES, first=0, **more):
+    """Write a raster of classes; the tags name `first` and what follows it."""
     height, width = labels.shape
     with rasterio.open(
         path, "w", driver="GTiff", count=1, height=height, width=width,
         dtype=labels.dtype, crs=crs, transform=place, **{"nodata": 255, **more},
     ) as dataset:  # fmt: skip
         dataset.write(labels, 1)
-        dataset.update_tags(**{f"CLASS_{n}": name for n, name in enumerate(tags)})
+        names = {f"CLASS_{n}": name for n, name in enumerate(tags, start=first)}
+        dataset.update_tags(**names)
     return str(path)
 
 
@@ -158,6 +159,16 @@ def test_classes_are_told_by_name_and_may_be_renamed(mask, tmp_path):
     assert_array_equal(found.confusion.counts[:2], wanted[:2])
     assert not found.confusion.counts[2].any()
     assert_array_equal(by_name.confusion.counts[:2], wanted[:2])
+
+
+def test_a_tag_says_which_value_it_names(mask, tmp_path):
+    """The first class may be 1, as where 0 is nodata."""
+    stored = np.where(patchy(1) == 255, 0, patchy(1) + 1).astype(np.uint8)
+    truth = write(tmp_path / "truth.tif", stored, first=1, nodata=0)
+
+    found = evaluate(Question(mask=mask, reference=truth))
+
+    assert_array_equal(found.confusion.counts, counted(patchy(1), patchy(0)))
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32631"])
