@@ -13,7 +13,7 @@ from tileseg.errors import InputError, OtherPlanError, RefusedError
 from tileseg.storage import write_whole
 from tileseg.team import Team
 
-__all__ = ["Progress", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Progress", "forget_checkpoint", "read_checkpoint", "write_checkpoint"]
 
 _NAME = "checkpoint.pt"
 _KEYS = {"key", "progress", "network", "optimizer"}
