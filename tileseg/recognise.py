@@ -26,7 +26,7 @@ __all__ = ["Found", "Hints", "recognise"]
 
 _AXES = 4  # tiles, bands, height, width
 # Set before all names by Lightning, DataParallel, torch.compile.
-_WRAPPERS = ("model.", "module.", "_orig_mod.")
+_PREFIXES = ("model.", "module.", "_orig_mod.")
 _TASKS = {
     "unet": "Unet",
     "unet++": "UnetPlusPlus",
@@ -136,7 +136,7 @@ def _weights(file: Path, data: bytes, hints: Hints) -> Found:
 
 def _unwrapped(state: State) -> State:
     """Return the tensors of a network itself, without what wraps it."""
-    for prefix in _WRAPPERS:
+    for prefix in _PREFIXES:
         inner = {
             name.removeprefix(prefix): item
             for name, item in state.items()
