@@ -70,7 +70,7 @@ class Evaluation:
     calibration: Calibration | None
     """None without a confidence raster."""
     boundary: Boundary | None
-    """None of points, which have no borders."""
+    """None where there is no border to compare: of points, say."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all as plain values; null for what is NaN or was not asked."""

@@ -17,6 +17,8 @@ _FEWEST = 2  # samples of a stratum that has a variance
 
 Scores = NDArray[np.float64]
 """(K,), 0 to 1; NaN where there is nothing to score."""
+Amounts = NDArray[np.float64]
+"""(K,), in the unit of the mapped areas."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +107,9 @@ class Areas:
     All are NaN where the sample says nothing: see `estimate_areas`.
     """
 
-    area: Scores
-    """(K,), in the unit of the mapped areas."""
-    area_error: Scores
+    area: Amounts
+    """As estimated, (K,)."""
+    area_error: Amounts
     """(K,): the interval is area - area_error to area + area_error."""
     users: Scores
     """User's accuracy, (K,): of what is mapped as a class, the share that is it."""
@@ -123,7 +125,7 @@ class Areas:
     """Half of its interval."""
 
 
-def estimate_areas(sample: NDArray[np.int64], mapped: Scores) -> Areas:
+def estimate_areas(sample: NDArray[np.int64], mapped: Amounts) -> Areas:
     """Estimate true areas from a sample that was drawn within each mapped class.
 
     Olofsson et al., Good practices for estimating area and assessing accuracy of land

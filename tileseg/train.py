@@ -68,7 +68,7 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
         OtherPlanError: the folder, or the work, is another training's.
         BusyError: another process is at it.
         StopSignal: it was asked to end, and can go on.
-        TilesegError: see `survey`.
+        TilesegError: see `survey`, and `train_on_ray` of that engine.
     """
     refuse_vanishing(to=training.to)
     if training.engine == "ray":
