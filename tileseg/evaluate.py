@@ -3,7 +3,6 @@
 Streamed: memory does not grow with the mask.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +18,14 @@ from tileseg.errors import InputError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.reference import Points, class_names, open_reference
-from tileseg.scores import Areas, Boundary, Calibration, Confusion, estimate_areas
+from tileseg.scores import (
+    Areas,
+    Boundary,
+    Calibration,
+    Confusion,
+    estimate_areas,
+    plain,
+)
 from tileseg.window import Window
 
 __all__ = ["Evaluation", "Question", "evaluate"]
@@ -91,7 +97,7 @@ class Evaluation:
             "classes": list(self._classes()),
             "confusion": found.counts.tolist(),
         }
-        return {key: _plain(value) for key, value in values.items()}
+        return {key: plain(value) for key, value in values.items()}
 
     def _classes(self) -> Iterator[dict[str, Any]]:
         found, areas = self.confusion, self.areas
@@ -112,16 +118,6 @@ class Evaluation:
                 "producers": areas and areas.producers[at],
                 "producers_error": areas and areas.producers_error[at],
             }
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401  (JSON)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def evaluate(question: Question) -> Evaluation:

@@ -4,12 +4,20 @@ Knows arrays of counts only: no files, no rasters. Shape letters: K classes.
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Areas", "Boundary", "Calibration", "Confusion", "estimate_areas"]
+__all__ = [
+    "Areas",
+    "Boundary",
+    "Calibration",
+    "Confusion",
+    "estimate_areas",
+    "plain",
+]
 
 _Z95 = 1.959963984540054  # of the normal distribution, both sides together 5 %
 _BINS = 15  # of a calibration curve, as Guo et al. have it
@@ -244,3 +252,14 @@ class Boundary:
     def macro_f1(self) -> float:
         """Mean over the classes that have a border."""
         return _mean(self.f1)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  (JSON)
+    """Return scores as JSON has them: null in the place of what is not finite."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -22,9 +22,9 @@ from tileseg.classes import LandClass
 from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
 from tileseg.item import read_card, write_card
-from tileseg.judge import plain
 from tileseg.lock import hold
 from tileseg.model import load_module, save
+from tileseg.scores import plain
 from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
 from tileseg.storage import Disk
