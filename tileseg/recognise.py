@@ -17,8 +17,8 @@ from torch import nn
 
 from tileseg.architecture import Architecture, unet
 from tileseg.checkpoint import State, program_kind, read_file, unpack
-from tileseg.errors import ModelError, RefusedError, UsageError
-from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp, last_line, open_onnx
+from tileseg.errors import ModelError, RefusedError, UsageError, last_line
+from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp, open_onnx
 from tileseg.item import own_file
 from tileseg.unet import UNet
 
