@@ -270,6 +270,16 @@ def test_files_that_are_not_what_they_should_be_are_refused(mask, tmp_path):
         evaluate(Question(mask=mask, reference=mask, confidence=far))
 
 
+def test_a_mask_whose_values_nothing_names_is_refused(tmp_path):
+    shifted = write(tmp_path / "shifted.tif", patchy(0), first=1)
+    few = write(tmp_path / "few.tif", patchy(0), tags=NAMES[:2])
+
+    with pytest.raises(UsageError, match="tags name 1, 2, 3; wanted 0, 1, 2"):
+        evaluate(Question(mask=shifted, reference=shifted))
+    with pytest.raises(UsageError, match="holds 2, which no CLASS_<value> tag names"):
+        evaluate(Question(mask=few, reference=shifted))
+
+
 # What a person sees
 
 

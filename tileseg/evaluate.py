@@ -17,7 +17,7 @@ from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.errors import InputError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
-from tileseg.reference import Points, class_names, open_reference
+from tileseg.reference import Points, class_tags, open_reference
 from tileseg.scores import (
     Areas,
     Boundary,
@@ -125,8 +125,8 @@ def evaluate(question: Question) -> Evaluation:
 
     Raises:
         InputError: a file cannot be read.
-        UsageError: a class is not in the mask, a point lies outside it, or the two have
-            no pixel in common.
+        UsageError: the mask does not name its classes, a class is not in it, a point
+            lies outside it, or the two have no pixel in common.
     """
     try:
         with gdal_env(), open_dataset(question.mask) as mask:
@@ -137,10 +137,7 @@ def evaluate(question: Question) -> Evaluation:
 
 
 def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (rasterio is untyped)
-    names = class_names(mask.tags())
-    if not names or mask.dtypes[0] != "uint8":
-        msg = f"{question.mask}: has no CLASS_<value> tags; wanted a mask of tileseg"
-        raise UsageError(msg)
+    names = _names(question.mask, mask)
     crs = mask.crs.to_wkt() if mask.crs else None
     box = GeoBox(mask.height, mask.width, mask.transform, crs)
     with (
@@ -153,6 +150,7 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
         for window in _windows(box):
             seen = window.pad(question.tolerance + 1).intersect(box.window)
             labels, own = mask.read(1, window=seen.slices), window.relative_to(seen)
+            _check_labels(question.mask, labels, len(names))
             tally.measure(labels[own.slices], window)
             sure = confidence and confidence.read(1, window=window.slices)
             if isinstance(reference, Points):
@@ -163,6 +161,35 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
         msg = f"{question.reference}: says nothing of any pixel of {question.mask}"
         raise UsageError(msg)
     return tally.answer(question, names, is_sample=isinstance(reference, Points))
+
+
+def _names(path: str, mask: Any) -> tuple[str, ...]:  # noqa: ANN401  (rasterio is untyped)
+    """Return the classes that a mask names, in the order of their values.
+
+    Raises:
+        UsageError: it names none, or others than 0, 1, 2 ...
+    """
+    named = class_tags(mask.tags())
+    if not named or mask.dtypes[0] != "uint8":
+        msg = f"{path}: has no CLASS_<value> tags; wanted a mask of tileseg"
+        raise UsageError(msg)
+    if sorted(named) != list(range(len(named))):
+        got = ", ".join(map(str, sorted(named)))
+        msg = f"{path}: its CLASS_<value> tags name {got}; wanted 0, 1, 2 ..."
+        raise UsageError(msg)
+    return tuple(named[value] for value in range(len(named)))
+
+
+def _check_labels(path: str, labels: Labels, classes: int) -> None:
+    """Refuse a value that no tag names: nothing is known of what it is.
+
+    Raises:
+        UsageError: there is one.
+    """
+    strange = labels[(labels >= classes) & (labels != NODATA)]
+    if strange.size:
+        msg = f"{path}: holds {strange[0]}, which no CLASS_<value> tag names"
+        raise UsageError(msg)
 
 
 def _windows(box: GeoBox) -> Iterator[Window]:
