@@ -113,6 +113,24 @@ def test_windows_change_nothing(mask, tmp_path, monkeypatch, side):
     assert 0 < whole["boundary_macro_f1"] < 1
 
 
+def test_the_calibration_error_is_that_of_the_paper(mask, tmp_path):
+    """Over 15 bins of confidence; a place without any counts for nothing."""
+    sure = np.random.default_rng(5).integers(0, 256, SHAPE).astype(np.uint8)
+    question = Question(
+        mask=mask,
+        reference=write(tmp_path / "truth.tif", patchy(1)),
+        confidence=write(tmp_path / "confidence.tif", sure),
+    )
+
+    found = evaluate(question).calibration.error
+
+    is_counted = (patchy(1) != 255) & (sure != 255)
+    said, right = sure[is_counted] / 254, (patchy(0) == patchy(1))[is_counted]
+    bins = np.minimum(said * 15, 14).astype(int)
+    gaps = [abs((said - right)[bins == number].sum()) for number in range(15)]
+    assert found == pytest.approx(sum(gaps) / len(said))
+
+
 def test_a_raster_of_another_grid_is_read_by_its_nearest_pixel(mask, tmp_path):
     """Three times finer, and moved by whole pixels: the middle one of nine counts."""
     fine = patchy(1).repeat(3, 0).repeat(3, 1)
