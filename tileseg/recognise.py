@@ -261,6 +261,9 @@ def _program(data: bytes, kind: str, hints: Hints) -> Found:
 def _onnx(data: bytes, hints: Hints) -> Found:
     session = open_onnx(data, "cpu")
     inputs, answers = session.get_inputs(), session.get_outputs()
+    if not (inputs and answers):
+        msg = f"takes {len(inputs)} inputs and gives {len(answers)} answers, wanted one"
+        raise ModelError(msg)
     shape, out = list(inputs[0].shape), list(answers[0].shape)
     kinds = {inputs[0].type, answers[0].type}
     is_plain = len(inputs) == 1 and kinds == {"tensor(float)"}
