@@ -26,15 +26,16 @@ UTM = "EPSG:32631"
 SHAPE = 61, 47
 
 
-def write(path, labels, *, place=NORTH_UP, crs=UTM, tags=NAMES, **more):
-    """Write a raster of classes."""
+def write(path, labels, *, place=NORTH_UP, crs=UTM, tags=NAMES, first=0, **more):
+    """Write a raster of classes; the tags name `first` and what follows it."""
     height, width = labels.shape
     with rasterio.open(
         path, "w", driver="GTiff", count=1, height=height, width=width,
         dtype=labels.dtype, crs=crs, transform=place, **{"nodata": 255, **more},
     ) as dataset:  # fmt: skip
         dataset.write(labels, 1)
-        dataset.update_tags(**{f"CLASS_{n}": name for n, name in enumerate(tags)})
+        names = {f"CLASS_{n}": name for n, name in enumerate(tags, start=first)}
+        dataset.update_tags(**names)
     return str(path)
 
 
@@ -112,6 +113,24 @@ def test_windows_change_nothing(mask, tmp_path, monkeypatch, side):
     assert 0 < whole["boundary_macro_f1"] < 1
 
 
+def test_the_calibration_error_is_that_of_the_paper(mask, tmp_path):
+    """Over 15 bins of confidence; a place without any counts for nothing."""
+    sure = np.random.default_rng(5).integers(0, 256, SHAPE).astype(np.uint8)
+    question = Question(
+        mask=mask,
+        reference=write(tmp_path / "truth.tif", patchy(1)),
+        confidence=write(tmp_path / "confidence.tif", sure),
+    )
+
+    found = evaluate(question).calibration.error
+
+    is_counted = (patchy(1) != 255) & (sure != 255)
+    said, right = sure[is_counted] / 254, (patchy(0) == patchy(1))[is_counted]
+    bins = np.minimum(said * 15, 14).astype(int)
+    gaps = [abs((said - right)[bins == number].sum()) for number in range(15)]
+    assert found == pytest.approx(sum(gaps) / len(said))
+
+
 def test_a_raster_of_another_grid_is_read_by_its_nearest_pixel(mask, tmp_path):
     """Three times finer, and moved by whole pixels: the middle one of nine counts."""
     fine = patchy(1).repeat(3, 0).repeat(3, 1)
@@ -158,6 +177,16 @@ def test_classes_are_told_by_name_and_may_be_renamed(mask, tmp_path):
     assert_array_equal(found.confusion.counts[:2], wanted[:2])
     assert not found.confusion.counts[2].any()
     assert_array_equal(by_name.confusion.counts[:2], wanted[:2])
+
+
+def test_a_tag_says_which_value_it_names(mask, tmp_path):
+    """The first class may be 1, as where 0 is nodata."""
+    stored = np.where(patchy(1) == 255, 0, patchy(1) + 1).astype(np.uint8)
+    truth = write(tmp_path / "truth.tif", stored, first=1, nodata=0)
+
+    found = evaluate(Question(mask=mask, reference=truth))
+
+    assert_array_equal(found.confusion.counts, counted(patchy(1), patchy(0)))
 
 
 @pytest.mark.parametrize("crs", ["EPSG:4326", "EPSG:32631"])
@@ -257,6 +286,16 @@ def test_files_that_are_not_what_they_should_be_are_refused(mask, tmp_path):
         evaluate(Question(mask=mask, reference=far))
     with pytest.raises(UsageError, match="not a confidence raster"):
         evaluate(Question(mask=mask, reference=mask, confidence=far))
+
+
+def test_a_mask_whose_values_nothing_names_is_refused(tmp_path):
+    shifted = write(tmp_path / "shifted.tif", patchy(0), first=1)
+    few = write(tmp_path / "few.tif", patchy(0), tags=NAMES[:2])
+
+    with pytest.raises(UsageError, match="tags name 1, 2, 3; wanted 0, 1, 2"):
+        evaluate(Question(mask=shifted, reference=shifted))
+    with pytest.raises(UsageError, match="holds 2, which no CLASS_<value> tag names"):
+        evaluate(Question(mask=few, reference=shifted))
 
 
 # What a person sees

@@ -12,7 +12,7 @@ from test_evaluate import UTM, patchy, write, write_points
 
 from tileseg.errors import InputError, UsageError
 from tileseg.split import TRAINING, VALIDATION
-from tileseg.survey import survey
+from tileseg.survey import _scaling, _statistics, survey
 from tileseg.team import Team
 from tileseg.train_settings import Training
 from tileseg.train_tiles import count_classes
@@ -277,6 +277,20 @@ def test_statistics_are_those_of_the_training_blocks(training):
         assert band.std == pytest.approx(seen.std(), rel=1e-5)
         expected = np.percentile(seen, [1, 5, 25, 50, 75, 95, 99])
         np.testing.assert_allclose(band.quantiles, expected, 1e-5)
+
+
+def test_values_are_scaled_as_the_scene_in_the_middle_asks(training):
+    """A scene in which a band is flat says nothing of how far that spreads."""
+    scenes = [
+        np.array([[0, 2], [5, 5]], np.float32),
+        np.array([[100, 104], [0, 6]], np.float32),
+        np.array([[10, 16], [7, 7]], np.float32),
+    ]
+
+    mean, std = _scaling(training, None, _statistics(("a", "b"), scenes), scenes)
+
+    assert mean == (13, 5)
+    assert std == (2, 3)
 
 
 def test_classes_are_those_that_the_labels_name(training):

@@ -17,9 +17,8 @@ from torch import Tensor
 from tileseg.architecture import KINDS
 from tileseg.card import Card
 from tileseg.classes import LandClass, color_of
-from tileseg.errors import ModelError, UsageError
+from tileseg.errors import ModelError, UsageError, last_line
 from tileseg.footprint import footprint
-from tileseg.foreign import last_line
 from tileseg.grid import shard_size
 from tileseg.item import write_card
 from tileseg.publish import staging

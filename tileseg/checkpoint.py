@@ -19,12 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from tileseg.errors import ModelError, RefusedError
+from tileseg.errors import ModelError, RefusedError, first_line
 
 __all__ = [
     "Checkpoint",
     "State",
-    "first_line",
     "load",
     "program_kind",
     "read_file",
@@ -172,9 +171,3 @@ def _is_plain(item: object) -> bool:
         and item.device.type == "cpu"
         and not item.is_quantized
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error of a library says, short."""
-    lines = str(error).strip().splitlines() or [repr(error)]
-    return lines[0].strip()[:300]

@@ -118,11 +118,12 @@ def info(folder: str) -> None:
     with one_line_errors():
         card = read_card(Path(folder) if folder else default_model())
     heat = {} if card.temperature is None else {"temperature": card.temperature}
-    lines = {**card.facts(), **heat, **card.about}
+    lines = [*card.facts().items(), *heat.items(), *card.about.items()]
+    # ^ Pairs: free words of a card must not take a fact's place.
     for name, known in zip(card.bands, card.statistics or (), strict=False):
-        lines[f"values of {name}"] = str(known)
-    width = max(map(len, lines))
-    for key, value in lines.items():
+        lines.append((f"values of {name}", str(known)))
+    width = max(len(key) for key, _ in lines)
+    for key, value in lines:
         tell(f"{key:<{width}}  {_plain(value)}")
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "TileError",
     "TilesegError",
     "UsageError",
+    "first_line",
+    "last_line",
     "worst",
 ]
 
@@ -47,6 +49,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+_LONGEST = 300  # letters of what a library says
 _RANK = (130, 75, 1, 7, 3, 4, 2, 5, 8, 6, 12, 10, 0)
 
 
@@ -135,3 +138,18 @@ class InterruptedRunError(TilesegError):
     """SIGINT came; the job resumes where it stopped."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def first_line(error: Exception) -> str:
+    """Return what a library's error says, short."""
+    return _lines(error)[0].strip()[:_LONGEST]
+
+
+def last_line(error: Exception) -> str:
+    """Return the end of what a library's error says, short."""
+    return _lines(error)[-1].strip()[:_LONGEST]
+
+
+def _lines(error: Exception) -> list[str]:
+    """Return the lines of its text; of none what it is."""
+    return str(error).strip().splitlines() or [repr(error)]

@@ -3,7 +3,6 @@
 Streamed: memory does not grow with the mask.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,8 +17,15 @@ from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.errors import InputError, UsageError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
-from tileseg.reference import Points, class_names, open_reference
-from tileseg.scores import Areas, Boundary, Calibration, Confusion, estimate_areas
+from tileseg.reference import Points, class_tags, open_reference
+from tileseg.scores import (
+    Areas,
+    Boundary,
+    Calibration,
+    Confusion,
+    estimate_areas,
+    plain,
+)
 from tileseg.window import Window
 
 __all__ = ["Evaluation", "Question", "evaluate"]
@@ -70,7 +76,7 @@ class Evaluation:
     calibration: Calibration | None
     """None without a confidence raster."""
     boundary: Boundary | None
-    """None of points, which have no borders."""
+    """None where there is no border to compare: of points, say."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return all as plain values; null for what is NaN or was not asked."""
@@ -91,7 +97,7 @@ class Evaluation:
             "classes": list(self._classes()),
             "confusion": found.counts.tolist(),
         }
-        return {key: _plain(value) for key, value in values.items()}
+        return {key: plain(value) for key, value in values.items()}
 
     def _classes(self) -> Iterator[dict[str, Any]]:
         found, areas = self.confusion, self.areas
@@ -114,23 +120,13 @@ class Evaluation:
             }
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401  (JSON)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def evaluate(question: Question) -> Evaluation:
     """Compare a mask with what is known of the ground.
 
     Raises:
         InputError: a file cannot be read.
-        UsageError: a class is not in the mask, a point lies outside it, or the two have
-            no pixel in common.
+        UsageError: the mask does not name its classes, a class is not in it, a point
+            lies outside it, or the two have no pixel in common.
     """
     try:
         with gdal_env(), open_dataset(question.mask) as mask:
@@ -141,10 +137,7 @@ def evaluate(question: Question) -> Evaluation:
 
 
 def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (rasterio is untyped)
-    names = class_names(mask.tags())
-    if not names or mask.dtypes[0] != "uint8":
-        msg = f"{question.mask}: has no CLASS_<value> tags; wanted a mask of tileseg"
-        raise UsageError(msg)
+    names = _names(question.mask, mask)
     crs = mask.crs.to_wkt() if mask.crs else None
     box = GeoBox(mask.height, mask.width, mask.transform, crs)
     with (
@@ -157,6 +150,7 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
         for window in _windows(box):
             seen = window.pad(question.tolerance + 1).intersect(box.window)
             labels, own = mask.read(1, window=seen.slices), window.relative_to(seen)
+            _check_labels(question.mask, labels, len(names))
             tally.measure(labels[own.slices], window)
             sure = confidence and confidence.read(1, window=window.slices)
             if isinstance(reference, Points):
@@ -167,6 +161,35 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
         msg = f"{question.reference}: says nothing of any pixel of {question.mask}"
         raise UsageError(msg)
     return tally.answer(question, names, is_sample=isinstance(reference, Points))
+
+
+def _names(path: str, mask: Any) -> tuple[str, ...]:  # noqa: ANN401  (rasterio is untyped)
+    """Return the classes that a mask names, in the order of their values.
+
+    Raises:
+        UsageError: it names none, or others than 0, 1, 2 ...
+    """
+    named = class_tags(mask.tags())
+    if not named or mask.dtypes[0] != "uint8":
+        msg = f"{path}: has no CLASS_<value> tags; wanted a mask of tileseg"
+        raise UsageError(msg)
+    if sorted(named) != list(range(len(named))):
+        got = ", ".join(map(str, sorted(named)))
+        msg = f"{path}: its CLASS_<value> tags name {got}; wanted 0, 1, 2 ..."
+        raise UsageError(msg)
+    return tuple(named[value] for value in range(len(named)))
+
+
+def _check_labels(path: str, labels: Labels, classes: int) -> None:
+    """Refuse a value that no tag names: nothing is known of what it is.
+
+    Raises:
+        UsageError: there is one.
+    """
+    strange = labels[(labels >= classes) & (labels != NODATA)]
+    if strange.size:
+        msg = f"{path}: holds {strange[0]}, which no CLASS_<value> tag names"
+        raise UsageError(msg)
 
 
 def _windows(box: GeoBox) -> Iterator[Window]:

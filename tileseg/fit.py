@@ -41,7 +41,7 @@ class Answer:
     """What is said to one question."""
 
     question: str
-    """`bands`, `dtype`, `scale`, `resolution`, `values` or `drift`."""
+    """`bands`, `scale`, `dtype`, `resolution`, `values` or `drift`."""
     verdict: str
     """`ok`, `warn`, or `refuse`: a map of it would be worthless."""
     text: str
@@ -69,8 +69,11 @@ class Fit:
     """All that is said of a scene and a model."""
 
     card: Card
+    """The model's."""
     scene: Scene
+    """What was asked about."""
     answers: tuple[Answer, ...]
+    """To every question that could be asked, in the order of asking."""
     bands: tuple[BandFit, ...]
     """In the model's order; none where their values were not looked at."""
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from tileseg.architecture import Architecture
-from tileseg.errors import ModelError, RefusedError
+from tileseg.errors import ModelError, RefusedError, last_line
 
-__all__ = ["CodeNetwork", "OnnxNetwork", "build_smp", "last_line", "open_onnx"]
+__all__ = ["CodeNetwork", "OnnxNetwork", "build_smp", "open_onnx"]
 
 _LARGEST = 2048  # channels, and any other number that a network is built of
 _LONGEST = 32  # such numbers in a row
@@ -30,12 +30,6 @@ _ORT_FORMAT = slice(4, 8), b"ORTM"
 def _wanted(library: str, extra: str, what: str) -> ModelError:
     msg = f"{what}: needs {library}: pip install 'tileseg[{extra}]'"
     return ModelError(msg)
-
-
-def last_line(error: Exception) -> str:
-    """Return the end of what a library says, short."""
-    lines = str(error).strip().splitlines() or [repr(error)]
-    return lines[-1].strip()[:300]
 
 
 def build_smp(architecture: Architecture) -> nn.Module:

@@ -15,7 +15,7 @@ from tileseg.card import NODATA
 from tileseg.scores import Confusion
 from tileseg.train_tiles import Batch
 
-__all__ = ["Judged", "judged", "look", "plain"]
+__all__ = ["Judged", "judged", "look"]
 
 Found = tuple[NDArray[np.int64], float, NDArray[np.float32], NDArray[np.uint8]]
 """Of a batch: counts, sum of losses, some logits and their labels."""
@@ -120,12 +120,3 @@ def _look(
 def _nothing(classes: int) -> Found:
     counts = np.zeros((classes, classes + 1), np.int64)
     return counts, 0.0, np.empty((0, classes), np.float32), np.empty(0, np.uint8)
-
-
-def plain(value: Any) -> Any:  # noqa: ANN401  (JSON)
-    """Return the same with null in the place of what is not finite."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,7 +17,7 @@ from tileseg import variants
 from tileseg.architecture import PROGRAMS
 from tileseg.card import Card
 from tileseg.device import Device, device_error
-from tileseg.errors import DeviceFaultError, ModelError, RefusedError
+from tileseg.errors import DeviceFaultError, ModelError, RefusedError, last_line
 from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp
 from tileseg.item import own_file
 from tileseg.unet import UNet
@@ -196,7 +196,7 @@ def load_module(folder: Path, card: Card) -> torch.nn.Module:
         }
         module.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError, ValueError, LookupError) as err:
-        reason = str(err).splitlines()[-1].strip()[:300]
+        reason = last_line(err)
         what = card.architecture.name
         msg = f"{path}: weights do not fit the card's {what}: {reason}"
         raise ModelError(msg) from err

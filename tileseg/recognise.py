@@ -17,8 +17,8 @@ from torch import nn
 
 from tileseg.architecture import Architecture, unet
 from tileseg.checkpoint import State, program_kind, read_file, unpack
-from tileseg.errors import ModelError, RefusedError, UsageError
-from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp, last_line, open_onnx
+from tileseg.errors import ModelError, RefusedError, UsageError, last_line
+from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp, open_onnx
 from tileseg.item import own_file
 from tileseg.unet import UNet
 
@@ -26,7 +26,7 @@ __all__ = ["Found", "Hints", "recognise"]
 
 _AXES = 4  # tiles, bands, height, width
 # Set before all names by Lightning, DataParallel, torch.compile.
-_WRAPPERS = ("model.", "module.", "_orig_mod.")
+_PREFIXES = ("model.", "module.", "_orig_mod.")
 _TASKS = {
     "unet": "Unet",
     "unet++": "UnetPlusPlus",
@@ -136,7 +136,7 @@ def _weights(file: Path, data: bytes, hints: Hints) -> Found:
 
 def _unwrapped(state: State) -> State:
     """Return the tensors of a network itself, without what wraps it."""
-    for prefix in _WRAPPERS:
+    for prefix in _PREFIXES:
         inner = {
             name.removeprefix(prefix): item
             for name, item in state.items()
@@ -261,6 +261,9 @@ def _program(data: bytes, kind: str, hints: Hints) -> Found:
 def _onnx(data: bytes, hints: Hints) -> Found:
     session = open_onnx(data, "cpu")
     inputs, answers = session.get_inputs(), session.get_outputs()
+    if not (inputs and answers):
+        msg = f"takes {len(inputs)} inputs and gives {len(answers)} answers, wanted one"
+        raise ModelError(msg)
     shape, out = list(inputs[0].shape), list(answers[0].shape)
     kinds = {inputs[0].type, answers[0].type}
     is_plain = len(inputs) == 1 and kinds == {"tensor(float)"}

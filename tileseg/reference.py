@@ -195,7 +195,7 @@ def _raster(path: str, box: GeoBox, legend: Legend) -> Iterator["_Raster"]:
             if not np.issubdtype(np.dtype(dataset.dtypes[0]), np.integer):
                 msg = f"{path}: wanted whole numbers, got {dataset.dtypes[0]}"
                 raise UsageError(msg)
-            tagged = dict(enumerate(class_names(dataset.tags())))
+            tagged = class_tags(dataset.tags())
             nodata = dataset.nodata
             with _warped(dataset, box, path) as there:
                 yield _Raster(there, path, legend, tagged, nodata)

@@ -4,12 +4,20 @@ Knows arrays of counts only: no files, no rasters. Shape letters: K classes.
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Areas", "Boundary", "Calibration", "Confusion", "estimate_areas"]
+__all__ = [
+    "Areas",
+    "Boundary",
+    "Calibration",
+    "Confusion",
+    "estimate_areas",
+    "plain",
+]
 
 _Z95 = 1.959963984540054  # of the normal distribution, both sides together 5 %
 _BINS = 15  # of a calibration curve, as Guo et al. have it
@@ -17,6 +25,8 @@ _FEWEST = 2  # samples of a stratum that has a variance
 
 Scores = NDArray[np.float64]
 """(K,), 0 to 1; NaN where there is nothing to score."""
+Amounts = NDArray[np.float64]
+"""(K,), in the unit of the mapped areas."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,9 +115,9 @@ class Areas:
     All are NaN where the sample says nothing: see `estimate_areas`.
     """
 
-    area: Scores
-    """(K,), in the unit of the mapped areas."""
-    area_error: Scores
+    area: Amounts
+    """As estimated, (K,)."""
+    area_error: Amounts
     """(K,): the interval is area - area_error to area + area_error."""
     users: Scores
     """User's accuracy, (K,): of what is mapped as a class, the share that is it."""
@@ -123,7 +133,7 @@ class Areas:
     """Half of its interval."""
 
 
-def estimate_areas(sample: NDArray[np.int64], mapped: Scores) -> Areas:
+def estimate_areas(sample: NDArray[np.int64], mapped: Amounts) -> Areas:
     """Estimate true areas from a sample that was drawn within each mapped class.
 
     Olofsson et al., Good practices for estimating area and assessing accuracy of land
@@ -242,3 +252,14 @@ class Boundary:
     def macro_f1(self) -> float:
         """Mean over the classes that have a border."""
         return _mean(self.f1)
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401  (JSON)
+    """Return scores as JSON has them: null in the place of what is not finite."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tileseg.errors import UsageError
 from tileseg.window import Window
 
-__all__ = ["PARTS", "TEST", "TRAINING", "VALIDATION", "Split", "split"]
+__all__ = ["PARTS", "TEST", "TRAINING", "VALIDATION", "Counts", "Split", "split"]
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
 PARTS = ("training", "validation", "test")

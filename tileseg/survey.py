@@ -115,7 +115,7 @@ def survey(training: Training, base: Card | None) -> Survey:
         training.jitter, training.seed,
     )  # fmt: skip
     facts = {
-        **training_facts(training),
+        **_training_facts(training),
         "classes": classes,
         "bands": bands,
         "base": base and asdict(base),
@@ -143,7 +143,7 @@ def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
     return digest.hexdigest()
 
 
-def training_facts(training: Training) -> dict[str, Any]:
+def _training_facts(training: Training) -> dict[str, Any]:
     """Return what can change a weight, as plain values; files' names do not."""
     aside = {"scenes", "labels", "to", "base", "overwrite"}
     aside |= {"device", "engine", "workers"}  # decide its last bits only

@@ -22,9 +22,9 @@ from tileseg.classes import LandClass
 from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
 from tileseg.item import read_card, write_card
-from tileseg.judge import plain
 from tileseg.lock import hold
 from tileseg.model import load_module, save
+from tileseg.scores import plain
 from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
 from tileseg.storage import Disk
@@ -68,7 +68,7 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
         OtherPlanError: the folder, or the work, is another training's.
         BusyError: another process is at it.
         StopSignal: it was asked to end, and can go on.
-        TilesegError: see `survey`.
+        TilesegError: see `survey`, and `train_on_ray` of that engine.
     """
     refuse_vanishing(to=training.to)
     if training.engine == "ray":

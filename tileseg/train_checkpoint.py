@@ -13,10 +13,10 @@ from tileseg.errors import InputError, OtherPlanError, RefusedError
 from tileseg.storage import write_whole
 from tileseg.team import Team
 
-__all__ = ["Progress", "read_checkpoint", "write_checkpoint"]
+__all__ = ["Progress", "forget_checkpoint", "read_checkpoint", "write_checkpoint"]
 
 _NAME = "checkpoint.pt"
-_KEYS = {"key", "progress", "network", "optimizer", "random"}
+_KEYS = {"key", "progress", "network", "optimizer"}
 
 
 @dataclass(slots=True)
@@ -59,7 +59,6 @@ def write_checkpoint(
         "progress": {name: getattr(progress, name) for name in Progress.__slots__},
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
     }
     buffer = BytesIO()
     torch.save(state, buffer)
@@ -93,7 +92,6 @@ def read_checkpoint(
         raise OtherPlanError(msg)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
     return Progress(**state["progress"])
 
 

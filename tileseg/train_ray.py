@@ -29,7 +29,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from tileseg.actor import NONCE, check_folder
 from tileseg.environment import scrub
-from tileseg.errors import LostError, TilesegError, UsageError
+from tileseg.errors import LostError, TilesegError, UsageError, last_line
 from tileseg.pool import connect, demand
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
@@ -147,7 +147,7 @@ class _Run:
                     if isinstance(failure, TilesegError):
                         raise failure from None
                 fails = 1 if self._done > before else fails + 1
-                said = str(failures[0]).strip().splitlines()[-1]
+                said = last_line(failures[0])
                 if fails == _TRIES:
                     msg = f"{_TRIES} times a worker was lost before any step: {said}"
                     raise LostError(msg) from err
@@ -208,7 +208,7 @@ class _Run:
                 f"{_WAIT_SECONDS} s; the same command resumes"
             )
             return LostError(msg)
-        said = str(cause).strip().splitlines()[-1]
+        said = last_line(cause)
         return LostError(f"Ray Train: {said}; the same command resumes")
 
 

@@ -14,9 +14,9 @@ from tileseg.fields import checked, fits, read_toml, said
 __all__ = ["Training", "read_training"]
 
 _LABEL = re.compile(r"(?P<name>[^=]+?)(?:=#?(?P<color>[0-9A-Fa-f]{6}))?")
-_MOST = 255  # classes
-_LARGEST = 4096  # pixels of a block's side: labels of some are held whole
-_CORES = 4  # a halo is at most so small a part of a tile
+_MOST_CLASSES = 255
+_LARGEST_BLOCK = 4096  # pixels of its side: labels of some are held whole
+_HALOS = 4  # that go into the side of a tile, at least: as the card wants it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +142,12 @@ class Training:
             "warm_up": (lambda part: 0 <= part < 1, "0 or more, less than 1"),
             "smoothing": (lambda part: 0 <= part < 1, "0 or more, less than 1"),
             "halo": (
-                lambda halo: 0 <= _CORES * halo <= self.tile,
+                lambda halo: 0 <= _HALOS * halo <= self.tile,
                 f"at most a quarter of the tile ({self.tile})",
             ),
             "block": (
-                lambda side: least <= side <= _LARGEST,
-                f"{least} (a tile and a margin on both sides) to {_LARGEST}",
+                lambda side: least <= side <= _LARGEST_BLOCK,
+                f"{least} (a tile and a margin on both sides) to {_LARGEST_BLOCK}",
             ),
         }  # fmt: skip
 
@@ -209,7 +209,7 @@ def with_colors(classes: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 
 def _are_classes(classes: tuple[str, ...]) -> bool:
     names = {name for name, _ in with_colors(classes)}
-    return 1 < len(classes) <= _MOST and len(names) == len(classes)
+    return 1 < len(classes) <= _MOST_CLASSES and len(names) == len(classes)
 
 
 def read_training(path: str) -> dict[str, Any]:

@@ -26,7 +26,15 @@ from tileseg.split import TRAINING, Counts, Split
 from tileseg.team import ALONE, Team
 from tileseg.window import Window
 
-__all__ = ["Ground", "Place", "Samples", "View", "check_scales", "count_classes"]
+__all__ = [
+    "Batch",
+    "Ground",
+    "Place",
+    "Samples",
+    "View",
+    "check_scales",
+    "count_classes",
+]
 
 _COUNTED = 1024  # pixels of a window when labels are counted, about
 _KEPT = 16 << 20  # pixels of labels, kept for the next tiles
