@@ -1,6 +1,6 @@
-"""Train the land-cover model that comes with tileseg, from what is in examples/.
+"""Train a model like the one that comes with tileseg, from what is in examples/.
 
-python jobs/train.py --to tileseg/models/landcover-bgr
+python jobs/train.py --to out/model
 """
 
 from dataclasses import replace

@@ -78,24 +78,30 @@ class Split:
     ) -> Window | None:
         """Return a random tile with a pixel of a training block in it.
 
-        Where none is found soon, the tile within the pixel's block that is next to it;
-        None if that has not the pixel, or another scene keeps it: it lies too near a
-        block for another purpose.
+        Where none is found soon, one whose rows, or columns, or both are the nearest
+        within the pixel's block; None if none has the pixel, or another scene keeps
+        them: it lies too near a block for another purpose.
         """
         row, col = pixel
-        for up, left in random.integers(tile, size=(_TRIES, 2)).tolist():
-            window = Window(row - up, col - left, tile, tile)
-            if self.is_free(scene, window):
-                return window
         inner = self.window(row // self.block, col // self.block).pad(-self.margin)
-        window = Window(
-            _between(row - tile // 2, inner.row, inner.row_stop - tile),
-            _between(col - tile // 2, inner.col, inner.col_stop - tile),
-            tile,
-            tile,
+        top = _between(row - tile // 2, inner.row, inner.row_stop - tile)
+        left = _between(col - tile // 2, inner.col, inner.col_stop - tile)
+        corners = [
+            (row - up, col - along)
+            for up, along in random.integers(tile, size=(_TRIES, 2)).tolist()
+        ]
+        tries = (
+            *corners,
+            *((top, along) for _, along in corners),
+            *((up, left) for up, _ in corners),
+            (top, left),
         )
-        has_pixel = window.intersect(Window(row, col, 1, 1)).size > 0
-        return window if has_pixel and self.is_free(scene, window) else None
+        for corner in tries:
+            window = Window(*corner, tile, tile)
+            has_pixel = window.intersect(Window(row, col, 1, 1)).size > 0
+            if has_pixel and self.is_free(scene, window):
+                return window
+        return None
 
 
 def _between(value: int, least: int, most: int) -> int:

@@ -249,15 +249,21 @@ def _values(
 ) -> list[NDArray[np.float32]]:
     """Return the valid values of each scene's training blocks, (bands, n).
 
-    Of all such blocks, or of some by chance, and of these all pixels, or some.
+    Of all such blocks, or of some by chance, as many of each scene; and of these all
+    pixels, or some.
     """
     random = np.random.default_rng((seed, _LOOK))
-    blocks = random.permutation(cut.blocks(TRAINING, counts))[:_BLOCKS]
-    most = _VALUES // len(blocks)
-    found: dict[int, list[NDArray[np.float32]]] = {}
-    for at in blocks.tolist():
-        found.setdefault(at[0], []).append(_block_values(view, cut, at, most, random))
-    return [np.concatenate(some, axis=1) for some in found.values()]
+    blocks = random.permutation(cut.blocks(TRAINING, counts))
+    scenes = [blocks[blocks[:, 0] == scene] for scene in np.unique(blocks[:, 0])]
+    few = max(1, _BLOCKS // len(scenes))
+    most = _VALUES // min(len(blocks), _BLOCKS)
+    return [
+        np.concatenate(
+            [_block_values(view, cut, at, most, random) for at in some[:few].tolist()],
+            axis=1,
+        )
+        for some in scenes
+    ]
 
 
 def _block_values(
