@@ -5,7 +5,7 @@ import pytest
 from affine import Affine
 from pyproj import CRS, Transformer
 
-from tileseg.area import row_hectares
+from tileseg.area import row_hectares, row_metres
 from tileseg.geobox import GeoBox
 
 METRES_10 = Affine(10, 0, 500_000, 0, -10, 4_600_000)
@@ -100,6 +100,18 @@ def test_the_whole_earth_has_its_area():
     earth = 360 * row_hectares(geobox).sum()
 
     assert earth == pytest.approx(51_006_562_172, rel=1e-3)
+
+
+def test_half_a_pixel_beyond_the_poles_is_none():
+    """Global grids may have their pixels' middles on the poles."""
+    geobox = GeoBox(181, 360, Affine(1, 0, -180, 0, -1, 90.5), wkt("EPSG:4326"))
+
+    earth = 360 * row_hectares(geobox).sum()
+    across, down = row_metres(geobox)
+
+    assert earth == pytest.approx(51_006_562_172, rel=1e-3)
+    assert np.isfinite(across).all()
+    assert down.sum() == pytest.approx(20_003_931, rel=1e-6)
 
 
 def test_grads_are_not_degrees():

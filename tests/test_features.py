@@ -21,12 +21,13 @@ from test_engine import damage
 from test_products import SYSTEMS, TRANSFORMS
 
 from tileseg.area import lonlat_digits
-from tileseg.errors import OutputError, UsageError
+from tileseg.errors import OutputError, PreemptedError, UsageError
 from tileseg.features import Meaning, write_features
 from tileseg.geobox import GeoBox
 from tileseg.job import run
 from tileseg.join import join
 from tileseg.settings import Job
+from tileseg.stopping import StopSignal
 from tileseg.vectorize import polygonise
 
 FORMATS = ["gpkg", "parquet", "fgb", "geojson"]
@@ -447,6 +448,18 @@ def test_what_cannot_be_written_is_an_output_error(tmp_path, kind):
 
     with pytest.raises(OutputError, match="cannot be written"):
         write_features(polygons, meaning, tmp_path / "no" / f"polygons.{kind}")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_signal_while_areas_come_is_no_fault_of_the_file(tmp_path, kind):
+    polygons, meaning = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
+
+    def stopped():
+        yield from polygons
+        raise StopSignal(PreemptedError("stopped"))
+
+    with pytest.raises(StopSignal, match="stopped"):
+        write_features(stopped(), meaning, tmp_path / f"polygons.{kind}")
 
 
 def test_the_settings_of_gdal_are_as_before(tmp_path):

@@ -27,7 +27,7 @@ found = []
 me = psutil.Process()
 for process in (me, *me.children(recursive=True)):
     try:
-        for item in process.netconnections("inet"):
+        for item in process.net_connections("inet"):
             if item.status == psutil.CONN_LISTEN or (item.type == 2 and item.laddr):
                 found.append([process.name(), *item.laddr])
     except psutil.Error:

@@ -1,10 +1,15 @@
 """Any raster of classes becomes the polygons that it shows, however it is stored."""
 
 import json
+import signal
+import subprocess
+import sys
 import warnings
+from contextlib import suppress
 from itertools import groupby
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pyogrio
 import pytest
@@ -330,3 +335,37 @@ def test_a_damaged_mask_leaves_no_file(tmp_path, large, workers):
     assert result.exit_code == ExitCode.INPUT == InputError.exit_code
     assert "cannot be read" in result.stderr
     assert [item.name for item in tmp_path.iterdir()] == ["mask.tif"]
+
+
+@pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
+def test_a_stopped_one_leaves_no_file(tmp_path, monkeypatch, suffix):
+    path = write(tmp_path / "mask.tif", np.zeros((5, 7), np.uint8))
+    args = ["polygonize", path, "--output", str(tmp_path / f"made.{suffix}")]
+
+    def stopped(*_):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("tileseg.polygonize._read", stopped)
+    result = CliRunner().invoke(main, [*args, "--workers", "1"])
+
+    assert result.exit_code == ExitCode.PREEMPTED
+    assert [item.name for item in tmp_path.iterdir()] == ["mask.tif"]
+
+
+def test_processes_end_with_the_one_that_started_them():
+    """However that ends."""
+    program = """
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from tileseg.polygonize import _serve
+pool = ProcessPoolExecutor(1, get_context("spawn"), _serve)
+print(pool.submit(os.getpid).result(), flush=True)
+os.abort()
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=60
+    )
+
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(answer.stdout)).wait(60)

@@ -6,6 +6,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -15,8 +16,11 @@ from test_train import elsewhere, made, prepared
 from tileseg.errors import ModelError, PreemptedError, UsageError
 from tileseg.stopping import Stop, StopSignal
 from tileseg.train import train
+from tileseg.train_settings import Training
 
 ray = pytest.importorskip("ray")
+train_ray = pytest.importorskip("tileseg.train_ray")
+demand = train_ray.demand
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
@@ -131,3 +135,18 @@ def test_what_a_worker_refuses_is_said_in_one_line(trainings):
 def test_more_workers_than_there_is_room_for_are_refused_at_once(trainings):
     with pytest.raises(UsageError, match="workers: got 3, here is CPU for 2"):
         train(elsewhere(trainings[1], "many", workers=3))
+
+
+def test_each_worker_has_a_tile_of_the_batch(tmp_path, monkeypatch):
+    """However many nodes there are; each then has more of their processors."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 4}}] * 9
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(train_ray, "_check_room", lambda *_: None)
+    monkeypatch.setattr(train_ray, "_Board", Mock())
+    asked = {"labels": ("a",), "batch_size": 5, "engine": "ray", "device": "cpu"}
+    training = Training(scenes=("a",), to=str(tmp_path / "model"), **asked)
+
+    run = train_ray._Run(None, training, Stop(), lambda *_: None)
+
+    assert (run._workers, run._share) == (5, {"CPU": 4, "GPU": 0})
+    assert demand("cpu", None)[0] == 9

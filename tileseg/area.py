@@ -19,6 +19,7 @@ __all__ = [
 ]
 
 _HECTARE = 10_000.0  # square metres
+_POLE = 90.0  # degrees
 _DIGITS = 7  # of a degree: a centimetre
 _CORNER = ((0, 0), (0, 1), (1, 0))  # of a pixel, and the corners next to it
 
@@ -67,7 +68,7 @@ def row_metres(
     rows = np.arange(geobox.height + 1)
     a, b, c, d, e, f = transform[:6]
     here, beside = (
-        unit * np.array([at * a + rows * b + c, at * d + rows * e + f])
+        _on_earth(unit * np.array([at * a + rows * b + c, at * d + rows * e + f]))
         for at in (column, column + 1)
     )
     _, _, across = geod.inv(*here, *beside)
@@ -104,11 +105,16 @@ def _known(wkt: str | None) -> CRS | None:
     return crs if crs.is_geographic and crs.get_geod() else None
 
 
+def _on_earth(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return longitudes and latitudes, none beyond a pole, as global grids have."""
+    return np.stack([places[0], places[1].clip(-_POLE, _POLE)])
+
+
 def _pixel(geobox: GeoBox, geod: Geod, row: int, unit: float) -> float:
     column = geobox.width // 2
     corners = ((0, 0), (0, 1), (1, 1), (1, 0))
     places = [geobox.transform @ (column + x, row + y) for x, y in corners]
-    longitudes, latitudes = unit * np.array(places).T
+    longitudes, latitudes = _on_earth(unit * np.array(places).T)
     area, _ = geod.polygon_area_perimeter(longitudes, latitudes)
     return abs(float(area)) / _HECTARE
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tileseg.console import one_line_errors, results, tell
+from tileseg.console import one_line_errors, results, signals, tell
 from tileseg.environment import scrub
 from tileseg.errors import UsageError
 
@@ -119,7 +119,7 @@ def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401 
 
     options["confidence"] = options["confidence"] or _confidence_beside(mask)
     options["workers"] = options["workers"] or len(os.sched_getaffinity(0))
-    with results(), one_line_errors():
+    with results(), one_line_errors(), signals():
         count = make(Wish(mask=mask, output=Path(output), **options))
         tell(f"{output}: {count} polygons")
 

@@ -118,7 +118,7 @@ _TRAINING = (
         "--workers",
         type=int,
         help="How many of Ray's share each batch.  [default: one per GPU, or one on the"
-        " CPU, of each node]",
+        " CPU, of each node, up to a tile each]",
     ),
     click.option(
         "--overwrite",

@@ -130,8 +130,8 @@ class _Table:
         self._measure = _Measure(meaning.geobox)
         self.count = 0
         """Rows so far."""
-        self.error: Exception | None = None
-        """What the areas raised."""
+        self.error: BaseException | None = None
+        """What the areas raised, or a signal while they came."""
         self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         """Of all geometries so far."""
         columns = [*_COLUMNS, *(_SURE_COLUMNS if meaning.has_confidence else ())]
@@ -143,7 +143,9 @@ class _Table:
         try:
             for areas in _even(self._areas, _ROW_GROUP):
                 yield self._rows(areas)
-        except Exception as err:
+        except GeneratorExit:  # nobody wants more
+            raise
+        except BaseException as err:
             self.error = err
             raise
 

@@ -3,6 +3,8 @@
 Windows of whole blocks take the place of shards; the file does not depend on them.
 """
 
+import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -10,9 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -171,9 +174,22 @@ def _rows(wish: Wish, raster: _Raster) -> Iterator[Iterator[list[Pieces]]]:
         return
     with ExitStack() as stack:
         # Not forked: GDAL and pyarrow have threads, which would be lost half-way.
-        pool = ProcessPoolExecutor(wish.workers, get_context("spawn"))
+        pool = ProcessPoolExecutor(wish.workers, get_context("spawn"), _serve)
         stack.callback(pool.shutdown, cancel_futures=True)
         yield _made(pool, make, rows, ahead=wish.workers)
+
+
+def _serve() -> None:
+    """Leave signals to the process that started this one, and end when that is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to all
+    Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    parent = parent_process()
+    assert parent, "somebody started this process"
+    parent.join()
+    os._exit(1)
 
 
 def _made(

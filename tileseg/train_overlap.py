@@ -12,6 +12,7 @@ from tileseg.geobox import GeoBox
 __all__ = ["boxes_in"]
 
 _STEPS = np.linspace(0, 1, 5)  # of a block's sides, which another CRS may bend
+_FAR = 2.0**40  # pixels
 _LATTICE = np.stack(np.meshgrid(_STEPS, _STEPS), axis=-1).reshape(-1, 2)
 
 
@@ -29,26 +30,36 @@ def boxes_in(
         blocks: (n, 2), row and column of each, counted in blocks.
         side: of a block in pixels.
     """
-    whole = np.zeros((1, 2), np.int64)
-    if len(_boxes(here, there, whole, max(there.height, there.width))):
-        return _boxes(here, there, blocks, side)
-    return np.empty((0, 4), np.int64)
-
-
-def _boxes(
-    here: GeoBox, there: GeoBox, blocks: NDArray[np.int64], side: int
-) -> NDArray[np.int64]:
-    move = _way(there.crs, here.crs)
+    move, none = _way(there.crs, here.crs), np.empty((0, 4), np.int64)
     if move is None or not len(blocks):
-        return np.empty((0, 4), np.int64)
+        return none
+    first, size = np.zeros((1, 2), np.int64), max(there.height, there.width)
+    whole = _seen(move, here, there, first, size)
+    # Of a scene that reaches far around the Earth nothing is known from its corners.
+    if np.isfinite(whole).all() and not len(_met(here, whole)):
+        return none
+    return _met(here, _seen(move, here, there, blocks, side))
+
+
+def _seen(
+    move: Transformer, here: GeoBox, there: GeoBox, blocks: NDArray[np.int64], side: int
+) -> NDArray[np.float64]:
+    """Return rows and columns of points of each block, (n, points, 2), NaN of some."""
     places = (blocks[:, np.newaxis] + _LATTICE) * side
     rows, cols = np.minimum(places, (there.height, there.width)).transpose(2, 0, 1)
-    x, y = move.transform(*(there.transform @ (cols, rows)))
-    cols, rows = ~here.transform @ (np.asarray(x), np.asarray(y))
-    places = np.stack((rows, cols), axis=-1)
+    x, y = (
+        np.where(np.isfinite(values), values, np.nan)
+        for values in move.transform(*(there.transform @ (cols, rows)))
+    )
+    cols, rows = ~here.transform @ (x, y)
+    return np.stack((rows, cols), axis=-1)
+
+
+def _met(here: GeoBox, places: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the boxes, (m, 4), of those blocks that meet a scene."""
+    places = places[np.isfinite(places).all(axis=(1, 2))].clip(-_FAR, _FAR)
     first, stop = np.floor(places.min(axis=1)), np.ceil(places.max(axis=1))
     meets = (first < (here.height, here.width)).all(axis=1) & (stop > 0).all(axis=1)
-    meets &= np.isfinite(places).all(axis=(1, 2))
     return np.concatenate((first[meets], stop[meets]), axis=1).astype(np.int64)
 
 

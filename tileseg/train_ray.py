@@ -30,7 +30,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from tileseg.actor import NONCE, check_folder
 from tileseg.environment import scrub
 from tileseg.errors import LostError, TilesegError, UsageError, last_line
-from tileseg.pool import connect, demand
+from tileseg.pool import LOSSES, connect, demand
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
 from tileseg.team import Team
@@ -118,7 +118,10 @@ class _Run:
     def __init__(
         self, member: Member, training: Training, stop: Stop, told: Told
     ) -> None:
-        self._workers, share = demand(training.device, training.workers)
+        most, _ = demand(training.device, training.workers)
+        # Each has at least one tile of a batch.
+        team = min(most, training.batch_size)
+        self._workers, share = demand(training.device, team)
         self._share = {"CPU": share["num_cpus"], "GPU": share["num_gpus"]}
         _check_room(self._workers, self._share)
         nonce = uuid4().hex
@@ -147,12 +150,13 @@ class _Run:
                     if isinstance(failure, TilesegError):
                         raise failure from None
                 fails = 1 if self._done > before else fails + 1
-                said = last_line(failures[0])
+                said = last_line(next(iter(failures), err))
                 if fails == _TRIES:
                     msg = f"{_TRIES} times a worker was lost before any step: {said}"
                     raise LostError(msg) from err
                 logger.warning("Ray: a worker was lost, all begin again: %s", said)
-            except TrainingFailedError as err:
+            except (TrainingFailedError, *LOSSES) as err:
+                self._stop.obey(0)
                 raise self._unable(err) from err
             else:
                 return
@@ -199,8 +203,8 @@ class _Run:
                 return
             self._stop.obey(_GRACE_SECONDS)
 
-    def _unable(self, error: TrainingFailedError) -> TilesegError:
-        """Return what it means that Ray Train itself failed."""
+    def _unable(self, error: Exception) -> TilesegError:
+        """Return what it means that Ray Train itself failed, or was lost."""
         cause = getattr(error, "controller_failure", error)
         if isinstance(cause, WorkerGroupStartupTimeoutError):
             msg = (
@@ -208,8 +212,7 @@ class _Run:
                 f"{_WAIT_SECONDS} s; the same command resumes"
             )
             return LostError(msg)
-        said = last_line(cause)
-        return LostError(f"Ray Train: {said}; the same command resumes")
+        return LostError(f"Ray Train: {last_line(cause)}; the same command resumes")
 
 
 def _set_up() -> None:

@@ -89,7 +89,8 @@ class Training:
     engine: str = "local"
     """`local`, this process, or `ray`: workers that share each batch, by Ray Train."""
     workers: int | None = None
-    """Of Ray; None for one per GPU, or one on the CPU of each node."""
+    """Of Ray; None for one per GPU, or one on the CPU of each node, up to a tile
+    each."""
     overwrite: bool = False
     """Replace another model in the folder, and another training's work."""
 
