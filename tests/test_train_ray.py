@@ -21,7 +21,7 @@ from tileseg.train_settings import Training
 ray = pytest.importorskip("ray")
 train_ray = pytest.importorskip("tileseg.train_ray")
 demand = train_ray.demand
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
