@@ -23,13 +23,14 @@ CLASSES = (*OUTPUT, "classification:classes")
 SHAPE = (*INPUT, "input", "shape")
 BANDS = ("properties", "bands")
 STATISTICS = (*BANDS, 1, "statistics")
+SCENES = ("properties", "tileseg:scenes")
 QUANTILES = (*BANDS, 1, "tileseg:quantiles")
 
 
 def knowing(**changes):
     """Return a card with statistics."""
     known = tuple(statistics_of(np.linspace(0, 1 + n, 50)) for n in range(3))
-    return make_card(statistics=known, **changes)
+    return make_card(statistics=known, scenes=(known, known), **changes)
 
 
 def write_card(folder, item):
@@ -203,6 +204,11 @@ BROKEN = {
     "statistics of no pixel": changed((*STATISTICS, "count"), 0),
     "statistics without a spread": changed((*STATISTICS, "stddev"), 0),
     "a minimum of a word": changed((*STATISTICS, "minimum"), "low"),
+    "a scene of two bands": without((*SCENES, 1, 1)),
+    "a scene of other bands": changed((*SCENES, 1, 1, "name"), "nir"),
+    "a scene that says nothing": changed((*SCENES, 1), []),
+    "a scene NaN": changed((*SCENES, 1, 1, "statistics", "mean"), float("nan")),
+    "scenes, and nothing of all": without(BANDS),
     "bands a number": changed(BANDS, 3),
     "no assets": without(("assets",)),
     "no weights": without(WEIGHTS),

@@ -93,6 +93,8 @@ def cards(draw):
         size=(20, len(bands))
     )
     has_statistics = draw(st.booleans())
+    known = tuple(map(statistics_of, values.T))
+    other = tuple(map(statistics_of, values.T + 3))
     return Card(
         name=draw(WORDS),
         version=draw(WORDS),
@@ -110,7 +112,8 @@ def cards(draw):
         gsd=draw(st.none() | POSITIVE),
         weights=f"weights{KINDS[architecture.kind]}",
         about=draw(st.dictionaries(st.just("datetime") | WORDS, WORDS)),
-        statistics=tuple(map(statistics_of, values.T)) if has_statistics else None,
+        statistics=known if has_statistics else None,
+        scenes=draw(st.sampled_from([(), (known, other)])) if has_statistics else (),
     )
 
 

@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import wasserstein_distance
 
-from tileseg.drift import PERCENTS, drift, outside, powers_of_ten, statistics_of
+from tileseg.drift import (
+    PERCENTS,
+    drift,
+    nearest,
+    outside,
+    powers_of_ten,
+    statistics_of,
+)
 
 VALUES = arrays(np.float64, st.integers(2, 60), elements=st.floats(0.01, 10)).filter(
     lambda values: np.ptp(values) > 1e-3
@@ -116,3 +123,15 @@ def test_two_percent_of_a_band_are_outside_its_own_range():
 )
 def test_another_scale_is_told_in_powers_of_ten(known, seen, powers):
     assert powers_of_ten(known, seen) == powers
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), min_size=1, max_size=5), st.data())
+def test_a_scene_that_is_known_is_the_nearest(scenes, data):
+    """All bands have to be those of one scene."""
+    known = [tuple(map(statistics_of, bands)) for bands in scenes]
+    seen = data.draw(st.sampled_from(known))
+
+    assert [drift(*pair) for pair in zip(nearest(known, seen), seen, strict=True)] == [
+        0,
+        0,
+    ]

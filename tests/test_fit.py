@@ -422,6 +422,10 @@ def test_several_scenes_are_known_together(tmp_path):
         assert both.maximum == one.maximum
         assert both.median < one.median
         assert both.count > one.count
+    for scene in (dark, bright):  # each is what it knows, though not what lies between
+        assert compare(Job(input=str(scene), model=str(model))).drift == 0
+    between = make_scene(tmp_path / "c.tif", PIXELS // 4 * 3)
+    assert compare(Job(input=str(between), model=str(model))).drift > 0.2
 
 
 def test_a_scene_without_data_is_no_statistics(tmp_path):

@@ -23,7 +23,7 @@ CONFIDENCE_STEPS = 254
 _TWO = 2  # a class and its background
 _ANSWERS = ("logits", "probabilities")
 _LONGEST_NAME = 100  # of a class, letters
-_FREE = ("about", "statistics", "temperature")  # fields that change no pixel
+_FREE = ("about", "scenes", "statistics", "temperature")  # fields that change no pixel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,8 @@ class Card:
     """File name beside the card."""
     statistics: tuple[Statistics, ...] | None = None
     """Of the values it was trained on, per band; None where the card does not say."""
+    scenes: tuple[tuple[Statistics, ...], ...] = ()
+    """The same of each scene by itself, where there were several."""
     temperature: float | None = None
     """By which the logits were divided, in the weights, so that confidence is right as
     often as it says; None where that was not done."""
@@ -132,11 +134,13 @@ class Card:
 
     def _statistics_faults(self) -> list[str]:
         if self.statistics is None:
-            return []
-        if len(self.statistics) != len(self.bands):
-            bands, count = len(self.bands), len(self.statistics)
-            return [f"has statistics of {count} bands, wanted all {bands} or none"]
-        return [fault for item in self.statistics for fault in item.faults()]
+            return ["has statistics of scenes, none of all"] if self.scenes else []
+        sets, bands = (self.statistics, *self.scenes), len(self.bands)
+        for some in sets:
+            if len(some) != bands:
+                count = len(some)
+                return [f"has statistics of {count} bands, wanted all {bands} or none"]
+        return [fault for some in sets for item in some for fault in item.faults()]
 
     @property
     def left_out(self) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The values that a model knows, and how far those of a scene are from them. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, log10
 from typing import Any
@@ -13,6 +13,7 @@ __all__ = [
     "PERCENTS",
     "Statistics",
     "drift",
+    "nearest",
     "outside",
     "powers_of_ten",
     "statistics_of",
@@ -140,6 +141,21 @@ def drift(known: Statistics, seen: Statistics) -> float:
     )
     mean = np.where(left * right < 0, crossed, size) / 2
     return float(np.average(mean, weights=np.diff(PERCENTS)) / known.std)
+
+
+def nearest(
+    scenes: Sequence[Sequence[Statistics]], seen: Sequence[Statistics]
+) -> Sequence[Statistics]:
+    """Return the statistics, per band, of the scene from which those seen drift least.
+
+    A model of several sensors knows each of them, and nothing in between: together
+    their values would spread so far that even they themselves seem to have drifted.
+
+    Args:
+        scenes: at least one.
+        seen: of the same bands.
+    """
+    return min(scenes, key=lambda known: max(map(drift, known, seen)))
 
 
 def outside(known: Statistics, values: NDArray[np.floating[Any]]) -> float:

@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tileseg.area import pixel_metres
 from tileseg.card import Card
 from tileseg.drift import (
     LARGE,
-    Statistics,
     drift,
+    nearest,
     outside,
     powers_of_ten,
     statistics_of,
@@ -48,7 +47,7 @@ class Answer:
     """One line; what to do, if anything."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class BandFit:
     """One band's values beside those that the model knows."""
 
@@ -61,7 +60,8 @@ class BandFit:
     outside: float | None
     """Share of its pixels beyond the known 1 and 99 %; None without statistics."""
     drift: float | None
-    """See `drift.drift`; None without statistics."""
+    """See `drift.drift`, from the nearest scene that it knows; None without statistics.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +157,9 @@ def with_statistics(jobs: Sequence[Job]) -> Card:
         if not found[-1].shape[1]:
             msg = f"{job.href}: no valid pixel at the places looked at"
             raise UsageError(msg)
-    values = np.concatenate(found, axis=1)
-    return replace(card, statistics=tuple(map(statistics_of, values)))
+    together = tuple(map(statistics_of, np.concatenate(found, axis=1)))
+    scenes = tuple(tuple(map(statistics_of, values)) for values in found)
+    return replace(card, statistics=together, scenes=scenes if len(scenes) > 1 else ())
 
 
 def _area(job: Job, scene: Scene) -> Window | None:
@@ -278,21 +279,18 @@ def _band_fits(
     """Compare each band's values with those that the model knows; none if none are."""
     if not found.pixels.shape[1]:
         return ()
-    known = card.statistics or (None,) * len(bands)
-    facts = zip(card.bands, bands, known, found.pixels, strict=True)
-    return tuple(_band_fit(*fact) for fact in facts)
-
-
-def _band_fit(
-    name: str, band: Band, known: Statistics | None, values: NDArray[np.float32]
-) -> BandFit:
-    seen = statistics_of(values)
-    return BandFit(
-        name=name,
-        index=band.index,
-        median=seen.median,
-        outside=None if known is None else outside(known, values),
-        drift=None if known is None else drift(known, seen),
+    seen = tuple(map(statistics_of, found.pixels))
+    fits = [
+        BandFit(name, band.index, here.median, None, None)
+        for name, band, here in zip(card.bands, bands, seen, strict=True)
+    ]
+    if card.statistics is None:
+        return tuple(fits)
+    near = nearest(card.scenes or (card.statistics,), seen)
+    facts = zip(fits, card.statistics, near, seen, found.pixels, strict=True)
+    return tuple(
+        replace(fit, outside=outside(known, values), drift=drift(close, here))
+        for fit, known, close, here, values in facts
     )
 
 

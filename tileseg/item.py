@@ -5,6 +5,7 @@ What the Machine Learning Model (MLM) extension has no word for is under `tilese
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ def _more(card: Card) -> dict[str, Any]:
         more["tileseg:answers"] = card.answers
     if card.temperature is not None:
         more["tileseg:temperature"] = card.temperature
+    if card.scenes:
+        more["tileseg:scenes"] = [_described(card, scene) for scene in card.scenes]
     own = card.architecture
     if said := hyperparameters(own.parameters):
         more["mlm:hyperparameters"] = said
@@ -146,7 +149,11 @@ def _bands(card: Card) -> list[dict[str, Any]]:
     """Return STAC's word on each band: its name, and what values it had."""
     if card.statistics is None:
         return [{"name": name} for name in card.bands]
-    pairs = zip(card.bands, card.statistics, strict=True)
+    return _described(card, card.statistics)
+
+
+def _described(card: Card, values: Sequence[Statistics]) -> list[dict[str, Any]]:
+    pairs = zip(card.bands, values, strict=True)
     return [{"name": name, **item.as_json()} for name, item in pairs]
 
 
@@ -233,6 +240,10 @@ def from_stac(item: dict[str, Any]) -> Card:
         gsd=_number(properties, "tileseg:gsd"),
         weights=str(asset["href"]),
         statistics=_statistics(properties.get("bands", []), bands),
+        scenes=tuple(
+            _statistics(scene, bands) or ()
+            for scene in properties.get("tileseg:scenes", [])
+        ),
         temperature=_number(properties, "tileseg:temperature"),
         about=dict(properties.get("tileseg:about", {})),
     )

@@ -53,6 +53,8 @@ class Survey:
     """In the network's order."""
     statistics: tuple[Statistics, ...]
     """Of each band, of the training blocks."""
+    scenes: tuple[tuple[Statistics, ...], ...]
+    """The same of each scene by itself; none where there is but one."""
     gsd: float | None
     """Metres of a pixel of the first scene; None where it does not say."""
     key: str
@@ -109,7 +111,8 @@ def survey(training: Training, base: Card | None) -> Survey:
         cut = Split(training.block, training.keep, tuple(parts), closed)
         values = _values(view, cut, counts, training.seed)
     statistics = _statistics(bands, values)
-    mean, std = _scaling(training, base, statistics, values)
+    scenes = tuple(tuple(map(statistics_of, some)) for some in values if some.size)
+    mean, std = _scaling(training, base, statistics, scenes)
     samples = Samples(
         ground, cut, counts, training.tile, training.halo, mean, std,
         training.jitter, training.seed,
@@ -126,6 +129,7 @@ def survey(training: Training, base: Card | None) -> Survey:
         classes=classes,
         bands=bands,
         statistics=statistics,
+        scenes=_known(scenes),
         gsd=pixel_metres(scenes[0].geobox),
         key=_key(facts, counts),
     )
@@ -299,11 +303,19 @@ def _statistics(
     return statistics
 
 
+def _known(
+    scenes: tuple[tuple[Statistics, ...], ...],
+) -> tuple[tuple[Statistics, ...], ...]:
+    """Return the scenes whose values vary in every band; none of one only."""
+    found = tuple(bands for bands in scenes if all(band.std > 0 for band in bands))
+    return found if len(found) > 1 else ()
+
+
 def _scaling(
     training: Training,
     base: Card | None,
     statistics: Sequence[Statistics],
-    values: Sequence[NDArray[np.float32]],
+    scenes: Sequence[Sequence[Statistics]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std per band: the base's, unless told otherwise.
 
@@ -312,7 +324,6 @@ def _scaling(
     """
     if base and not training.own_scaling:
         return base.mean, base.std
-    scenes = [tuple(map(statistics_of, some)) for some in values if some.size]
     mean, std = [], []
     for all_of_it, *band in zip(statistics, *scenes, strict=True):
         mean.append(float(np.median([one.mean for one in band])))

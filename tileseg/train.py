@@ -303,5 +303,6 @@ def _card(
         gsd=found.gsd,
         about=about,
         statistics=found.statistics,
+        scenes=found.scenes,
         temperature=temperature,
     )
