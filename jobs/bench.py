@@ -46,6 +46,7 @@ PARTS = {
     "stages": "each stage alone",
     "whole": "the whole job, and its ratio to its own network alone",
     "memory": "peak memory against the scene's size",
+    "polygons": "masks to files of polygons, beside GDAL's tracer",
     "peers": "other libraries, side by side",
     "simulate": "the engines with simulated devices, disks and servers",
     "scale": "workers and receipts",

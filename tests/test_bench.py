@@ -14,7 +14,7 @@ from tileseg.errors import ExitCode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import bench
-from benchmark import memory, peers, scenes, stages, table, whole
+from benchmark import memory, peers, polygons, scenes, stages, table, whole
 from benchmark.peer.contract import Wish, place
 from benchmark.scenes import Kind
 from benchmark.setting import Setting
@@ -240,3 +240,13 @@ def test_the_memory_of_a_job_is_that_above_its_network(setting):
 
     assert 0 < row.figures["above_mb"] < row.figures["predicted_mb"]
     assert "simulated" in row.note
+
+
+@pytest.mark.slow
+def test_a_mask_becomes_the_same_polygons_by_all_means(tmp_path):
+    """Our workers, whichever format, and GDAL's tracer."""
+    rows = list(polygons.rows_of(600, 1, tmp_path))
+
+    assert len(rows) == 4
+    assert len({row.figures["polygons"] for row in rows}) == 1
+    assert all(row.figures["peak_mb"] > 50 for row in rows), "Python alone has as much"
