@@ -118,6 +118,7 @@ ORDER = (
     "evaluate",
     "scorecard",
     "footprint",
+    "onnx_facts",
     "recognise",
     "losses",
     "augment",
