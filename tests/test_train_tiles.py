@@ -6,6 +6,7 @@ Scenes whose bands are row and column (from 1) say of every pixel where it lies.
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from making import NORTH_UP, make_scene
 from rasterio.warp import calculate_default_transform, reproject
 from test_evaluate import UTM, patchy, write, write_points
@@ -175,6 +176,52 @@ def test_ground_that_another_scene_keeps_is_not_trained_on(training, tmp_path, c
             near = window.pad(4).intersect(boxes[here].window)
             assert not kept[near.slices].any()
     assert len(list(samples.batches(range(2), 4))) == 2
+
+
+def test_a_class_that_could_never_be_drawn_is_refused(training, tmp_path):
+    """All of it lies in one block of a scene on another grid, held back or not."""
+    truth, there = patchy(0, SHAPE), patchy(1, (96, 96))
+    truth[truth == 2], there[there == 2] = 0, 0
+    truth[76:86, 76:86] = 2
+    place = NORTH_UP @ Affine.translation(40.5, 40.5)
+    other = make_map(tmp_path / "other.tif", (96, 96), transform=place)
+    labels = (
+        write(tmp_path / "rock.tif", truth),
+        write(tmp_path / "none.tif", there, place=place),
+    )
+    pair = {**facts(training), "scenes": (*training.scenes, other), "labels": labels}
+    refused = []
+
+    for seed in range(6):
+        try:
+            samples = looked_at(Training(**{**pair, "seed": seed})).samples
+        except UsageError as err:
+            refused.append(str(err))
+        else:
+            ((_, drawn),) = samples.batches(range(1), 40)
+            assert (drawn == 2).any()
+
+    assert 0 < len(refused) < 6
+    for text in refused:
+        assert "class 'rock': all its labels" in text
+        assert "--seed" in text
+
+
+def test_the_card_knows_the_pixels_of_the_scene_in_the_middle_and_the_range(
+    training, tmp_path
+):
+    scenes, labels = [], []
+    for side in (6, 1, 3):
+        place = NORTH_UP @ Affine.scale(side)
+        scenes.append(make_map(tmp_path / f"{side}.tif", (64, 70), transform=place))
+        known = patchy(side, (64, 70))
+        labels.append(write(tmp_path / f"{side}_labels.tif", known, place=place))
+    several = {"scenes": tuple(scenes), "labels": tuple(labels), "test": 0.0}
+
+    found = looked_at(Training(**{**facts(training), **several}))
+
+    assert (found.gsd, found.gsd_range) == (30, (10, 60))
+    assert looked_at(training).gsd_range is None
 
 
 def test_classes_are_sought_equally_often(training, tmp_path):
