@@ -119,6 +119,7 @@ ORDER = (
     "evaluate",
     "scorecard",
     "footprint",
+    "onnx_facts",
     "recognise",
     "losses",
     "augment",

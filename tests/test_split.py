@@ -1,8 +1,10 @@
 """Which blocks are for what: fixed by a seed, fair to every class, and kept apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tileseg.errors import UsageError
@@ -117,3 +119,29 @@ def test_a_training_tile_keeps_its_distance_from_every_other_block(
     pixels = parts.parts[0].repeat(64, axis=0).repeat(64, axis=1)
     seen = window.pad(margin).intersect(Window(0, 0, *pixels.shape))
     assert (pixels[seen.slices] == TRAINING).all()
+
+
+@given(
+    seed=st.integers(0, 99), margin=st.integers(0, 5), tile=st.sampled_from([1, 4, 7])
+)
+@settings(max_examples=15, deadline=None)
+def test_a_block_has_room_where_some_free_tile_lies(seed, margin, tile):
+    """Other scenes keep boxes, too; the last row and column lie beside the scene."""
+    random = np.random.default_rng(seed)
+    corners = random.integers(0, 70, (4, 2))
+    boxes = np.hstack((corners, corners + random.integers(1, 9, (4, 2))))
+    parts = cut(patchy(5, 4, seed=seed), block=17, margin=margin, seed=seed)
+    parts = replace(parts, closed=(boxes,))
+    row, col = random.permutation(np.argwhere(parts.parts[0] == TRAINING))[0].tolist()
+    block = parts.window(row, col)
+
+    expected = np.zeros((17 + 2 * tile, 17 + 2 * tile), bool)
+    around = block.pad(tile)
+    for top in range(around.row, block.row_stop):
+        for left in range(around.col, block.col_stop):
+            window = Window(top, left, tile, tile)
+            if parts.is_free(0, window):
+                expected[window.relative_to(around).slices] = True
+
+    room = parts.room(0, row, col, tile)
+    np.testing.assert_array_equal(room, expected[block.relative_to(around).slices])

@@ -25,6 +25,7 @@ import torch
 from torch import distributed
 from tileseg.errors import PreemptedError
 from tileseg.stopping import Stop, StopSignal
+from tileseg.storage import Disk
 from tileseg.survey import survey
 from tileseg.team import Team
 from tileseg.train import _learn
@@ -35,8 +36,10 @@ facts = {key: tuple(it) if isinstance(it, list) else it for key, it in facts.ite
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=sys.argv[4], rank=rank,
     world_size=size)
-whole, halting = (Training(**{**facts, "to": facts["to"] + name}) for name in "ab")
-found, team = survey(whole, None), Team(rank, size)
+whole, halting = (
+    Training(**{**facts, "to": facts["to"] + name}).settled() for name in "ab"
+)
+found, team = survey(whole, None, Disk(whole.work)), Team(rank, size)
 _learn(whole, found, team, Stop(), lambda *_: None)
 while not halting.folder.exists():
     stop, mine = Stop(), [0]

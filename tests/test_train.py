@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from click.testing import CliRunner
 from making import make_model, make_scene
@@ -30,7 +32,7 @@ from tileseg.model import load_module
 from tileseg.stopping import Stop, StopSignal
 from tileseg.train import train
 from tileseg.train_loop import rate_at
-from tileseg.train_settings import Training
+from tileseg.train_settings import BASE_RATE, RATE, Settled, Training
 
 ROOT = Path(__file__).parents[1]
 SHAPE = 230, 170
@@ -291,6 +293,24 @@ def test_anothers_work_is_given_up_only_if_asked(training):
     assert training.folder.exists()
 
 
+def test_other_labels_are_another_training(training):
+    """Also where no count of a block says so; a file of the same bytes is the same."""
+    stopped(training)
+    path = Path(training.labels[0])
+    data = path.read_bytes()
+    with rasterio.open(path, "r+") as labels:
+        window = rasterio.windows.Window(64, 0, 32, 32)
+        dark_and_bright = labels.read(1, window=window)
+        labels.write(dark_and_bright[::-1], 1, window=window)
+
+    with pytest.raises(OtherPlanError, match="other data"):
+        train(training)
+    path.write_bytes(data)
+    train(training)
+
+    assert training.folder.exists()
+
+
 def test_a_damaged_or_hostile_checkpoint_is_refused(training):
     class Program:
         def __reduce__(self):
@@ -319,6 +339,45 @@ def test_going_on_from_a_model_with_its_scaling_and_classes(training):
     first = json.loads((training.folder / "metrics.json").read_text())["epochs"][0]
     then = json.loads((more.folder / "metrics.json").read_text())["epochs"][0]
     assert then["loss"] < first["loss"]
+
+
+def test_what_a_base_decides_is_the_bases(training, tmp_path):
+    """Nobody has to say it again; a tile and a halo of other sizes are the card's."""
+    base = make_model(tmp_path / "base", width=3, depth=1, tile=24, halo=3)
+    unsaid = dict.fromkeys(("width", "depth", "tile", "halo"))
+    more = {"base": str(base), "block": 40, "epochs": 1, "steps": 1}
+    more["classes"] = ("dark", "bright")
+
+    card = train(replace(training, **unsaid, **more))
+
+    known = read_card(base)
+    for name in ("unit", "tile", "halo", "architecture", "mean"):
+        assert getattr(card, name) == getattr(known, name), name
+    said = json.loads((training.folder / "metrics.json").read_text())["training"]
+    assert (said["width"], said["tile"], said["unit"]) == (3, 24, "reflectance")
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [("width", 8), ("depth", 3), ("tile", 64), ("halo", 2), ("unit", "dn")],
+)
+def test_what_contradicts_the_base_is_refused(training, tmp_path, name, got):
+    base = str(make_model(tmp_path / "base"))
+    known = {"width": 4, "depth": 2, "tile": 32, "halo": 4, "unit": "reflectance"}
+    asked = {**known, name: got, "base": base, "block": 64}
+
+    text = f"^{name}: got {got!r}, wanted {known[name]!r}, as {base} has; leave it out"
+    with pytest.raises(UsageError, match=text):
+        train(replace(training, **asked))
+
+
+def test_values_that_are_scaled_anew_may_be_of_another_unit(training):
+    asked = replace(training, base="base", own_scaling=True)
+    known = {"unit": "dn"}
+
+    assert asked.settled(known).unit == "dn"
+    assert replace(asked, unit="reflectance").settled(known).unit == "reflectance"
+    assert training.settled().unit == "reflectance"
 
 
 def test_going_on_with_other_classes_makes_a_new_head_only(training):
@@ -440,6 +499,33 @@ def test_the_command_line_ends_with_2_in_one_line(words, text):
     assert result.exit_code == 2
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_reference_says_every_field_and_its_default():
+    """Options by their names; what the command's help says is made of the fields."""
+    text = (ROOT / "docs" / "reference.md").read_text()
+    section = text.partition("\n## Train\n")[2].partition("\n## ")[0]
+    rows = re.findall(
+        r"^\| (`[^|]*) \| [^|]* \| ([^|]*)\|$", section, flags=re.MULTILINE
+    )
+    defaults = {item.name: item.default for item in fields(Settled)}
+    defaults["learning_rate"] = RATE
+    said = []
+
+    for names, default in rows:
+        keys = re.findall(r"`(?:--)?([a-z][a-z-_]*)", names.rpartition(";")[2])
+        keys = [key.replace("-", "_") for key in keys]
+        said += keys
+        known = [defaults[key] for key in keys if is_worth_saying(defaults[key])]
+        words = ", ".join(it if isinstance(it, str) else f"{it:g}" for it in known)
+        assert default.replace("`", "").startswith(words), keys
+
+    assert sorted(said) == sorted(defaults)
+    assert f"with `--from` {BASE_RATE:g}" in section
+
+
+def is_worth_saying(default):
+    return default not in ("", (), None, MISSING) and default is not False
 
 
 def test_an_unknown_field_of_a_file_is_refused(tmp_path):

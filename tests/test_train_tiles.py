@@ -6,12 +6,14 @@ Scenes whose bands are row and column (from 1) say of every pixel where it lies.
 import numpy as np
 import pytest
 import rasterio
+from affine import Affine
 from making import NORTH_UP, make_scene
 from rasterio.warp import calculate_default_transform, reproject
 from test_evaluate import UTM, patchy, write, write_points
 
 from tileseg.errors import InputError, UsageError
 from tileseg.split import TRAINING, VALIDATION
+from tileseg.storage import Disk
 from tileseg.survey import _scaling, _statistics, survey
 from tileseg.team import Team
 from tileseg.train_settings import Training
@@ -25,6 +27,10 @@ CLASSES = ("water", "land", "rock")
 @pytest.fixture
 def labels(tmp_path):
     return write(tmp_path / "labels.tif", patchy(0, SHAPE))
+
+
+def looked_at(training):
+    return survey(training.settled(), None, Disk(training.work))
 
 
 def make_map(path, shape=SHAPE, dtype="uint16", **more):
@@ -53,7 +59,7 @@ def places(found, tiles, labels):
 
 def test_a_step_always_draws_the_same(training):
     """Whichever step was drawn before it: so a training can go on anywhere."""
-    samples = survey(training, None).samples
+    samples = looked_at(training).samples
 
     all_of_them = list(samples.batches(range(6), 3))
 
@@ -74,12 +80,11 @@ def test_a_large_scene_does_not_drown_a_small_one(tmp_path):
         scenes.append(str(make_scene(tmp_path / name, pixels, names=("a", "b"))))
         classes = (cols // 3 % 2).astype(np.uint8)
         labels.append(write(tmp_path / f"{name}.tif", classes, tags=("x", "y")))
-    found = survey(
+    found = looked_at(
         Training(
             scenes=tuple(scenes), labels=tuple(labels), to="unused", unit="dn", tile=16,
             halo=4, block=32, validation=0.0, test=0.0,
         ),
-        None,
     )  # fmt: skip
 
     tiles = np.concatenate([x for x, _ in found.samples.batches(range(100), 8)])
@@ -90,7 +95,7 @@ def test_a_large_scene_does_not_drown_a_small_one(tmp_path):
 
 def test_a_team_shares_out_the_batches_of_one_process(training):
     """Of each step some tiles of the batch, of what is judged some of the batches."""
-    samples = survey(training, None).samples
+    samples = looked_at(training).samples
     team = [Team(rank, 3) for rank in range(3)]
 
     (whole,) = samples.batches(range(7, 8), 5)
@@ -112,7 +117,7 @@ def test_training_tiles_see_no_pixel_near_another_block_and_know_what_lies_there
     training, labels
 ):
     """Turned, mirrored, at the edges of the scene too."""
-    found = survey(training, None)
+    found = looked_at(training)
     parts = found.samples.split.parts[0].repeat(32, axis=0).repeat(32, axis=1)
     apart = {(-4, 0), (4, 0), (0, -4), (0, 4), (4, 4), (-4, -4)}
     truth = rasterio.open(labels).read(1)
@@ -150,7 +155,7 @@ def test_ground_that_another_scene_keeps_is_not_trained_on(training, tmp_path, c
     )  # fmt: skip
     pair = {"scenes": (*training.scenes, other), "labels": (*training.labels, known)}
 
-    samples = survey(Training(**{**facts(training), **pair}), None).samples
+    samples = looked_at(Training(**{**facts(training), **pair})).samples
 
     assert caplog.text.count("on another grid") == 2
     boxes = [item.scene.geobox for item in samples.ground.places]
@@ -173,6 +178,52 @@ def test_ground_that_another_scene_keeps_is_not_trained_on(training, tmp_path, c
     assert len(list(samples.batches(range(2), 4))) == 2
 
 
+def test_a_class_that_could_never_be_drawn_is_refused(training, tmp_path):
+    """All of it lies in one block of a scene on another grid, held back or not."""
+    truth, there = patchy(0, SHAPE), patchy(1, (96, 96))
+    truth[truth == 2], there[there == 2] = 0, 0
+    truth[76:86, 76:86] = 2
+    place = NORTH_UP @ Affine.translation(40.5, 40.5)
+    other = make_map(tmp_path / "other.tif", (96, 96), transform=place)
+    labels = (
+        write(tmp_path / "rock.tif", truth),
+        write(tmp_path / "none.tif", there, place=place),
+    )
+    pair = {**facts(training), "scenes": (*training.scenes, other), "labels": labels}
+    refused = []
+
+    for seed in range(6):
+        try:
+            samples = looked_at(Training(**{**pair, "seed": seed})).samples
+        except UsageError as err:
+            refused.append(str(err))
+        else:
+            ((_, drawn),) = samples.batches(range(1), 40)
+            assert (drawn == 2).any()
+
+    assert 0 < len(refused) < 6
+    for text in refused:
+        assert "class 'rock': all its labels" in text
+        assert "--seed" in text
+
+
+def test_the_card_knows_the_pixels_of_the_scene_in_the_middle_and_the_range(
+    training, tmp_path
+):
+    scenes, labels = [], []
+    for side in (6, 1, 3):
+        place = NORTH_UP @ Affine.scale(side)
+        scenes.append(make_map(tmp_path / f"{side}.tif", (64, 70), transform=place))
+        known = patchy(side, (64, 70))
+        labels.append(write(tmp_path / f"{side}_labels.tif", known, place=place))
+    several = {"scenes": tuple(scenes), "labels": tuple(labels), "test": 0.0}
+
+    found = looked_at(Training(**{**facts(training), **several}))
+
+    assert (found.gsd, found.gsd_range) == (30, (10, 60))
+    assert looked_at(training).gsd_range is None
+
+
 def test_classes_are_sought_equally_often(training, tmp_path):
     """However rare: here one in a hundred pixels is of the third class."""
     rare = np.random.default_rng(0).random(SHAPE)
@@ -181,7 +232,7 @@ def test_classes_are_sought_equally_often(training, tmp_path):
     values[rows % 3 > 0] = 255
     path = write(tmp_path / "rare.tif", values)
     changed = Training(**{**facts(training), "labels": (path,), "tile": 4, "halo": 0})
-    samples = survey(changed, None).samples
+    samples = looked_at(changed).samples
 
     (batch,) = samples.batches(range(1), 300)
 
@@ -194,7 +245,7 @@ def facts(training):
 
 
 def test_each_label_of_the_other_blocks_is_judged_once(training, labels):
-    found = survey(training, None)
+    found = looked_at(training)
     parts = found.samples.split.parts[0].repeat(32, axis=0).repeat(32, axis=1)
     truth = rasterio.open(labels).read(1)
     hole = np.zeros(SHAPE, bool)
@@ -211,7 +262,7 @@ def test_each_label_of_the_other_blocks_is_judged_once(training, labels):
 
 
 def test_so_many_tiles_are_judged_at_most_and_always_the_same(training):
-    samples = survey(training, None).samples
+    samples = looked_at(training).samples
 
     first, again = (list(samples.judged(VALIDATION, 4, 7)) for _ in range(2))
 
@@ -222,7 +273,7 @@ def test_so_many_tiles_are_judged_at_most_and_always_the_same(training):
 @pytest.mark.parametrize("block", [16, 48, 1500])
 def test_classes_are_counted_as_in_the_whole(training, labels, block):
     truth = rasterio.open(labels).read(1)
-    with survey(training, None).samples.ground.open() as view:
+    with looked_at(training).samples.ground.open() as view:
         pixels = []
         counts = count_classes(view, 0, 3, block, pixels.append)
 
@@ -246,7 +297,7 @@ def test_values_of_several_sensors_meet_in_reflectance(tmp_path, labels):
         scenes=(str(one), str(two)), labels=(labels, labels), to=str(tmp_path / "m"),
         tile=16, halo=4, block=32,
     )  # fmt: skip
-    found = survey(training, None)
+    found = looked_at(training)
     window = Window(-5, 160, 20, 24)
 
     with found.samples.ground.open() as view:
@@ -263,7 +314,7 @@ def test_values_of_several_sensors_meet_in_reflectance(tmp_path, labels):
 
 
 def test_statistics_are_those_of_the_training_blocks(training):
-    found = survey(training, None)
+    found = looked_at(training)
     parts, counts = found.samples.split.parts[0], found.samples.counts[0]
     is_used = (parts == TRAINING) & (counts.sum(axis=2) > 0)
     pixels = is_used.repeat(32, axis=0).repeat(32, axis=1)[: SHAPE[0], : SHAPE[1]]
@@ -294,7 +345,7 @@ def test_values_are_scaled_as_the_scene_in_the_middle_asks(training):
 
 
 def test_classes_are_those_that_the_labels_name(training):
-    assert tuple(name for name, _ in survey(training, None).classes) == CLASSES
+    assert tuple(name for name, _ in looked_at(training).classes) == CLASSES
 
 
 def test_labels_may_be_points(training, tmp_path):
@@ -304,7 +355,7 @@ def test_labels_may_be_points(training, tmp_path):
     points = write_points(tmp_path / "points.json", named)
     changed = Training(**{**facts(training), "labels": (points,), "classes": CLASSES})
 
-    samples = survey(changed, None).samples
+    samples = looked_at(changed).samples
 
     assert sum(some.sum() for some in samples.counts) == len(at)
     with samples.ground.open() as view:
@@ -331,14 +382,14 @@ def test_what_does_not_fit_is_said(training, tmp_path, changes, words):
     changed = Training(**{**facts(training), "scenes": (scene,), **changes})
 
     with pytest.raises(UsageError, match=words):
-        survey(changed, None)
+        looked_at(changed)
 
 
 def test_a_missing_scene_or_label_is_an_input_error(training, tmp_path):
     for name in ("scenes", "labels"):
         lost = {**facts(training), name: (str(tmp_path / "no.tif"),)}
         with pytest.raises(InputError, match=r"no\.tif"):
-            survey(Training(**lost), None)
+            looked_at(Training(**lost))
 
 
 def test_labels_that_are_numbers_only_need_names(training, tmp_path):
@@ -348,8 +399,8 @@ def test_labels_that_are_numbers_only_need_names(training, tmp_path):
     plain = {**facts(training), "labels": (path,)}
 
     with pytest.raises(UsageError, match=r"names 0 classes.*--classes"):
-        survey(Training(**plain), None)
-    found = survey(Training(**{**plain, "classes": ("a=ff0000", "b", "c")}), None)
+        looked_at(Training(**plain))
+    found = looked_at(Training(**{**plain, "classes": ("a=ff0000", "b", "c")}))
 
     assert found.classes[0] == ("a", "ff0000")
     counts = found.samples.counts[0].sum(axis=(0, 1))
@@ -364,7 +415,7 @@ def test_classes_may_be_called_otherwise(training):
     )
 
     with pytest.raises(UsageError, match="no labels of class 'ice'"):
-        survey(changed, None)
+        looked_at(changed)
 
 
 def test_labels_elsewhere_are_refused(training, tmp_path):
@@ -373,4 +424,4 @@ def test_labels_elsewhere_are_refused(training, tmp_path):
     )
 
     with pytest.raises(UsageError, match="says nothing of any pixel"):
-        survey(Training(**{**facts(training), "labels": (far,)}), None)
+        looked_at(Training(**{**facts(training), "labels": (far,)}))

@@ -1,6 +1,7 @@
 """What a job may wish of a scene: another grid, masks, a place by GCPs; whole jobs."""
 
 import warnings
+from math import nan
 
 import numpy as np
 import pytest
@@ -183,12 +184,23 @@ def test_what_is_secret_in_the_address_of_a_mask_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("gsd", "warned"), [(None, False), (10, False), (14, False), (20, True), (5, True)]
+    ("gsd", "gsd_range", "warned"),
+    [
+        (None, None, False),
+        (10, None, False),
+        (14, None, False),
+        (20, None, True),
+        (5, None, True),
+        (30, (8, 60), False),
+        (30, (14, 60), False),
+        (30, (20, 60), True),
+        (5, (3, 6), True),
+    ],
 )
 def test_pixels_of_another_size_than_the_models_are_warned_of(
-    gsd, warned, job, tmp_path, caplog
+    gsd, gsd_range, warned, job, tmp_path, caplog
 ):
-    model = make_model(tmp_path / "model", gsd=gsd)
+    model = make_model(tmp_path / "model", gsd=gsd, gsd_range=gsd_range)
 
     prepare(job(model=str(model)))
 
@@ -219,6 +231,9 @@ def test_a_card_without_a_resolution_says_none():
     assert "tileseg:gsd" not in to_stac(make_card())["properties"]
     with pytest.raises(ValueError, match="gsd > 0"):
         make_card(gsd=0)
+    for facts in ({}, {"gsd": 1}, {"gsd": 40}, {"gsd": nan}):
+        with pytest.raises(ValueError, match="gsd"):
+            make_card(**facts, gsd_range=(10, 30))
 
 
 RPC = {

@@ -23,7 +23,8 @@ CONFIDENCE_STEPS = 254
 _TWO = 2  # a class and its background
 _ANSWERS = ("logits", "probabilities")
 _LONGEST_NAME = 100  # of a class, letters
-_FREE = ("about", "scenes", "statistics", "temperature")  # fields that change no pixel
+# Fields that change no pixel.
+_FREE = ("about", "gsd_range", "scenes", "statistics", "temperature")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +60,8 @@ class Card:
     """
     gsd: float | None = None
     """Side of a pixel it was trained on, in metres; None where it does not say."""
+    gsd_range: tuple[float, float] | None = None
+    """The least and the greatest of the same, where it was trained on several."""
     weights: str = "weights.safetensors"
     """File name beside the card."""
     statistics: tuple[Statistics, ...] | None = None
@@ -125,12 +128,19 @@ class Card:
             f"needs a gsd > 0, got {self.gsd}": (
                 self.gsd is None or (isfinite(self.gsd) and self.gsd > 0)
             ),
+            f"needs a gsd_range round its gsd {self.gsd}, got {self.gsd_range}": (
+                self.gsd_range is None or self._is_range(*self.gsd_range)
+            ),
             f"has no sha256 of its weights, got {self.sha256!r}": (
                 re.fullmatch("[0-9a-f]{64}", self.sha256) is not None
             ),
         }
         faults = [fault for fault, is_good in checks.items() if not is_good]
         return faults or self._statistics_faults() or _shard_fault(self.tile, self.halo)
+
+    def _is_range(self, least: float, greatest: float) -> bool:
+        gsd = self.gsd
+        return gsd is not None and 0 < least <= gsd <= greatest and isfinite(greatest)
 
     def _statistics_faults(self) -> list[str]:
         if self.statistics is None:
@@ -151,6 +161,13 @@ class Card:
     def stride(self) -> int:
         """Side of a core in pixels."""
         return self.tile - 2 * self.halo
+
+    def gsd_near(self, side: float) -> float | None:
+        """Return, of the sides that it was trained on, the nearest one, in metres."""
+        if self.gsd is None:
+            return None
+        least, greatest = self.gsd_range or (self.gsd, self.gsd)
+        return min(max(side, least), greatest)
 
     @property
     def floats(self) -> int:

@@ -1,8 +1,11 @@
-"""A class of the mask: its value, its name and its colour."""
+"""A class of the mask: its value, its name, its colour, and its names elsewhere."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["LandClass", "color_of"]
+from tileseg.errors import UsageError
+
+__all__ = ["LandClass", "color_of", "renaming"]
 
 _COLORS = (
     "2b7bba", "1b7837", "a6d96a", "d8b365", "d7301f", "7b3294", "fdae61", "01665e",
@@ -31,3 +34,19 @@ class LandClass:
 def color_of(value: int) -> str:
     """Return RRGGBB of a class whose colour nobody names: one of twelve."""
     return _COLORS[value % len(_COLORS)]
+
+
+def renaming(texts: Iterable[str]) -> dict[str, str]:
+    """Return what each `VALUE=CLASS` says: a value or name elsewhere -> the class.
+
+    Raises:
+        UsageError: one is no such text.
+    """
+    found = {}
+    for text in texts:
+        old, equals, new = text.partition("=")
+        if not equals:
+            msg = f"--rename {text}: wanted VALUE=CLASS, as --rename 3=water"
+            raise UsageError(msg)
+        found[old.strip()] = new.strip()
+    return found

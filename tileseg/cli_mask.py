@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from tileseg.classes import renaming
 from tileseg.console import one_line_errors, results, signals, tell
 from tileseg.environment import scrub
-from tileseg.errors import UsageError
 
 __all__ = ["evaluate", "polygonize"]
 
@@ -70,21 +70,12 @@ def evaluate(
     as_json, picture = options.pop("as_json"), options.pop("picture")
     options["confidence"] = options["confidence"] or _confidence_beside(mask)
     with results(), one_line_errors():
-        renamed = dict(map(_renamed, options.pop("renamed")))
+        renamed = renaming(options.pop("renamed"))
         question = Question(mask=mask, reference=reference, renamed=renamed, **options)
         answer = compare(question)
         tell(json.dumps(answer.as_dict()) if as_json else as_text(answer))
         if picture:
             write_whole(Path(picture), as_picture(answer))
-
-
-def _renamed(text: str) -> tuple[str, str]:
-    """Return both sides of VALUE=CLASS."""
-    old, equals, new = text.partition("=")
-    if not equals:
-        msg = f"--rename {text}: wanted VALUE=CLASS"
-        raise UsageError(msg)
-    return old, new
 
 
 @click.command()

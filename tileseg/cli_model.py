@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tileseg.console import one_line_errors, results, signals, tell
+from tileseg.console import (
+    configure_logging,
+    one_line_errors,
+    results,
+    signals,
+    tell,
+)
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, worst
 from tileseg.intake import scenes_of
@@ -220,6 +226,7 @@ def import_(source: str, folder: str, **options: Any) -> None:  # noqa: ANN401  
     checkpoint of torchgeo's segmentation task, safetensors, ONNX, TorchScript or
     torch.export. What it does not say itself must be told. Afterwards only DIR is used.
     """
+    configure_logging(0, is_quiet=False)
     with results(), one_line_errors(), signals():
         # Not before: a wrong option is told without torch.
         from tileseg.adopt import Told, adopt, lay

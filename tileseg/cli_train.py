@@ -1,6 +1,7 @@
 """The command that trains a network."""
 
 import json
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -15,8 +16,17 @@ from tileseg.console import (
 )
 from tileseg.environment import scrub
 from tileseg.options import with_options, words
+from tileseg.train_settings import BASE_RATE, RATE, Settled, Training, read_training
 
 __all__ = ["train"]
+
+_DEFAULTS = {item.name: item.default for item in fields(Settled)}
+
+
+def _said(text: str, name: str, more: str = "") -> str:
+    """Return the help of an option, with a field's default and what that means."""
+    return f"{text}  [default: {_DEFAULTS[name]}{more}]"
+
 
 _TRAINING = (
     click.option(
@@ -51,12 +61,15 @@ _TRAINING = (
     click.option(
         "--unit",
         type=click.Choice(["reflectance", "dn"]),
-        help="What values are: reflectance, by GDAL's scale and offset, or as stored."
-        "  [default: reflectance]",
+        help=_said(
+            "What values are: reflectance, by GDAL's scale and offset, or as stored.",
+            "unit",
+            ", or that of --from",
+        ),
     ),
     click.option(
         "--column",
-        help="Of polygons or points: the one with the class.  [default: class]",
+        help=_said("Of polygons or points: the one with the class.", "column"),
     ),
     click.option(
         "--rename",
@@ -69,50 +82,55 @@ _TRAINING = (
         "--from",
         "base",
         metavar="DIR",
-        help="Model folder to go on from, with its scaling.",
+        help="Model folder to go on from, with its scaling, width, depth, tile and"
+        " halo.",
     ),
     click.option(
         "--own-scaling",
         is_flag=True,
         default=None,
-        help="Scale as these scenes ask, not as --from does.",
+        help="Scale as these scenes ask, not as --from does; --unit may be another.",
     ),
-    click.option("--epochs", type=int, help="At most.  [default: 10]"),
-    click.option("--steps", type=int, help="Batches in an epoch.  [default: 100]"),
-    click.option("--batch-size", type=int, help="Tiles in a batch.  [default: 8]"),
+    click.option("--epochs", type=int, help=_said("At most.", "epochs")),
+    click.option("--steps", type=int, help=_said("Batches in an epoch.", "steps")),
+    click.option(
+        "--batch-size", type=int, help=_said("Tiles in a batch.", "batch_size")
+    ),
     click.option(
         "--learning-rate",
         type=float,
-        help="The highest.  [default: 0.002, with --from 0.0005]",
+        help=f"The highest.  [default: {RATE:g}, with --from {BASE_RATE:g}]",
     ),
     click.option(
         "--block",
         type=int,
-        help="Side in pixels of the blocks that are for training, validation or test."
-        "  [default: 256]",
+        help=_said(
+            "Side in pixels of the blocks that are for training, validation or test.",
+            "block",
+        ),
     ),
     click.option(
         "--validation",
         type=float,
-        help="Share of the labels to choose the best epoch by.  [default: 0.15]",
+        help=_said("Share of the labels to choose the best epoch by.", "validation"),
     ),
     click.option(
         "--test",
         type=float,
-        help="Share of the labels to be judged by at the end.  [default: 0.15]",
+        help=_said("Share of the labels to be judged by at the end.", "test"),
     ),
     click.option(
-        "--seed", type=int, help="Of blocks, weights and tiles.  [default: 0]"
+        "--seed", type=int, help=_said("Of blocks, weights and tiles.", "seed")
     ),
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
-        help="Where the network computes.",
+        help=_said("Where the network computes.", "device"),
     ),
     click.option(
         "--engine",
         type=click.Choice(["local", "ray"]),
-        help="Who runs the workers.  [default: local, which is one]",
+        help=_said("Who runs the workers.", "engine", ", which is one"),
     ),
     click.option(
         "--workers",
@@ -149,7 +167,6 @@ def train(**options: Any) -> None:  # noqa: ANN401  (fields of a Training)
     scrub()
     from tileseg.train import summary
     from tileseg.train import train as learn
-    from tileseg.train_settings import Training, read_training
 
     with results(), one_line_errors(), signals() as stop:
         config = options.pop("config")

@@ -257,13 +257,14 @@ def _ask_dtype(
 def _ask_resolution(card: Card, scene: Scene) -> Answer:
     """Ask whether a pixel is as large as those that the model knows."""
     side = pixel_metres(scene.geobox)
-    if card.gsd is None:
+    known = card.gsd_near(side or 0)
+    if known is None:
         return Answer("resolution", "ok", "the model does not say which it knows")
     if side is None:
         text = f"the scene does not say its own; the model knows {card.gsd:g} m"
         return Answer("resolution", "warn", text)
-    factor = side / card.gsd
-    text = f"{side:.3g} m, {factor:.3g} times the {card.gsd:g} m that the model knows"
+    factor = side / known
+    text = f"{side:.3g} m, {factor:.3g} times the {known:g} m that the model knows"
     if 1 / FAR <= factor <= FAR:
         return Answer("resolution", "ok", text)
     text += ": expect a worse mask, or say resolution = 'card' in a job file"

@@ -128,6 +128,8 @@ def _more(card: Card) -> dict[str, Any]:
     more: dict[str, Any] = {}
     if card.gsd is not None:
         more["tileseg:gsd"] = card.gsd
+    if card.gsd_range is not None:
+        more["tileseg:gsd_range"] = list(card.gsd_range)
     if card.answers != "logits":
         more["tileseg:answers"] = card.answers
     if card.temperature is not None:
@@ -238,6 +240,7 @@ def from_stac(item: dict[str, Any]) -> Card:
         answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
         gsd=_number(properties, "tileseg:gsd"),
+        gsd_range=_range(properties.get("tileseg:gsd_range")),
         weights=str(asset["href"]),
         statistics=_statistics(properties.get("bands", []), bands),
         scenes=tuple(
@@ -262,6 +265,13 @@ def _statistics(
 
 def _number(properties: dict[str, Any], key: str) -> float | None:
     return None if (value := properties.get(key)) is None else float(value)
+
+
+def _range(said: list[float] | None) -> tuple[float, float] | None:
+    if said is None:
+        return None
+    least, greatest = map(float, said)
+    return least, greatest
 
 
 def _architecture(properties: dict[str, Any]) -> Architecture:

@@ -20,13 +20,18 @@ from tileseg.checkpoint import State, program_kind, read_file, unpack
 from tileseg.errors import ModelError, RefusedError, UsageError, last_line
 from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp, open_onnx
 from tileseg.item import own_file
+from tileseg.onnx_facts import onnx_facts
 from tileseg.unet import UNet
 
 __all__ = ["Found", "Hints", "recognise"]
 
-_AXES = 4  # tiles, bands, height, width
-# Set before all names by Lightning, DataParallel, torch.compile.
-_PREFIXES = ("model.", "module.", "_orig_mod.")
+_WRAPPERS = ("_orig_mod.", "module.", "model.", "net.", "network.")
+"""Set before all names by torch.compile, DataParallel, Lightning's and others' modules.
+"""
+_WITH_MORE = ("module.", "model.")
+"""Those of them that may stand beside more: a count of `AveragedModel`'s, weights of a
+loss or a metric of Lightning's."""
+_MOST_WRAPPERS = 8  # in each other: a file may say any name
 _TASKS = {
     "unet": "Unet",
     "unet++": "UnetPlusPlus",
@@ -135,14 +140,18 @@ def _weights(file: Path, data: bytes, hints: Hints) -> Found:
 
 
 def _unwrapped(state: State) -> State:
-    """Return the tensors of a network itself, without what wraps it."""
-    for prefix in _PREFIXES:
-        inner = {
+    """Return the tensors of a network itself, without what wraps it, in any order."""
+    for _ in range(_MOST_WRAPPERS):
+        counts = [sum(name.startswith(it) for name in state) for it in _WRAPPERS]
+        most = max(counts)
+        prefix = _WRAPPERS[counts.index(most)]
+        if not most or (most < len(state) and prefix not in _WITH_MORE):
+            break
+        state = {
             name.removeprefix(prefix): item
             for name, item in state.items()
             if name.startswith(prefix)
         }
-        state = inner or state
     return state
 
 
@@ -259,72 +268,11 @@ def _program(data: bytes, kind: str, hints: Hints) -> Found:
 
 
 def _onnx(data: bytes, hints: Hints) -> Found:
-    session = open_onnx(data, "cpu")
-    inputs, answers = session.get_inputs(), session.get_outputs()
-    if not (inputs and answers):
-        msg = f"takes {len(inputs)} inputs and gives {len(answers)} answers, wanted one"
-        raise ModelError(msg)
-    shape, out = list(inputs[0].shape), list(answers[0].shape)
-    kinds = {inputs[0].type, answers[0].type}
-    is_plain = len(inputs) == 1 and kinds == {"tensor(float)"}
-    if not (is_plain and len(shape) == len(out) == _AXES):
-        msg = (
-            f"takes {len(inputs)} inputs, the first {inputs[0].type} {shape}, and "
-            f"gives {answers[0].type} {out}; wanted (tiles, bands, height, width), fp32"
-        )
-        raise ModelError(msg)
-    sides = [side if isinstance(side, int) and side > 0 else None for side in shape]
-    is_last = sides[1] == sides[2] != sides[3]  # tiles are square
-    at, side = (3, 1) if is_last else (1, 2)
-    bands = sides[at] or hints.bands
-    outputs = out[at] if isinstance(out[at], int) and out[at] > 0 else hints.outputs
+    facts = onnx_facts(open_onnx(data, "cpu"))
+    bands, outputs = facts.bands or hints.bands, facts.outputs or hints.outputs
     if not (bands and outputs):
         msg = "does not say how many bands and classes it has: --bands and --classes"
         raise UsageError(msg)
-    parameters = {
-        "input": inputs[0].name,
-        "output": answers[0].name,
-        "batch": sides[0],
-        "layout": "NHWC" if is_last else "NCHW",
-    }
-    says = {"tile": sides[side]} if sides[side] else {}
-    says |= _deepness(session.get_modelmeta().custom_metadata_map)
-    architecture = Architecture("onnx", "", parameters, multiple=1, floats=1)
-    module = OnnxNetwork(data, parameters)
-    return Found(architecture, bands, outputs, data, module, says)
-
-
-def _deepness(facts: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the keys that Deepness (a plugin of QGIS) writes say, as `Told` does.
-
-    Deepness gives its networks bytes: it divides by 255, then scales by mean and std.
-    """
-    says: dict[str, Any] = {}
-    try:
-        found = {key: json.loads(text) for key, text in facts.items() if key in _KEYS}
-        if found.get("model_type", "Segmentor") != "Segmentor":
-            msg = f"is a network for a {found['model_type']}, wanted a Segmentor"
-            raise ModelError(msg)
-        if "tiles_size" in found:
-            says["tile"] = int(found["tiles_size"])
-            if "tiles_overlap" in found:  # percent of a tile
-                says["halo"] = round(says["tile"] * found["tiles_overlap"] / 200)
-        if "resolution" in found:  # centimetres
-            says["gsd"] = float(found["resolution"]) / 100
-        if "class_names" in found:
-            names = {int(key): str(name) for key, name in found["class_names"].items()}
-            says["classes"] = tuple(names[value] for value in sorted(names))
-        if {"standardization_mean", "standardization_std"} <= found.keys():
-            says["unit"] = "dn"
-            says["mean"] = tuple(255.0 * n for n in found["standardization_mean"])
-            says["std"] = tuple(255.0 * n for n in found["standardization_std"])
-    except (TypeError, ValueError, AttributeError, RecursionError) as err:
-        msg = f"its metadata cannot be read: {last_line(err)}"
-        raise ModelError(msg) from err
-    return says
-
-
-_KEYS = (
-    "model_type", "tiles_size", "tiles_overlap", "resolution", "class_names",
-    "standardization_mean", "standardization_std",
-)  # fmt: skip
+    architecture = Architecture("onnx", "", facts.parameters, multiple=1, floats=1)
+    module = OnnxNetwork(data, facts.parameters)
+    return Found(architecture, bands, outputs, data, module, facts.says)

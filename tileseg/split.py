@@ -68,10 +68,35 @@ class Split:
         there = near.coarsen(self.block).intersect(Window(0, 0, *parts.shape))
         if (parts[there.slices] != TRAINING).any():
             return False
-        top, left, bottom, right = self.closed[scene].T
-        meets = (top < near.row_stop) & (bottom > near.row)
-        meets &= (left < near.col_stop) & (right > near.col)
-        return not meets.any()
+        return not len(self._closed_in(scene, near))
+
+    def _closed_in(self, scene: int, window: Window) -> NDArray[np.int64]:
+        """Return the boxes that meet a window."""
+        boxes = self.closed[scene]
+        top, left, bottom, right = boxes.T
+        meets = (top < window.row_stop) & (bottom > window.row)
+        meets &= (left < window.col_stop) & (right > window.col)
+        return boxes[meets]
+
+    def room(self, scene: int, row: int, col: int, tile: int) -> NDArray[np.bool_]:
+        """Return of a block's pixels, (block, block), which some free tile has."""
+        near = self.window(row, col).pad(tile - 1 + self.margin)
+        corners = _sums(self._held(scene, near), tile + 2 * self.margin) == 0
+        return _sums(corners, tile) > 0
+
+    def _held(self, scene: int, window: Window) -> NDArray[np.bool_]:
+        """Return which pixels of a window no training tile may come near."""
+        parts = self.parts[scene]
+        cells = window.coarsen(self.block)
+        there = cells.intersect(Window(0, 0, *parts.shape))
+        held = np.zeros((cells.height, cells.width), bool)
+        held[there.relative_to(cells).slices] = parts[there.slices] != TRAINING
+        pixels = held.repeat(self.block, axis=0).repeat(self.block, axis=1)
+        pixels = pixels[window.relative_to(cells.scale(self.block)).slices].copy()
+        for top, left, bottom, right in self._closed_in(scene, window).tolist():
+            box = Window(top, left, bottom - top, right - left).intersect(window)
+            pixels[box.relative_to(window).slices] = True
+        return pixels
 
     def draw(
         self, scene: int, pixel: tuple[int, int], tile: int, random: np.random.Generator
@@ -102,6 +127,14 @@ class Split:
             if has_pixel and self.is_free(scene, window):
                 return window
         return None
+
+
+def _sums(values: NDArray[np.bool_], side: int) -> NDArray[np.int32]:
+    """Return the sum of each square that lies in an array, (rows - side + 1, ...)."""
+    sums = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int32)
+    sums = (sums[side:] - sums[:-side]).cumsum(axis=1, dtype=np.int32)
+    squares: NDArray[np.int32] = sums[:, side:] - sums[:, :-side]
+    return squares
 
 
 def _between(value: int, least: int, most: int) -> int:

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,13 @@ from tileseg.area import pixel_metres
 from tileseg.card import NODATA, Card
 from tileseg.drift import Statistics, statistics_of
 from tileseg.errors import UsageError
+from tileseg.identity import Identities, identify
 from tileseg.reference import named_classes
 from tileseg.scene import Scene, open_scene
 from tileseg.split import PARTS, TRAINING, Counts, Split, split
+from tileseg.storage import Storage
 from tileseg.train_overlap import boxes_in
-from tileseg.train_settings import Training, with_colors
+from tileseg.train_settings import Settled, with_colors
 from tileseg.train_tiles import (
     Ground,
     Place,
@@ -56,7 +59,13 @@ class Survey:
     scenes: tuple[tuple[Statistics, ...], ...]
     """The same of each scene by itself; none where there is but one."""
     gsd: float | None
-    """Metres of a pixel of the first scene; None where it does not say."""
+    """Metres of a pixel of the scene in the middle; None where none says."""
+    gsd_range: tuple[float, float] | None
+    """The same of the finest and the coarsest scene; None where they are alike."""
+    base: Card | None
+    """Of the model to go on from."""
+    files: Identities
+    """What the bytes of scenes and labels are."""
     key: str
     """Tells trainings apart that would not end alike."""
 
@@ -70,31 +79,33 @@ class Survey:
         }
 
 
-def survey(training: Training, base: Card | None) -> Survey:
+def survey(training: Settled, base: Card | None, work: Storage) -> Survey:
     """Look at all scenes and labels.
 
     Args:
         training: what is asked for.
         base: the card of the model to go on from.
+        work: where an earlier run may have left what it knew of the files.
 
     Raises:
         InputError: a file cannot be read.
         UsageError: scenes, labels, classes and base do not fit together.
     """
     scenes = [open_scene(path) for path in training.scenes]
+    paths = [file.path for scene in scenes for file in scene.files]
+    files = identify((*paths, *training.labels), work)
     bands = training.bands or (base.bands if base else _band_names(scenes[0]))
-    unit = _unit(training, base)
     classes = _classes(training, base)
     names = tuple(name for name, _ in classes)
     places = tuple(
         Place(scene, scene.select(bands), labels)
         for scene, labels in zip(scenes, training.labels, strict=True)
     )
-    if unit == "reflectance":
+    if training.unit == "reflectance":
         for place in places:
             check_scales(place)
     renamed = tuple(training.renaming.items())
-    ground = Ground(places, names, renamed, training.column, unit)
+    ground = Ground(places, names, renamed, training.column, training.unit)
     with ground.open() as view:
         counts = tuple(
             _counted(view, at, place, training.block, len(names))
@@ -109,37 +120,40 @@ def survey(training: Training, base: Card | None) -> Survey:
         )
         closed = _closed(places, parts, training.block)
         cut = Split(training.block, training.keep, tuple(parts), closed)
+        _check_room(view, cut, counts, names, training.tile)
         values = _values(view, cut, counts, training.seed)
     statistics = _statistics(bands, values)
-    scenes = tuple(tuple(map(statistics_of, some)) for some in values if some.size)
-    mean, std = _scaling(training, base, statistics, scenes)
+    each = tuple(tuple(map(statistics_of, some)) for some in values if some.size)
+    mean, std = _scaling(training, base, statistics, each)
     samples = Samples(
         ground, cut, counts, training.tile, training.halo, mean, std,
         training.jitter, training.seed,
     )  # fmt: skip
     facts = {
         **_training_facts(training),
+        "files": files.facts(),
         "classes": classes,
         "bands": bands,
         "base": base and asdict(base),
         "statistics": [asdict(band) for band in statistics],
     }
+    sides = _sides(scenes)
     return Survey(
         samples=samples,
         classes=classes,
         bands=bands,
         statistics=statistics,
-        scenes=_known(scenes),
-        gsd=pixel_metres(scenes[0].geobox),
+        scenes=_known(each),
+        gsd=median_low(sides) if sides else None,
+        gsd_range=(sides[0], sides[-1]) if len(set(sides)) > 1 else None,
+        base=base,
+        files=files,
         key=_key(facts, counts),
     )
 
 
 def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
-    """Return a digest of what decides the weights.
-
-    Of the data it sees statistics and where which class is, not every byte.
-    """
+    """Return a digest of what decides the weights."""
     text = json.dumps([__version__, facts])
     digest = hashlib.sha256(text.encode())
     for some in counts:
@@ -147,7 +161,7 @@ def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
     return digest.hexdigest()
 
 
-def _training_facts(training: Training) -> dict[str, Any]:
+def _training_facts(training: Settled) -> dict[str, Any]:
     """Return what can change a weight, as plain values; files' names do not."""
     aside = {"scenes", "labels", "to", "base", "overwrite"}
     aside |= {"device", "engine", "workers"}  # decide its last bits only
@@ -157,6 +171,12 @@ def _training_facts(training: Training) -> dict[str, Any]:
 def _grid(scene: Scene) -> tuple[Any, ...]:
     box = scene.geobox
     return box.crs, tuple(box.transform), box.height, box.width
+
+
+def _sides(scenes: Sequence[Scene]) -> list[float]:
+    """Return how many metres a pixel has in each scene that says so, in order."""
+    sides = (pixel_metres(scene.geobox) for scene in scenes)
+    return sorted(side for side in sides if side)
 
 
 def _closed(
@@ -192,13 +212,7 @@ def _band_names(scene: Scene) -> tuple[str, ...]:
     return found
 
 
-def _unit(training: Training, base: Card | None) -> str:
-    if base and not training.own_scaling:
-        return base.unit
-    return training.unit
-
-
-def _classes(training: Training, base: Card | None) -> tuple[tuple[str, str], ...]:
+def _classes(training: Settled, base: Card | None) -> tuple[tuple[str, str], ...]:
     """Return name and colour of each class: as asked for, the base's, or the labels'.
 
     Raises:
@@ -246,6 +260,34 @@ def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
         if not pixels:
             msg = f"no labels of class {name!r}; label some, or leave the class out"
             raise UsageError(msg)
+
+
+def _check_room(
+    view: View, cut: Split, counts: Sequence[Counts], names: Sequence[str], tile: int
+) -> None:
+    """Refuse a class of which no training tile could ever show a label.
+
+    Raises:
+        UsageError: there is one.
+    """
+    blocks = cut.blocks(TRAINING, counts).tolist()
+    for value, name in enumerate(names):
+        some = (at for at in blocks if counts[at[0]][at[1], at[2], value])
+        if not any(_has_room(view, cut, at, value, tile) for at in some):
+            msg = (
+                f"class {name!r}: all its labels for training lie on ground that is "
+                f"kept for validation or test, or within {cut.margin} pixels of it, so "
+                "it would never be seen; label more of it, or cut other blocks "
+                "(--block, --seed)"
+            )
+            raise UsageError(msg)
+
+
+def _has_room(view: View, cut: Split, at: Sequence[int], value: int, tile: int) -> bool:
+    """Return whether a free tile has a pixel of a class, of those in a block."""
+    place, row, col = at
+    is_class = view.labels(place, cut.window(row, col)) == value
+    return bool((is_class & cut.room(place, row, col, tile)).any())
 
 
 def _values(
@@ -312,7 +354,7 @@ def _known(
 
 
 def _scaling(
-    training: Training,
+    training: Settled,
     base: Card | None,
     statistics: Sequence[Statistics],
     scenes: Sequence[Sequence[Statistics]],

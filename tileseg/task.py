@@ -330,12 +330,13 @@ def _tell_of_place(scene: Scene) -> None:
 def _compare_scales(scene: Scene, card: Card) -> None:
     """Warn of pixels of another size than those that the model knows."""
     side = pixel_metres(scene.geobox)
-    if side and card.gsd and not 1 / FAR <= side / card.gsd <= FAR:
+    known = side and card.gsd_near(side)
+    if side and known and not 1 / FAR <= side / known <= FAR:
         text = (
             "%s: has pixels of %.3g m, the model knows such of %.3g m: expect a worse "
             "mask, or say resolution = 'card' in a job file"
         )
-        logger.warning(text, scene.href, side, card.gsd)
+        logger.warning(text, scene.href, side, known)
 
 
 def refuse_vanishing(**places: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tileseg.address import shown
-from tileseg.architecture import Architecture, unet
+from tileseg.architecture import unet
 from tileseg.calibrate import cool, fit_temperature, head
 from tileseg.card import Card
 from tileseg.classes import LandClass
@@ -33,7 +33,7 @@ from tileseg.task import refuse_vanishing
 from tileseg.team import ALONE, Team
 from tileseg.train_checkpoint import forget_checkpoint
 from tileseg.train_loop import Loop, Told
-from tileseg.train_settings import Training
+from tileseg.train_settings import Settled, Training
 from tileseg.unet import UNet
 
 if TYPE_CHECKING:
@@ -71,30 +71,32 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
         TilesegError: see `survey`, and `train_on_ray` of that engine.
     """
     refuse_vanishing(to=training.to)
-    if training.engine == "ray":
-        training = training.placed()
     base = _base(training)
-    found = survey(training, base)
-    _check(training, found)
-    if _is_done(training, found.key):
-        logger.info("%s: nothing to do, it is complete", training.folder)
-        return read_card(training.folder)
-    work = Disk(training.work)
+    whole = training.settled(base and _shape(base))
+    if whole.engine == "ray":
+        whole = whole.placed()
+    work = Disk(whole.work)
+    found = survey(whole, base, work)
+    _check(whole, found)
+    if _is_done(whole, found.key):
+        logger.info("%s: nothing to do, it is complete", whole.folder)
+        return read_card(whole.folder)
     with hold(work, found.key):
-        if training.overwrite:
-            forget_checkpoint(training.work, unless=found.key)
+        found.files.remember(work)
+        if whole.overwrite:
+            forget_checkpoint(whole.work, unless=found.key)
         _say(found)
-        learn = partial(_learn, training, found)
-        if training.engine == "ray":
-            _on_ray(learn, training, stop or Stop(), told)
+        learn = partial(_learn, whole, found)
+        if whole.engine == "ray":
+            _on_ray(learn, whole, stop or Stop(), told)
         else:
             learn(ALONE, stop or Stop(), told)
     work.clear()
-    return read_card(training.folder)
+    return read_card(whole.folder)
 
 
 def _learn(
-    training: Training,
+    training: Settled,
     found: Survey,
     team: Team,
     stop: Stop,
@@ -102,7 +104,7 @@ def _learn(
 ) -> None:
     """Train a network, as one of a team, and write its folder."""
     torch.manual_seed(training.seed)
-    network = _network(training, found, _base(training))
+    network = _network(training, found)
     loop = Loop(training, found, network, stop, team)
     loop.run(told)
     _finish(training, found, loop)
@@ -139,7 +141,11 @@ def summary(training: Training) -> dict[str, Any]:
 
 
 def _base(training: Training) -> Card | None:
-    """Return the card of the model to go on from, if it can be trained."""
+    """Return the card of the model to go on from.
+
+    Raises:
+        UsageError: it cannot be trained, or not on these bands.
+    """
     if not training.base:
         return None
     card = read_card(training.base_folder)
@@ -158,7 +164,16 @@ def _base(training: Training) -> Card | None:
     return card
 
 
-def _check(training: Training, found: Survey) -> None:
+def _shape(base: Card) -> dict[str, Any]:
+    """Return what a base decides of a training: fields of `Settled`."""
+    own = base.architecture.parameters
+    return {
+        "unit": base.unit, "width": own["width"], "depth": own["depth"],
+        "tile": base.tile, "halo": base.halo,
+    }  # fmt: skip
+
+
+def _check(training: Settled, found: Survey) -> None:
     """Refuse now what the card would refuse at the end.
 
     Raises:
@@ -199,19 +214,15 @@ def _say(found: Survey) -> None:
         logger.info("%s pixels: %s", part, text)
 
 
-def _architecture(training: Training, base: Card | None) -> Architecture:
-    return base.architecture if base else unet(training.width, training.depth)
-
-
-def _network(training: Training, found: Survey, base: Card | None) -> nn.Module:
+def _network(training: Settled, found: Survey) -> nn.Module:
     """Return a network with random weights, or the base's.
 
     That gets a new last layer where the classes are others.
     """
-    outputs = len(found.classes)
+    outputs, base = len(found.classes), found.base
     if base is None:
-        parameters = _architecture(training, base).parameters
-        return UNet(len(found.bands), outputs, **parameters)
+        width, depth = training.width, training.depth
+        return UNet(len(found.bands), outputs, width=width, depth=depth)
     network = load_module(training.base_folder, base)
     names = [item.name for item in base.classes]
     if base.outputs != outputs or names != [name for name, _ in found.classes]:
@@ -220,7 +231,7 @@ def _network(training: Training, found: Survey, base: Card | None) -> nn.Module:
     return network
 
 
-def _finish(training: Training, found: Survey, loop: Loop) -> None:
+def _finish(training: Settled, found: Survey, loop: Loop) -> None:
     """Calibrate and judge the best weights, and write the model folder.
 
     The card comes last: it makes a folder a model.
@@ -247,7 +258,7 @@ def _finish(training: Training, found: Survey, loop: Loop) -> None:
 
 
 def _metrics(
-    training: Training, found: Survey, loop: Loop
+    training: Settled, found: Survey, loop: Loop
 ) -> tuple[dict[str, Any], float | None]:
     """Return all that was measured, and the temperature that the logits now have."""
     progress = loop.progress
@@ -279,13 +290,12 @@ def _metrics(
 
 
 def _card(
-    training: Training, found: Survey, sha256: str, temperature: float | None
+    training: Settled, found: Survey, sha256: str, temperature: float | None
 ) -> Card:
     """Return the card of what was trained."""
     samples = found.samples
-    base = read_card(training.base_folder) if training.base else None
     about: dict[str, Any] = {"training_pixels": found.labelled()["training"]}
-    if base:
+    if base := found.base:
         about["base"] = f"{base.name}-{base.version}, {base.sha256}"
     return Card(
         name=training.folder.name,
@@ -298,9 +308,10 @@ def _card(
         halo=training.halo,
         classes=tuple(LandClass(n, *item) for n, item in enumerate(found.classes)),
         outputs=len(found.classes),
-        architecture=_architecture(training, base),
+        architecture=unet(training.width, training.depth),
         sha256=sha256,
         gsd=found.gsd,
+        gsd_range=found.gsd_range,
         about=about,
         statistics=found.statistics,
         scenes=found.scenes,

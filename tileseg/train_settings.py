@@ -1,17 +1,22 @@
 """What may be asked of a training: its fields, from wherever they come."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from tileseg.classes import color_of
+from tileseg.classes import color_of, renaming
 from tileseg.errors import UsageError
 from tileseg.fields import checked, fits, read_toml, said
 
-__all__ = ["Training", "read_training"]
+__all__ = ["BASE_RATE", "RATE", "Settled", "Training", "read_training", "with_colors"]
+
+RATE = 2e-3
+"""Peak learning rate, where nobody says one."""
+BASE_RATE = 5e-4
+"""The same from a base."""
 
 _LABEL = re.compile(r"(?P<name>[^=]+?)(?:=#?(?P<color>[0-9A-Fa-f]{6}))?")
 _MOST_CLASSES = 255
@@ -21,7 +26,10 @@ _HALOS = 4  # that go into the side of a tile, at least: as the card wants it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """A training. Every field but the first three has a default that fits most."""
+    """A training. Every field but the first three has a default that fits most.
+
+    That of `unit`, `width`, `depth`, `tile` and `halo` is the base's: see `settled`.
+    """
 
     scenes: tuple[str, ...]
     """GeoTIFFs, paths or addresses; of one sensor or several."""
@@ -34,7 +42,7 @@ class Training:
     labels name."""
     bands: tuple[str, ...] = ()
     """In the network's order; empty for all of the first scene, or the base's."""
-    unit: str = "reflectance"
+    unit: str | None = None
     """`reflectance`, by each scene's GDAL scale and offset, or `dn`, as stored."""
     column: str = "class"
     """Of polygons or points: which one says the class."""
@@ -44,13 +52,13 @@ class Training:
     """Model folder to go on from; empty for random weights."""
     own_scaling: bool = False
     """Scale as these scenes ask, not as the base does."""
-    width: int = 16
-    """Channels of the U-Net's first stage; the base's where there is one."""
-    depth: int = 4
-    """Poolings; the base's where there is one."""
-    tile: int = 128
+    width: int | None = None
+    """Channels of the U-Net's first stage."""
+    depth: int | None = None
+    """Poolings."""
+    tile: int | None = None
     """Side of a tile in pixels."""
-    halo: int = 16
+    halo: int | None = None
     """Margin of a tile that is not judged, as in segmenting."""
     epochs: int = 10
     """At most; each ends with a look at the validation blocks."""
@@ -59,7 +67,7 @@ class Training:
     batch_size: int = 8
     """Tiles in a batch."""
     learning_rate: float | None = None
-    """Peak of AdamW's; None for 2e-3, from a base 5e-4."""
+    """Peak of AdamW's; None for `RATE`, from a base `BASE_RATE`."""
     weight_decay: float = 0.01
     """AdamW's."""
     warm_up: float = 0.1
@@ -104,6 +112,7 @@ class Training:
             if (got := getattr(self, name)) is not None and not is_good(got):
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
+        renaming(self.renamed)
 
     def _limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
         """Return, for each field with limits, its test and what it wants."""
@@ -111,7 +120,6 @@ class Training:
         count = (lambda number: number >= 0), "0 or more"
         share = (lambda part: 0 <= part < 0.5), "0 or more, less than 0.5"  # noqa: PLR2004
         number = (lambda value: 0 <= value < inf), "a number, 0 or more"
-        least = self.tile + 2 * self.keep
         return {
             "scenes": ((lambda some: len(some) > 0), "a scene: --scene SCENE"),
             "labels": (
@@ -126,7 +134,6 @@ class Training:
                 lambda some: not some or _are_classes(some),
                 "2 to 255 names, each once: --classes water=2b7bba,trees",
             ),
-            "renamed": (lambda some: all("=" in text for text in some), "VALUE=CLASS"),
             "unit": (lambda unit: unit in ("reflectance", "dn"), "reflectance or dn"),
             "device": (lambda it: it in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
             "engine": (lambda engine: engine in ("local", "ray"), "local or ray"),
@@ -142,17 +149,32 @@ class Training:
             "learning_rate": (lambda rate: 0 < rate < 1, "between 0 and 1"),
             "warm_up": (lambda part: 0 <= part < 1, "0 or more, less than 1"),
             "smoothing": (lambda part: 0 <= part < 1, "0 or more, less than 1"),
-            "halo": (
-                lambda halo: 0 <= _HALOS * halo <= self.tile,
-                f"at most a quarter of the tile ({self.tile})",
-            ),
-            "block": (
-                lambda side: least <= side <= _LARGEST_BLOCK,
-                f"{least} (a tile and a margin on both sides) to {_LARGEST_BLOCK}",
-            ),
         }  # fmt: skip
 
-    def placed(self) -> "Training":
+    def settled(self, base: Mapping[str, Any] | None = None) -> "Settled":
+        """Return the same with all that a base decides: its own, or the defaults.
+
+        Args:
+            base: the model to go on from: its unit, width, depth, tile and halo.
+
+        Raises:
+            UsageError: another one is asked for, or does not go with the rest.
+        """
+        asked = {item.name: getattr(self, item.name) for item in fields(self)}
+        if base is None:
+            return Settled(**{k: it for k, it in asked.items() if it is not None})
+        for name, known in base.items():
+            if asked[name] is None:
+                asked[name] = known
+            elif asked[name] != known and not (name == "unit" and self.own_scaling):
+                msg = (
+                    f"{name}: got {asked[name]!r}, wanted {known!r}, as {self.base} has"
+                    "; leave it out, or train without --from"
+                )
+                raise UsageError(msg)
+        return Settled(**asked)
+
+    def placed(self) -> Self:
         """Return the same by paths that are the same wherever a process runs."""
         return replace(
             self,
@@ -160,11 +182,6 @@ class Training:
             to=str(self.folder.absolute()),
             base=self.base and str(self.base_folder.absolute()),
         )
-
-    @property
-    def keep(self) -> int:
-        """Pixels that training tiles keep from other blocks."""
-        return self.halo if self.margin is None else self.margin
 
     @property
     def folder(self) -> Path:
@@ -184,7 +201,7 @@ class Training:
     @property
     def rate(self) -> float:
         """Peak learning rate."""
-        return self.learning_rate or (5e-4 if self.base else 2e-3)
+        return self.learning_rate or (BASE_RATE if self.base else RATE)
 
     @property
     def names_and_colors(self) -> tuple[tuple[str, str], ...]:
@@ -194,8 +211,38 @@ class Training:
     @property
     def renaming(self) -> dict[str, str]:
         """What the labels say -> the model's class."""
-        pairs = (text.partition("=") for text in self.renamed)
-        return {old.strip(): new.strip() for old, _, new in pairs}
+        return renaming(self.renamed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled(Training):
+    """A training of which all is said that a base may decide; else these defaults."""
+
+    unit: str = "reflectance"
+    width: int = 16
+    depth: int = 4
+    tile: int = 128
+    halo: int = 16
+
+    @property
+    def keep(self) -> int:
+        """Pixels that training tiles keep from other blocks."""
+        return self.halo if self.margin is None else self.margin
+
+    def _limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+        least = self.tile + 2 * self.keep
+        return {
+            # Slots make another class, which super() without arguments does not know.
+            **super(Settled, self)._limits(),
+            "halo": (
+                lambda halo: 0 <= _HALOS * halo <= self.tile,
+                f"at most a quarter of the tile ({self.tile})",
+            ),
+            "block": (
+                lambda side: least <= side <= _LARGEST_BLOCK,
+                f"{least} (a tile and a margin on both sides) to {_LARGEST_BLOCK}",
+            ),
+        }
 
 
 def with_colors(classes: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
