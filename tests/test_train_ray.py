@@ -6,8 +6,8 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -40,6 +40,7 @@ def _our_ray():
     settings = {"RAY_TMPDIR": folder, "RAY_worker_niceness": "0"}
     settings |= {"RAY_AUTH_MODE": "disabled", "CUDA_VISIBLE_DEVICES": ""}
     settings |= {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}  # an end is seen sooner
+    settings |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # a process less to start
     with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.items():
             patch.setenv(name, value)
@@ -77,12 +78,6 @@ def losses(training):
     return [epoch["loss"] for epoch in metrics(training)["epochs"]]
 
 
-def workers():
-    """Return the processes of Ray Train's workers."""
-    ours = psutil.Process().children(recursive=True)
-    return [process for process in ours if "TrainWorker" in process.name()]
-
-
 def test_two_workers_learn_and_judge_as_one_process_does(trainings):
     alone, team = map(metrics, trainings)
 
@@ -94,17 +89,25 @@ def test_two_workers_learn_and_judge_as_one_process_does(trainings):
     assert not trainings[1].work.exists()
 
 
-def kill_first(killed):
-    """Kill the first worker to be there, while it is made ready."""
-    while not (there := workers()):
-        time.sleep(0.01)
-    there[0].kill()
-    killed.append(there[0])
+class Deadly:
+    """What kills the first worker that gets it, which does so before it begins."""
+
+    def __init__(self, mark):
+        self._mark = mark
+
+    def __reduce__(self):
+        return arrive, (self._mark,)
 
 
-def die_once(training, found, team, stop, told):
+def arrive(mark):
+    if "TrainWorker" in psutil.Process().name() and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(_gift, training, found, team, stop, told):
     """Learn, as one of a team whose second process is killed at the sixth step."""
-    mark = training.folder.with_name("died")
+    mark = training.folder.with_name("died at work")
 
     def telling(done, total):
         told(done, total)
@@ -118,18 +121,16 @@ def die_once(training, found, team, stop, told):
 def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(
     trainings, caplog, monkeypatch
 ):
-    """One is killed before it begins, and one after a checkpoint."""
+    """One is killed while it starts, and one after a checkpoint."""
     caplog.set_level("INFO")
-    monkeypatch.setattr("tileseg.train._learn", die_once)
     team = elsewhere(trainings[1], "killed")
-    killed = []
-    killer = threading.Thread(target=kill_first, args=(killed,))
-    killer.start()
-    train(team)
-    killer.join()
+    marks = [team.folder.with_name(f"died {when}") for when in ("early", "at work")]
+    deadly = partial(die_once, Deadly(marks[0]))
+    monkeypatch.setattr("tileseg.train._learn", deadly)
 
-    assert killed
-    assert team.folder.with_name("died").exists()
+    train(team)
+
+    assert all(mark.exists() for mark in marks)
     assert caplog.text.count("a worker was lost") == 2
     assert "epoch 3 of 3" in caplog.text  # told by a worker
     assert made(team) == made(trainings[1])
