@@ -161,12 +161,30 @@ def expected(scene, model_path, tmp_path_factory):
     return digests(output)
 
 
-def segment(job, progress=quiet):
-    """Run a job on the cluster; return its record, and how long it took."""
+def segment(job, progress=quiet, *, ready=False):
+    """Run a job on the cluster; return its record, and how long it took.
+
+    Args:
+        job: which.
+        progress: told how far it is.
+        ready: whether all workers are there before it begins.
+    """
     start = time.monotonic()
     with Staff() as staff:
+        if ready:
+            gather(staff, job)
         values = run(job, progress, staff).values
     return values, time.monotonic() - start
+
+
+def gather(staff, job):
+    """Wait until each worker's process is there.
+
+    Else a first one may make much of a scene before the node of another has any.
+    """
+    pool = staff.engine(job).pool
+    pool.fill()
+    ray.get([pool.hello(name) for name in pool.actors])
 
 
 def check(values, seconds, expected, folder):
@@ -267,7 +285,7 @@ def test_a_node_that_goes_is_done_without(
     def remove():
         cluster.remove_node(nodes[1], allow_graceful=is_graceful)
 
-    values, seconds = segment(task, after(task, 20, remove))
+    values, seconds = segment(task, after(task, 20, remove), ready=True)
 
     check(values, seconds, expected, tmp_path / "out")
     assert values["counts"]["worker_restarts"] >= 1
@@ -284,6 +302,7 @@ def test_a_node_that_is_frozen_is_done_without(add, job, expected, tmp_path):
             process.suspend()
 
     with Staff() as staff:
+        gather(staff, task)
         values = run(task, after(task, 20, freeze), staff).values
         before = digests(tmp_path / "out")
         for process in processes(nodes[1]):

@@ -25,7 +25,6 @@ from ray.train import (
     get_context,
 )
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from tileseg.actor import NONCE, check_folder
 from tileseg.environment import scrub
@@ -49,6 +48,9 @@ _GRACE_SECONDS = 30.0  # for the step in hand and a checkpoint, after a signal
 _WAIT_SECONDS = 1800  # for as many workers as are wanted
 _NO_RETRIES: dict[str, Any] = {"controller_failure_limit": 0}  # not in Ray's stubs
 _TRIES = 3  # without a step between them
+# Ray's class for it is not public, so it is known by its name: where Ray renames it, to
+# wait in vain counts as a lost worker and is tried again, instead of an import failing.
+_NOBODY_CAME = "WorkerGroupStartupTimeoutError"
 
 
 class Board:
@@ -142,22 +144,19 @@ class _Run:
             before = self._done
             try:
                 self._attend(self._begin())
-            except WorkerGroupError as err:
+            except TrainingFailedError as err:
                 self._stop.obey(0)
-                failures = list(err.worker_failures.values())
                 logger.debug("Ray Train: %s", err)
-                for failure in failures:
-                    if isinstance(failure, TilesegError):
-                        raise failure from None
+                said = last_line(self._loss(err))
                 fails = 1 if self._done > before else fails + 1
-                said = last_line(next(iter(failures), err))
                 if fails == _TRIES:
                     msg = f"{_TRIES} times a worker was lost before any step: {said}"
                     raise LostError(msg) from err
                 logger.warning("Ray: a worker was lost, all begin again: %s", said)
-            except (TrainingFailedError, *LOSSES) as err:
+            except LOSSES as err:
                 self._stop.obey(0)
-                raise self._unable(err) from err
+                msg = f"Ray Train: {last_line(err)}; the same command resumes"
+                raise LostError(msg) from err
             else:
                 return
 
@@ -203,16 +202,31 @@ class _Run:
                 return
             self._stop.obey(_GRACE_SECONDS)
 
-    def _unable(self, error: Exception) -> TilesegError:
-        """Return what it means that Ray Train itself failed, or was lost."""
-        cause = getattr(error, "controller_failure", error)
-        if isinstance(cause, WorkerGroupStartupTimeoutError):
-            msg = (
-                f"no {self._workers} workers with {self._share} came in "
-                f"{_WAIT_SECONDS} s; the same command resumes"
-            )
-            return LostError(msg)
-        return LostError(f"Ray Train: {last_line(cause)}; the same command resumes")
+    def _loss(self, error: TrainingFailedError) -> Exception:
+        """Return how a worker was lost, at work or while it started.
+
+        Raises:
+            LostError: not as many came as are wanted.
+            TilesegError: what a worker raised.
+        """
+        causes = _causes(error)
+        for cause in causes:
+            if isinstance(cause, TilesegError):
+                raise cause from None
+            if type(cause).__name__ == _NOBODY_CAME:
+                msg = (
+                    f"no {self._workers} workers with {self._share} came in "
+                    f"{_WAIT_SECONDS} s; the same command resumes"
+                )
+                raise LostError(msg) from error
+        return causes[0]
+
+
+def _causes(error: TrainingFailedError) -> list[Exception]:
+    """Return what befell the workers, or Ray Train before all of them worked."""
+    if isinstance(error, WorkerGroupError):
+        return [*error.worker_failures.values(), error]
+    return [getattr(error, "controller_failure", error)]
 
 
 def _set_up() -> None:
