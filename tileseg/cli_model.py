@@ -123,11 +123,12 @@ def info(folder: str) -> None:
 
     with one_line_errors():
         card = read_card(Path(folder) if folder else default_model())
-    heat = {} if card.temperature is None else {"temperature": card.temperature}
-    lines = [*card.facts().items(), *heat.items(), *card.about.items()]
+    more = {"gsd_range": card.gsd_range, "temperature": card.temperature}
+    known = {key: item for key, item in more.items() if item is not None}
+    lines = [*card.facts().items(), *known.items(), *card.about.items()]
     # ^ Pairs: free words of a card must not take a fact's place.
-    for name, known in zip(card.bands, card.statistics or (), strict=False):
-        lines.append((f"values of {name}", str(known)))
+    for name, values in zip(card.bands, card.statistics or (), strict=False):
+        lines.append((f"values of {name}", str(values)))
     width = max(len(key) for key, _ in lines)
     for key, value in lines:
         tell(f"{key:<{width}}  {_plain(value)}")

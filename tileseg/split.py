@@ -76,7 +76,8 @@ class Split:
         top, left, bottom, right = boxes.T
         meets = (top < window.row_stop) & (bottom > window.row)
         meets &= (left < window.col_stop) & (right > window.col)
-        return boxes[meets]
+        found: NDArray[np.int64] = boxes[meets]
+        return found
 
     def room(self, scene: int, row: int, col: int, tile: int) -> NDArray[np.bool_]:
         """Return of a block's pixels, (block, block), which some free tile has."""

@@ -72,7 +72,7 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
     """
     refuse_vanishing(to=training.to)
     base = _base(training)
-    whole = training.settled(base and _shape(base))
+    whole = training.settled(_shape(base) if base else None)
     if whole.engine == "ray":
         whole = whole.placed()
     work = Disk(whole.work)
