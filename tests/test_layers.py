@@ -82,6 +82,7 @@ ORDER = (
     "unite",
     "join",
     "wkb",
+    "simplify",
     "features",
     "owner",
     "lock",
@@ -173,7 +174,7 @@ OWNERS = {
         "reference",
     },
     "safetensors": {"checkpoint", "model", "recognise"},
-    "shapely": {"features", "vectors", "region", "reference"},
+    "shapely": {"features", "vectors", "region", "reference", "simplify"},
     "torch": {
         "unet",
         "kernels",

@@ -4,29 +4,40 @@ GEOS simplifies what two pieces have in common once for both (Visvalingam and Wh
 """
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from tileseg.area import pixel_metres
+from tileseg.geobox import GeoBox
 from tileseg.outlines import Outlines, in_rows
 from tileseg.vectorize import Pieces, polygonise
 from tileseg.window import Window
 from tileseg.wkb import closed
 
-__all__ = ["polygonise_simply", "simplified"]
+__all__ = ["Manner", "polygonise_simply", "simplified", "tolerance_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How pieces are made of a mask."""
+
+    nodata: Collection[int]
+    """Values that are no class: borders to them stay as they are."""
+    left_out: Collection[int] = ()
+    """Others that get no polygon: borders to them are simplified."""
+    tolerance: float | None = None
+    """See `simplified`; None for all corners."""
 
 
 def polygonise_simply(
     labels: NDArray[Any],
     confidence: NDArray[np.uint8] | None,
     window: Window,
-    *,
-    nodata: Collection[int],
-    left_out: Collection[int] = (),
-    tolerance: float | None = None,
+    manner: Manner,
 ) -> Pieces:
     """Return the pieces of one shard, as `polygonise` does, simplified if asked for.
 
@@ -34,15 +45,26 @@ def polygonise_simply(
         labels: the shard's mask, (height, width).
         confidence: the same shape; None if there is none.
         window: the shard's pixels in the scene.
-        nodata: mask values that are no class: borders to them stay as they are.
-        left_out: others that get no polygon: borders to them are simplified.
-        tolerance: see `simplified`; None for all corners.
+        manner: how.
     """
-    if tolerance is None:
+    nodata, left_out = manner.nodata, manner.left_out
+    if manner.tolerance is None:
         values = {*nodata, *left_out}
         return polygonise(labels, confidence, window, left_out=values)
     pieces = polygonise(labels, confidence, window, left_out=nodata)
-    return simplified(pieces, tolerance).without(left_out)
+    return simplified(pieces, manner.tolerance).without(left_out)
+
+
+def tolerance_of(metres: float | None, box: GeoBox) -> float | None:
+    """Return a tolerance on the ground in pixels of a shard, as large in its middle.
+
+    None for none.
+    """
+    if metres is None:
+        return None
+    side = pixel_metres(box)
+    assert side, "a scene without metres was refused"
+    return metres / side
 
 
 def simplified(pieces: Pieces, tolerance: float) -> Pieces:

@@ -21,9 +21,7 @@ _QUARTERS = 4
 """East, south, west, north are 0, 1, 2, 3: to turn right is to add."""
 
 
-def unite(
-    outlines: Outlines, group: Indices, seams: _Seams
-) -> Outlines:
+def unite(outlines: Outlines, group: Indices, seams: _Seams) -> Outlines:
     """Return one polygon for each group, in their order.
 
     Vertices on seams in the midst of a side that runs down, up or across are left out.
@@ -65,9 +63,7 @@ class _Chains:
     """(2, n), which way its first side leads, and its last, see `_way`."""
 
 
-def _loose(
-    shells: Outlines, group: Indices, seams: _Seams
-) -> tuple[_Chains, _Chains]:
+def _loose(shells: Outlines, group: Indices, seams: _Seams) -> tuple[_Chains, _Chains]:
     """Return what rings are of away from seams, and what is left of them there.
 
     The latter are chains of one pixel edge each.
@@ -150,9 +146,7 @@ def _met_twice(places: NDArray[np.int32], group: Indices) -> NDArray[np.bool_]:
     return met
 
 
-def _linked(
-    away: _Chains, along: _Chains, seams: _Seams
-) -> tuple[Outlines, Indices]:
+def _linked(away: _Chains, along: _Chains, seams: _Seams) -> tuple[Outlines, Indices]:
     """Return the rings that chains make, each alone, and the group of each."""
     points = np.concatenate([away.points, along.points])
     begins = np.concatenate([away.begins, along.begins + len(away.points)])
@@ -184,9 +178,7 @@ def _smooth(rings: Outlines, seams: _Seams) -> Outlines:
     points, after = rings.vertices, rings.after
     before = np.empty_like(after)
     before[after] = np.arange(len(after))
-    is_straight = (
-        (points == points[before]) & (points == points[after])
-    ).any(axis=1)
+    is_straight = ((points == points[before]) & (points == points[after])).any(axis=1)
     middle = np.flatnonzero(is_straight)
     is_there = np.ones(len(points), np.bool_)
     lines = (np.fromiter(line, np.int64) for line in seams)
