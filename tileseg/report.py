@@ -19,9 +19,9 @@ from tileseg.errors import TilesegError
 from tileseg.gdal import gdal_env, open_dataset
 from tileseg.glance import glance
 from tileseg.scene import Band, Scene
+from tileseg.simplify import Manner, polygonise_simply, tolerance_of
 from tileseg.sketch import Picture, Sampling, shown
 from tileseg.task import Task
-from tileseg.vectorize import polygonise
 from tileseg.window import Window
 from tileseg.wkb import closed
 
@@ -72,7 +72,7 @@ def quicklook(
         part = _labels(mask, at.relative_to(whole), (at.height, at.width))
         detail = _glance(scene, shown_bands, at, part.shape)
         _show(more[0], _rgb(detail, part == NODATA), at)
-        more[0].add_collection(_outlines(mask, at, whole, card), autolim=False)
+        more[0].add_collection(_outlines(mask, at, task), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(pixels, card), loc="outside lower center", ncols=5)
     buffer = BytesIO()
@@ -154,12 +154,16 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
     return Window(whole.row + row, whole.col + col, *side)
 
 
-def _outlines(mask: Path, at: Window, whole: Window, card: Card) -> LineCollection:
+def _outlines(mask: Path, at: Window, task: Task) -> LineCollection:
     """Return the rings of the polygons that a window meets, in their colours."""
     # A pixel more on each side: where the window cuts an area off is out of sight.
+    card, whole = task.card, task.grid.area
     seen = at.pad(1).intersect(whole)
     labels = _labels(mask, seen.relative_to(whole), (seen.height, seen.width))
-    areas = polygonise(labels, None, seen, left_out=card.left_out).areas
+    box = task.scene.geobox.crop(seen)
+    tolerance = tolerance_of(task.job.simplify, box)
+    manner = Manner(nodata=(NODATA,), left_out=card.left_out, tolerance=tolerance)
+    areas = polygonise_simply(labels, None, seen, manner).areas
     rings = closed(areas.outlines)
     lines = np.split(rings.vertices, rings.rings[1:-1])
     colors = {item.value: f"#{item.color}" for item in card.classes}
