@@ -82,6 +82,7 @@ ORDER = (
     "unite",
     "join",
     "wkb",
+    "simplify",
     "features",
     "owner",
     "lock",
@@ -178,7 +179,7 @@ OWNERS = {
         "reference",
     },
     "safetensors": {"checkpoint", "model", "recognise"},
-    "shapely": {"features", "vectors", "region", "reference"},
+    "shapely": {"features", "vectors", "region", "reference", "simplify"},
     "torch": {
         "unet",
         "kernels",

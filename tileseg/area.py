@@ -13,6 +13,7 @@ from tileseg.window import Window
 __all__ = [
     "lonlat_digits",
     "metres_per_unit",
+    "pixel_lean",
     "pixel_metres",
     "row_hectares",
     "row_metres",
@@ -74,6 +75,17 @@ def row_metres(
     _, _, across = geod.inv(*here, *beside)
     _, _, down = geod.inv(*here[:, :-1], *here[:, 1:])
     return across, down
+
+
+def pixel_lean(geobox: GeoBox) -> float:
+    """Return the cosine of the angle between the upper and the left side of a pixel.
+
+    In the plane of projected coordinates; 0 of others, as if pixels were rectangles.
+    """
+    crs, (a, b, _, d, e, _, *_) = _known(geobox.crs), geobox.transform
+    if crs is None or not crs.is_projected:
+        return 0.0
+    return float((a * b + d * e) / (hypot(a, d) * hypot(b, e)))
 
 
 def metres_per_unit(crs: str | None) -> float | None:

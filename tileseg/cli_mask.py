@@ -95,6 +95,12 @@ def evaluate(
     help="Make no polygons of this value, as of nodata; may be given several times.",
 )
 @click.option(
+    "--simplify",
+    metavar="METRES",
+    type=float,
+    help="Simplify borders by so much; neighbours keep one border.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), help="Processes.  [default: one a core]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")

@@ -25,7 +25,7 @@ from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from shapely.affinity import affine_transform
 
-from tileseg.area import lonlat_digits, row_hectares, row_metres
+from tileseg.area import lonlat_digits, pixel_lean, row_hectares, row_metres
 from tileseg.card import CONFIDENCE_STEPS
 from tileseg.errors import OutputError
 from tileseg.geobox import GeoBox
@@ -76,6 +76,18 @@ class Meaning:
     """The scene's."""
     has_confidence: bool = False
     """Whether areas say how sure they are."""
+    simplified: float | None = None
+    """Metres that borders are simplified by; None if they are as traced."""
+
+    @property
+    def description(self) -> str:
+        """What the file says of itself; empty where there is nothing to say."""
+        if self.simplified is None:
+            return ""
+        return (
+            f"Borders are simplified, tolerance {self.simplified:g} m: corners between "
+            f"two classes may cut off triangles of {self.simplified**2:g} m2"
+        )
 
 
 def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
@@ -97,13 +109,14 @@ def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
         TilesegError: whatever the areas raise.
     """
     geobox = meaning.geobox
-    transform, options = geobox.transform, {}
+    text = meaning.description
+    transform, options = geobox.transform, {"DESCRIPTION": text} if text else {}
     if path.suffix == ".geojson":
-        transform, options = _turned(geobox), _geojson(geobox)
+        transform, options = _turned(geobox), options | _geojson(geobox)
     table = _Table(areas, meaning, transform, has_boxes=path.suffix == ".parquet")
     try:
         if path.suffix == ".parquet":
-            _write_parquet(table, geobox.crs, path)
+            _write_parquet(table, geobox.crs, path, text)
         else:
             reader = pa.RecordBatchReader.from_batches(table.schema, table.batches())
             _write_ogr(reader, geobox.crs, path, layer="polygons", **options)
@@ -164,19 +177,18 @@ class _Table:
     def _attributes(self, areas: Areas) -> dict[str, Any]:
         """Return the columns but the geometry; what is not known is null."""
         count, names = len(areas), self._meaning.names
-        pixels = areas.outlines.pixels
         columns = {
             "id": np.arange(self.count + 1, self.count + count + 1),
             "class_id": areas.classes.astype(np.int32),
             "class_name": [names[value] for value in areas.classes.tolist()],
-            "area_ha": self._measure.hectares(areas.outlines, pixels),
+            "area_ha": self._measure.hectares(areas.outlines),
             "perimeter_m": self._measure.metres(areas.outlines),
         }
         self.count += count
         if self._meaning.has_confidence:
             assert areas.sureness, "areas of a mask with a confidence have one"
             total, least = areas.sureness.total, areas.sureness.least
-            columns["mean_confidence"] = total / (pixels * CONFIDENCE_STEPS)
+            columns["mean_confidence"] = total / (areas.pixels * CONFIDENCE_STEPS)
             columns["min_confidence"] = least / CONFIDENCE_STEPS
         kinds = {field.name: field.type for field in self.schema}
         return {
@@ -195,16 +207,13 @@ class _Measure:
         # Only what differs from the first row's is summed: in a plane nothing, and
         # there an area has exactly pixels x that of one.
         self._area = None if area is None else (area[0], _summed(area - area[0]))
-        self._sides = sides and (sides[0], _summed(sides[1]))
+        self._sides = sides and (sides[0], _summed(sides[1]), pixel_lean(geobox))
 
-    def hectares(
-        self, outlines: Outlines, pixels: NDArray[np.int64]
-    ) -> NDArray[np.float64] | None:
+    def hectares(self, outlines: Outlines) -> NDArray[np.float64] | None:
         if self._area is None:
             return None
         first, more = self._area
-        hectares: NDArray[np.float64] = pixels * first + outlines.area(more)
-        return hectares
+        return outlines.pixels * first + outlines.area(more)
 
     def metres(self, outlines: Outlines) -> NDArray[np.float64] | None:
         return None if self._sides is None else outlines.perimeter(*self._sides)
@@ -297,7 +306,9 @@ def _parquet_writer(path: Path, schema: Any) -> Any:  # noqa: ANN401  (pyarrow i
     return pq.ParquetWriter(path, schema, compression="zstd", store_schema=False)
 
 
-def _write_parquet(table: _Table, crs: str | None, path: Path) -> None:
+def _write_parquet(
+    table: _Table, crs: str | None, path: Path, description: str
+) -> None:
     """Write GeoParquet 1.1, with the box of each feature so that readers can skip."""
     sides = [field.name for field in _BOX]
     geometry: dict[str, Any] = {
@@ -319,6 +330,8 @@ def _write_parquet(table: _Table, crs: str | None, path: Path) -> None:
             "columns": {"geometry": geometry},
         }
         writer.add_key_value_metadata({"geo": json.dumps(facts)})
+        if description:
+            writer.add_key_value_metadata({"description": description})
 
 
 def _write_ogr(

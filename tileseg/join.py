@@ -6,14 +6,14 @@ waits for another, and their order is the same however the scene was cut.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg.outlines import Indices, ends_of
+from tileseg.outlines import Indices, ends_of, in_rows
 from tileseg.trace import components
 from tileseg.unite import unite
 from tileseg.vectorize import Areas, Pieces, Sureness
@@ -21,17 +21,22 @@ from tileseg.vectorize import Areas, Pieces, Sureness
 __all__ = ["join"]
 
 
-def join(rows: Iterable[Sequence[Pieces]]) -> Iterator[Areas]:
+def join(
+    rows: Iterable[Sequence[Pieces]], *, is_noded: bool = False
+) -> Iterator[Areas]:
     """Unite the pieces of equal class that share a pixel edge across a seam.
 
     Yields what polygonising the whole mask at once gives, nodata where a shard is
-    missing: areas by their last pixels, row-major, some at a time.
+    missing: areas by their last pixels, row-major, some at a time. Of pieces that are
+    simplified, what these are together; their corners on seams stay where they are.
 
     Args:
         rows: the pieces of each row of shards that has any, downwards; those of a row
             are as high as each other, and come from left to right.
+        is_noded: whether areas have a vertex wherever one of another is on their
+            border, as pieces that are simplified have; then rows are cut alike.
     """
-    sweep = _Sweep()
+    sweep = _Sweep(is_noded=is_noded)
     for row in rows:
         yield from sweep.take(row)
     yield from sweep.finish()
@@ -64,7 +69,8 @@ class _Line:
 class _Sweep:
     """All that is known when some rows of shards have been seen, and no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_noded: bool) -> None:
+        self._nodes = np.empty(0, np.int64) if is_noded else None  # on seams
         self._parts: list[_Part] = []
         self._open = 0  # areas
         self._line = _Line(0, np.empty(0, np.int64), np.empty(0, np.int64))
@@ -76,6 +82,9 @@ class _Sweep:
             self._seams[0].update((item.window.col, item.window.col_stop))
             self._seams[1].update((item.window.row, item.window.row_stop))
         areas = Areas.joined([item.areas for item in row])
+        if self._nodes is not None:
+            found = _on_borders(row)
+            self._nodes = np.union1d(self._nodes, found)
         first = ends_of(np.array([len(item.areas) for item in row])) + self._open
         top, bottom = (_line(row, first, side) for side in ("top", "bottom"))
         pairs = [*_beside(row, first), self._below(row[0].window.row, top)]
@@ -125,7 +134,21 @@ class _Sweep:
         if not is_whole.all():
             made.append(_unite(areas.take(~is_whole), group[~is_whole], self._seams))
         areas = Areas.joined(made)
-        yield areas.take(np.argsort(areas.outlines.last_pixels))
+        if self._nodes is not None:
+            noded = areas.outlines.with_vertices(self._nodes)
+            areas = replace(areas, outlines=noded)
+        yield areas.take(np.argsort(areas.last))
+
+
+def _on_borders(row: Sequence[Pieces]) -> Indices:
+    """Return the vertices on the borders of shards, numbered by `in_rows`."""
+    found = list[NDArray[np.int32]]()
+    for item in row:
+        box, vertices = item.window, item.areas.outlines.vertices
+        borders = (box.col, box.col_stop), (box.row, box.row_stop)
+        on = [np.isin(vertices[:, axis], lines) for axis, lines in enumerate(borders)]
+        found.append(vertices[on[0] | on[1]])
+    return in_rows(np.concatenate(found))
 
 
 def _line(row: Sequence[Pieces], first: Indices, side: str) -> _Line:
@@ -153,10 +176,13 @@ def _beside(row: Sequence[Pieces], first: Indices) -> Iterator[Indices]:
 def _unite(areas: Areas, group: Indices, seams: tuple[set[int], set[int]]) -> Areas:
     """Return one area for each group of pieces, of which none is whole."""
     _, first, group = np.unique(group, return_index=True, return_inverse=True)
-    sure = areas.sureness
+    sure, last = areas.sureness, areas.last[first]
+    np.maximum.at(last, group, areas.last)
+    pixels = np.bincount(group, areas.pixels).astype(np.int64)
     if sure:
         least = sure.least[first]
         np.minimum.at(least, group, sure.least)
         total = np.bincount(group, sure.total).astype(np.int64)
         sure = Sureness(total, least)
-    return Areas(unite(areas.outlines, group, seams), areas.classes[first], sure)
+    outlines = unite(areas.outlines, group, seams)
+    return Areas(outlines, areas.classes[first], pixels, last, sure)

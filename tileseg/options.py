@@ -119,6 +119,12 @@ _OPTIONS = (
         help="Also make polygons.<format>.",
     ),
     click.option(
+        "--simplify",
+        type=float,
+        metavar="METRES",
+        help="Simplify their borders by so much; neighbours keep one border.",
+    ),
+    click.option(
         "--scale",
         type=float,
         help="reflectance = stored value * scale + offset.  [default: the file's tags]",

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,14 +22,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg.area import lonlat_digits
+from tileseg.area import lonlat_digits, pixel_metres
 from tileseg.errors import InputError, LostError, OutputError, UsageError
 from tileseg.features import FORMATS, Meaning, write_features
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.join import join
 from tileseg.reference import class_tags
-from tileseg.vectorize import Pieces, polygonise
+from tileseg.simplify import Manner, polygonise_simply, tolerance_of
+from tileseg.vectorize import Pieces
 from tileseg.window import Window
 
 __all__ = ["Wish", "polygonize", "windows"]
@@ -54,6 +56,8 @@ class Wish:
     """A confidence raster of the mask's grid."""
     without: tuple[int, ...] = field(default=())
     """Values that get no polygons, beside nodata."""
+    simplify: float | None = None
+    """Metres on the ground that borders are simplified by; None for not."""
     workers: int = 1
     """Processes."""
     overwrite: bool = False
@@ -85,14 +89,20 @@ def polygonize(wish: Wish) -> int:
     _check(wish, raster)
     tagged, most = raster.names, np.iinfo(raster.dtype).max
     names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
-    meaning = Meaning(names, raster.box, has_confidence=wish.confidence is not None)
+    meaning = Meaning(
+        names,
+        raster.box,
+        has_confidence=wish.confidence is not None,
+        simplified=wish.simplify,
+    )
     try:
         place = wish.output.absolute().parent
         # Beside the file, and moved to its place when it is whole.
         with TemporaryDirectory(prefix=".tileseg-", dir=place) as folder:
             made = Path(folder) / wish.output.name
             with _rows(wish, raster) as rows:
-                count = write_features(join(rows), meaning, made)
+                areas = join(rows, is_noded=wish.simplify is not None)
+                count = write_features(areas, meaning, made)
             made.replace(wish.output)
     except OSError as err:
         msg = f"{wish.output}: cannot be written: {err.strerror or err}"
@@ -108,6 +118,10 @@ def windows(box: GeoBox, block: tuple[int, int]) -> Iterator[list[Window]]:
         rows, columns = max(1, _SIDE**2 // box.width), box.width
     sides = zip((rows, columns), block, strict=True)
     high, wide = (-(-side // unit) * unit for side, unit in sides)
+    return _cut(box, high, wide)
+
+
+def _cut(box: GeoBox, high: int, wide: int) -> Iterator[list[Window]]:
     for row in range(0, box.height, high):
         yield [
             Window(row, col, high, wide).intersect(box.window)
@@ -154,6 +168,7 @@ def _check(wish: Wish, raster: _Raster) -> None:
             "GeoJSON is in: choose another format"
         )
         raise UsageError(msg)
+    _check_metres(wish, raster.box)
     if wish.output.exists() and not wish.overwrite:
         msg = f"{wish.output}: is there already; --overwrite replaces it"
         raise UsageError(msg)
@@ -164,11 +179,29 @@ def _check(wish: Wish, raster: _Raster) -> None:
             raise UsageError(msg)
 
 
+def _check_metres(wish: Wish, box: GeoBox) -> None:
+    """Refuse to simplify by what is no length on the ground."""
+    if wish.simplify is None:
+        return
+    if not 0 < wish.simplify < inf:
+        msg = f"--simplify {wish.simplify}: wanted metres, more than 0"
+        raise UsageError(msg)
+    if pixel_metres(box) is None:
+        msg = (
+            f"{wish.mask}: its CRS does not say how long a metre is, which --simplify "
+            "is in: give the mask a CRS, or leave --simplify out"
+        )
+        raise UsageError(msg)
+
+
 @contextmanager
 def _rows(wish: Wish, raster: _Raster) -> Iterator[Iterator[list[Pieces]]]:
     """Yield the pieces of each row of windows, made by so many processes."""
     make = partial(_pieces, wish, raster)
     rows = windows(raster.box, raster.block)
+    if wish.simplify is not None:
+        # Corners on their borders stay: not where depends on how the mask is stored.
+        rows = _cut(raster.box, _SIDE, _SIDE)
     if wish.workers == 1:
         yield ([make(window) for window in row] for row in rows)
         return
@@ -212,15 +245,20 @@ def _made(
 def _pieces(wish: Wish, raster: _Raster, window: Window) -> Pieces:
     """Return the pieces of one window."""
     labels = _read(wish.mask, window)
-    left_out = list(wish.without)
+    nodata = list[int]()
     if raster.nodata is not None and _is_class(raster.nodata, raster.dtype):
-        left_out.append(int(raster.nodata))
+        nodata.append(int(raster.nodata))
     if raster.is_masked:
         is_valid = _read(wish.mask, window, masks=True)
         labels = np.where(is_valid, labels.astype(np.int32), _MASKED)
-        left_out.append(_MASKED)
+        nodata.append(_MASKED)
     confidence = _read(wish.confidence, window) if wish.confidence else None
-    return polygonise(labels, confidence, window, left_out=left_out)
+    manner = Manner(
+        nodata=nodata,
+        left_out=wish.without,
+        tolerance=tolerance_of(wish.simplify, raster.box.crop(window)),
+    )
+    return polygonise_simply(labels, confidence, window, manner)
 
 
 def _is_class(value: float, dtype: str) -> bool:

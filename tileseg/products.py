@@ -110,5 +110,7 @@ def _vectorize(
         {item.value: item.name for item in task.card.classes},
         task.scene.geobox,
         has_confidence="confidence" in task.job.layers,
+        simplified=task.job.simplify,
     )
-    write_features(join(rows), meaning, path)
+    areas = join(rows, is_noded=task.job.simplify is not None)
+    write_features(areas, meaning, path)

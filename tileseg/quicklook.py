@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
 from tileseg.glance import labels_of, stretched, try_glance
+from tileseg.simplify import Manner, polygonise_simply, tolerance_of
 from tileseg.sketch import Picture, Sampling, shown
 from tileseg.task import Task
-from tileseg.vectorize import polygonise
 from tileseg.window import Window
 from tileseg.wkb import closed
 
@@ -66,7 +66,7 @@ def quicklook(
         part = labels_of(mask, at.relative_to(whole), (at.height, at.width))
         detail = try_glance(scene, shown(scene, task.bands), at, part.shape)
         _show(more[0], stretched(detail, part == NODATA), at)
-        more[0].add_collection(_outlines(mask, at, whole, card), autolim=False)
+        more[0].add_collection(_outlines(mask, at, task), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(pixels, card), loc="outside lower center", ncols=5)
     buffer = BytesIO()
@@ -114,12 +114,16 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
     return Window(whole.row + row, whole.col + col, *side)
 
 
-def _outlines(mask: Path, at: Window, whole: Window, card: Card) -> LineCollection:
+def _outlines(mask: Path, at: Window, task: Task) -> LineCollection:
     """Return the rings of the polygons that a window meets, in their colours."""
     # A pixel more on each side: where the window cuts an area off is out of sight.
+    card, whole = task.card, task.grid.area
     seen = at.pad(1).intersect(whole)
     labels = labels_of(mask, seen.relative_to(whole), (seen.height, seen.width))
-    areas = polygonise(labels, None, seen, left_out=card.left_out).areas
+    box = task.scene.geobox.crop(seen)
+    tolerance = tolerance_of(task.job.simplify, box)
+    manner = Manner(nodata=(NODATA,), left_out=card.left_out, tolerance=tolerance)
+    areas = polygonise_simply(labels, None, seen, manner).areas
     rings = closed(areas.outlines)
     lines = np.split(rings.vertices, rings.rings[1:-1])
     colors = {item.value: f"#{item.color}" for item in card.classes}

@@ -88,6 +88,8 @@ class Job:
     """Also make entropy.tif: 0 for one certain class, 1 where all are as probable."""
     polygons: str = ""
     """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
+    simplify: float | None = None
+    """Metres on the ground that their borders are simplified by; None for not."""
     scale: float | None = None
     """physical = stored * scale + offset; None for the file's own tags."""
     offset: float | None = None
@@ -147,6 +149,9 @@ class Job:
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
         self._check_inputs()
+        if self.simplify is not None and not self.polygons:
+            msg = "simplify: means nothing without polygons; give both"
+            raise UsageError(msg)
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
             raise UsageError(msg)
@@ -238,6 +243,7 @@ class Job:
                 lambda name: name in ("", *formats),
                 one_of(*formats)[1],
             ),
+            "simplify": (lambda metres: 0 < metres < inf, "metres, more than 0"),
             "workers": positive,
             "batch_size": positive,
             "shard": positive,

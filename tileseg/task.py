@@ -107,6 +107,7 @@ class Task:
             "network": job.network,
             "batch_size": job.batch_size,
             "products": products,
+            "simplify": job.simplify,
             "versions": versions(polygons=bool(job.polygons)),
         }
 
@@ -145,7 +146,7 @@ def versions(*, polygons: bool = False) -> dict[str, str]:
     """Return the versions of the packages that decide the products' bytes."""
     packages = ["tileseg", "torch", "numpy", "rasterio"]
     if polygons:
-        packages += ["pyogrio", "pyarrow"]
+        packages += ["pyogrio", "pyarrow", "shapely"]
     return {name: _version(name) for name in packages}
 
 
@@ -196,6 +197,12 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         raise UsageError(msg)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
+    if job.simplify and pixel_metres(scene.geobox) is None:
+        msg = (
+            f"{job.href}: its CRS does not say how long a metre is, which --simplify "
+            "is in: give the scene a CRS, or leave --simplify out"
+        )
+        raise UsageError(msg)
     for card in ensemble.cards:
         _compare_scales(scene, card)
     card, wanted = ensemble.card, ensemble.bands

@@ -14,14 +14,17 @@ from tileseg.outlines import Indices, Outlines, cycles, ends_of, in_rows, spread
 
 __all__ = ["unite"]
 
-_STEPS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.int32)
-"""East, south, west, north: to turn right is to add one."""
+_Seams = tuple[Collection[int], Collection[int]]
+"""Columns and rows of pixels that seams are before."""
+
+_QUARTERS = 4
+"""East, south, west, north are 0, 1, 2, 3: to turn right is to add."""
 
 
-def unite(
-    outlines: Outlines, group: Indices, seams: tuple[Collection[int], Collection[int]]
-) -> Outlines:
+def unite(outlines: Outlines, group: Indices, seams: _Seams) -> Outlines:
     """Return one polygon for each group, in their order.
+
+    Vertices on seams in the midst of a side that runs down, up or across are left out.
 
     Args:
         outlines: polygons, each cut off at seams and with a side on one.
@@ -30,7 +33,7 @@ def unite(
     """
     counts = np.diff(outlines.polygons)
     shells = outlines.of_rings(outlines.polygons[:-1], np.ones_like(counts))
-    rings, owner = _linked(*_loose(shells, group, seams))
+    rings, owner = _linked(*_loose(shells, group, seams), seams)
     # Holes stay: what is enclosed within seams does not reach them.
     holes = outlines.of_rings(
         spread(outlines.polygons[:-1] + 1, counts - 1), np.ones(sum(counts - 1), int)
@@ -38,9 +41,8 @@ def unite(
     is_hole = np.concatenate([rings.pixels < 0, np.ones(len(holes), np.bool_)])
     rings = Outlines.joined([rings, holes])
     owner = np.concatenate([owner, np.repeat(group, counts - 1)])
-    begins = in_rows(rings.vertices[rings.rings[:-1]])
-    order = np.lexsort((begins, is_hole, owner))
-    return rings.of_rings(order, np.bincount(owner))
+    order = np.lexsort((is_hole, owner))
+    return rings.of_rings(order, np.bincount(owner)).begun()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,18 +59,17 @@ class _Chains:
     """(n,), what it is a part of."""
     end: NDArray[np.int32]
     """(n, 2), where its last side ends."""
-    ways: Indices
-    """(2, n), which way its first side leads, and its last."""
+    ways: NDArray[np.float64]
+    """(2, n), which way its first side leads, and its last, see `_way`."""
 
 
-def _loose(
-    shells: Outlines, group: Indices, seams: tuple[Collection[int], Collection[int]]
-) -> tuple[_Chains, _Chains]:
+def _loose(shells: Outlines, group: Indices, seams: _Seams) -> tuple[_Chains, _Chains]:
     """Return what rings are of away from seams, and what is left of them there.
 
     The latter are chains of one pixel edge each.
     """
-    points, on_seam = shells.vertices, _on_seams(shells, seams)
+    points = shells.vertices
+    on_seam = _on_seams(points, points[shells.after], seams)
     # Rings begin anew, so that each ends with a side on a seam.
     last = np.maximum.reduceat(
         np.where(on_seam, np.arange(len(points)), -1), shells.rings[:-1]
@@ -77,7 +78,7 @@ def _loose(
     points, on_seam = shells.vertices, on_seam[turned]
     owner = np.repeat(group, np.diff(shells.rings))
     side = points[shells.after] - points
-    way = np.where(side[:, 0], 1 - np.sign(side[:, 0]), 2 - np.sign(side[:, 1]))
+    way = _way(side)
     # Pieces of one group may touch at a corner anywhere: there chains end, too.
     touches = _met_twice(points, owner)
     begins = np.flatnonzero(~on_seam & (touches | np.append(True, on_seam[:-1])))
@@ -93,7 +94,7 @@ def _loose(
     lengths = abs(side[on_seam]).sum(axis=1)
     edge = np.repeat(np.flatnonzero(on_seam), lengths)
     nth = spread(np.zeros_like(lengths), lengths).astype(np.int32)
-    step = _STEPS[way[edge]]
+    step = np.sign(side[edge])
     starts = points[edge] + nth[:, None] * step
     left = _met_once(starts, step, owner[edge])
     edge, starts, step = edge[left], starts[left], step[left]
@@ -104,15 +105,22 @@ def _loose(
 
 
 def _on_seams(
-    shells: Outlines, seams: tuple[Collection[int], Collection[int]]
+    ends: NDArray[np.int32], others: NDArray[np.int32], seams: _Seams
 ) -> NDArray[np.bool_]:
-    """Return which sides lie on a seam, by the vertices where they begin."""
-    on_seam = np.empty(len(shells.vertices), np.bool_)
-    # Sides that run down or up, and those that run across, take turns.
-    for nth, lines in enumerate(seams):
-        places = shells.vertices[nth::2, nth]
-        on_seam[nth::2] = np.isin(places, np.fromiter(lines, np.int64))
+    """Return which lines between two places, (m, 2) each, run along a seam."""
+    on_seam = np.zeros(len(ends), np.bool_)
+    for axis, lines in enumerate(seams):
+        along = np.flatnonzero(ends[:, axis] == others[:, axis])
+        places = ends[along, axis]
+        on_seam[along] |= np.isin(places, np.fromiter(lines, np.int64))
     return on_seam
+
+
+def _way(sides: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return which way sides, (m, 2), lead: quarters of a turn from east to south."""
+    x, y = sides.T.astype(np.float64)
+    way: NDArray[np.float64] = np.arctan2(y, x) * (2 / np.pi) % _QUARTERS
+    return way
 
 
 def _met_once(
@@ -138,37 +146,43 @@ def _met_twice(places: NDArray[np.int32], group: Indices) -> NDArray[np.bool_]:
     return met
 
 
-def _linked(away: _Chains, along: _Chains) -> tuple[Outlines, Indices]:
+def _linked(away: _Chains, along: _Chains, seams: _Seams) -> tuple[Outlines, Indices]:
     """Return the rings that chains make, each alone, and the group of each."""
     points = np.concatenate([away.points, along.points])
     begins = np.concatenate([away.begins, along.begins + len(away.points)])
     counts = np.concatenate([away.counts, along.counts])
     group = np.concatenate([away.group, along.group])
     first, last = np.concatenate([away.ways, along.ways], axis=1)
-    x, y = np.concatenate([away.end, along.end]).T
-    ends = np.lexsort((last, x, y, group))
     x, y = points[begins].T
-    # Where a group touches itself two end and two begin: each goes on to the right.
-    starts = np.lexsort(((first - 1) % len(_STEPS), x, y, group))
+    starts = np.lexsort((first, x, y, group))
+    place = np.stack([x, y, group])[:, starts]
+    is_new = np.append(True, (place[:, 1:] != place[:, :-1]).any(axis=0))
+    leftmost = first[starts][is_new][np.cumsum(is_new) - 1]
+    x, y = np.concatenate([away.end, along.end]).T
+    ends = np.lexsort((x, y, group))
+    # Where a group touches itself two end and two begin: each goes on to the right, to
+    # the next one on the left of where it came from.
+    back = (last[ends] + 2 - leftmost) % _QUARTERS
+    ends = ends[np.lexsort((back, np.cumsum(is_new)))]
     follow = np.empty_like(starts)
     follow[ends] = starts
     order, stops = cycles(follow)
     lengths = np.add.reduceat(counts[order], stops[:-1])
     vertices = points[spread(begins[order], counts[order])]
     rings = Outlines(vertices, ends_of(lengths), np.arange(len(stops)))
-    return _canonical(rings), group[order[stops[:-1]]]
+    return _smooth(rings, seams), group[order[stops[:-1]]]
 
 
-def _canonical(rings: Outlines) -> Outlines:
-    """Return rings without vertices in the midst of a side, begun where they should."""
+def _smooth(rings: Outlines, seams: _Seams) -> Outlines:
+    """Return rings without vertices on seams in the midst of a straight side."""
     points, after = rings.vertices, rings.after
     before = np.empty_like(after)
     before[after] = np.arange(len(after))
-    is_corner = (points[before] != points[after]).all(axis=1)
-    counts = np.add.reduceat(is_corner.astype(np.int64), rings.rings[:-1])
-    rings = Outlines(points[is_corner], ends_of(counts), rings.polygons)
-    places = in_rows(rings.vertices)
-    is_upright = rings.vertices[:, 0] == rings.vertices[rings.after, 0]
-    places[~is_upright] = np.iinfo(np.int64).max
-    least = np.minimum.reduceat(places, rings.rings[:-1])
-    return rings.begun_at(np.flatnonzero(places == np.repeat(least, counts)))[0]
+    is_straight = ((points == points[before]) & (points == points[after])).any(axis=1)
+    middle = np.flatnonzero(is_straight)
+    is_there = np.ones(len(points), np.bool_)
+    lines = (np.fromiter(line, np.int64) for line in seams)
+    for axis, line in enumerate(lines):
+        is_there[middle[np.isin(points[middle, axis], line)]] = False
+    counts = np.add.reduceat(is_there.astype(np.int64), rings.rings[:-1])
+    return Outlines(points[is_there], ends_of(counts), rings.polygons)

@@ -13,7 +13,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg.outlines import Outlines, ends_of
+from tileseg.outlines import Indices, Outlines, ends_of
 from tileseg.trace import Spans, trace
 from tileseg.window import Window
 
@@ -41,6 +41,10 @@ class Areas:
     """(n,), in scene pixels."""
     classes: NDArray[Any]
     """(n,) values of the mask."""
+    pixels: Indices
+    """(n,) how many are connected, whatever the outlines are simplified to."""
+    last: Indices
+    """(n,) numbers that grow with the last of these pixels, row by row."""
     sureness: Sureness | None = None
     """None if there is no confidence."""
 
@@ -53,7 +57,10 @@ class Areas:
         known = [part.sureness for part in parts if part.sureness]
         return cls(
             Outlines.joined([part.outlines for part in parts]),
-            np.concatenate([part.classes for part in parts]),
+            *(
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("classes", "pixels", "last")
+            ),
             Sureness(
                 np.concatenate([item.total for item in known]),
                 np.concatenate([item.least for item in known]),
@@ -68,6 +75,8 @@ class Areas:
         return Areas(
             self.outlines.take(index),
             self.classes[index],
+            self.pixels[index],
+            self.last[index],
             sure and Sureness(sure.total[index], sure.least[index]),
         )
 
@@ -100,6 +109,8 @@ class Pieces:
             "rings": np.diff(outlines.rings),
             "polygons": np.diff(outlines.polygons),
             "classes": areas.classes,
+            "pixels": areas.pixels,
+            "last": areas.last,
             **{side: getattr(self, side) for side in _BORDERS},
         }
         if sure:
@@ -124,9 +135,19 @@ class Pieces:
             ends_of(known["polygons"]),
         )
         sure = Sureness(known["total"], known["least"]) if "total" in known else None
+        numbers = (known[name] for name in ("classes", "pixels", "last"))
         borders = {side: known[side] for side in _BORDERS}
         window = Window(*known["window"].tolist())
-        return cls(Areas(outlines, known["classes"], sure), window, **borders)
+        return cls(Areas(outlines, *numbers, sure), window, **borders)
+
+    def without(self, values: Collection[int]) -> "Pieces":
+        """Return them but for those of some classes."""
+        is_left = np.isin(self.areas.classes, list(values), invert=True)
+        # Of each piece, and of none: -1 is the last.
+        number = np.append(np.where(is_left, np.cumsum(is_left) - 1, -1), -1)
+        borders = (number[getattr(self, side)] for side in _BORDERS)
+        kept = self.areas.take(is_left)
+        return Pieces(kept, self.window, *(it.astype(np.int32) for it in borders))
 
 
 def polygonise(
@@ -148,10 +169,12 @@ def polygonise(
     """
     spans = Spans.of(*_with_margin(labels, left_out))
     outlines, numbers = trace(spans), spans.piece[spans.number[1:-1, 1:-1]]
+    outlines = outlines.moved(window.col, window.row)
     first = spans.labels.ravel()[spans.first]
     sure = None if confidence is None else _sureness(spans, confidence)
+    pixels, last = outlines.pixels.astype(np.int64), outlines.last_pixels
     return Pieces(
-        Areas(outlines.moved(window.col, window.row), first.astype(labels.dtype), sure),
+        Areas(outlines, first.astype(labels.dtype), pixels, last, sure),
         window,
         top=numbers[0],
         bottom=numbers[-1],

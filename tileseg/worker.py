@@ -38,9 +38,9 @@ from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import LAYERS, is_remote
 from tileseg.shelf import cut
+from tileseg.simplify import Manner, polygonise_simply, tolerance_of
 from tileseg.sketch import Sketch
 from tileseg.task import Task
-from tileseg.vectorize import polygonise
 
 __all__ = ["Recipe", "Worker"]
 
@@ -72,6 +72,8 @@ class Recipe:
     layers: tuple[str, ...]
     """What is made of each pixel beside its class."""
     polygons: bool
+    simplify: float | None
+    """Metres that their borders are simplified by."""
     folder: str
     """The plan's directory, wherever it is."""
     hosts: tuple[str, ...] = ()
@@ -95,6 +97,7 @@ class Recipe:
             batch=ledger.plan.resolved["batch_size"],
             layers=task.job.layers,
             polygons=bool(task.job.polygons),
+            simplify=task.job.simplify,
             folder=ledger.folder.address,
             hosts=task.job.hosts,
         )
@@ -297,12 +300,14 @@ class Worker:
         return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
 
     def _write_pieces(self, shard: Shard, rows: LabelRows) -> Artifact:
-        pieces = polygonise(
-            rows.labels,
-            rows.confidence,
-            self._recipe.grid.pixels(shard),
+        window = self._recipe.grid.pixels(shard)
+        box = self._recipe.scene.geobox.crop(window)
+        manner = Manner(
+            nodata=(NODATA,),
             left_out=self._recipe.card.left_out,
+            tolerance=tolerance_of(self._recipe.simplify, box),
         )
+        pieces = polygonise_simply(rows.labels, rows.confidence, window, manner)
         return self._write_artifact(
             f"shards/{shard.name}.polygons.npz", pieces.to_bytes()
         )
