@@ -6,7 +6,7 @@ Windows of whole blocks take the place of shards; the file does not depend on th
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -54,6 +54,8 @@ class Wish:
     """A confidence raster of the mask's grid."""
     without: tuple[int, ...] = field(default=())
     """Values that get no polygons, beside nodata."""
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """More columns: by name, what each value has there."""
     workers: int = 1
     """Processes."""
     overwrite: bool = False
@@ -85,7 +87,8 @@ def polygonize(wish: Wish) -> int:
     _check(wish, raster)
     tagged, most = raster.names, np.iinfo(raster.dtype).max
     names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
-    meaning = Meaning(names, raster.box, has_confidence=wish.confidence is not None)
+    has_confidence = wish.confidence is not None
+    meaning = Meaning(names, raster.box, has_confidence, wish.texts)
     try:
         place = wish.output.absolute().parent
         # Beside the file, and moved to its place when it is whole.
