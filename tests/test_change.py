@@ -22,6 +22,7 @@ from test_evaluate import NAMES, SHAPE, patchy, write
 
 from tileseg.cli import main
 from tileseg.errors import ExitCode
+from tileseg.evaluate import Question, evaluate
 from tileseg.hysteresis import COUNTS, TOO_SMALL, UNDECIDED, Patch, Rule, settle
 from tileseg.window import Window
 
@@ -193,6 +194,8 @@ def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monke
     assert (tags["CLASS_1"], tags["CLASS_9"]) == ("water > land", "undecided")
     assert tags["CLASS_4"] == "land unchanged"
     assert table[0] == table[4] != table[1]
+    itself = evaluate(Question(mask=str(path), reference=str(path)))
+    assert itself.confusion.accuracy == 1
 
 
 def test_polygons_are_the_changes_of_the_raster(runs, arrays, tmp_path):

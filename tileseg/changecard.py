@@ -166,4 +166,6 @@ def _handles(record: Mapping[str, Any], codes: Codes) -> Iterator[Patch]:
 
 def _patch(color: tuple[int, int, int], text: str) -> Patch:
     red, green, blue = (part / 255 for part in color)
-    return Patch(facecolor=(red, green, blue), edgecolor="0", linewidth=0.5, label=text)
+    return Patch(
+        facecolor=(red, green, blue), edgecolor="black", linewidth=0.5, label=text
+    )

@@ -138,14 +138,16 @@ class Writer:
         self._dataset.write(pixels, 1, window=window.slices)
 
     def name(self, found: Iterable[int], tags: Mapping[str, str]) -> None:
-        """Say what the codes are that were found; all would be too many."""
-        codes, found = self._codes, sorted(found)
-        names = {f"CLASS_{code}": codes.name(code) for code in found}
+        """Say what codes mean: all that there may be, or of 16 bits those found."""
+        codes = self._codes
+        is_long = codes.dtype == "uint16"
+        named = sorted(found) if is_long else range(codes.too_small + 1)
+        names = {f"CLASS_{code}": codes.name(code) for code in named}
         rule = f"old x {len(codes.classes)} + new"
         self._dataset.update_tags(CODE=rule, **names, **tags)
         self._dataset.set_band_description(1, "change")
         self._dataset.colorinterp = [ColorInterp.palette]
-        table = {code: (*codes.color(code), 255) for code in found}
+        table = {code: (*codes.color(code), 255) for code in named}
         self._dataset.write_colormap(1, {**table, codes.nodata: (0, 0, 0, 0)})
 
 
