@@ -1,4 +1,4 @@
-"""Commands about masks: how right one is, and its polygons."""
+"""Commands about masks: how right one is, its polygons, and what changed."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tileseg.classes import renaming
 from tileseg.console import one_line_errors, results, signals, tell
 from tileseg.environment import scrub
 
-__all__ = ["evaluate", "polygonize"]
+__all__ = ["change", "evaluate", "polygonize"]
 
 
 @click.command()
@@ -119,6 +119,63 @@ def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401 
     with results(), one_line_errors(), signals():
         count = make(Wish(mask=mask, output=Path(output), **options))
         tell(f"{output}: {count} polygons")
+
+
+@click.command()
+@click.argument("old")
+@click.argument("new")
+@click.option("--output", metavar="DIR", required=True, help="The folder to make.")
+@click.option(
+    "--confidence",
+    metavar="HIGH[,LOW]",
+    help="How sure both masks must be of a change: somewhere in it, and everywhere in"
+    " it.  [default: 0.8,0.5 where there is a confidence.tif]",
+)
+@click.option(
+    "--min-area",
+    metavar="HECTARES",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="Leave out smaller changes.",
+)
+@click.option(
+    "--polygons",
+    type=click.Choice(["gpkg", "parquet", "fgb", "geojson"]),
+    default="gpkg",
+    show_default=True,
+    help="The format of change.<format>.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1), help="Processes.  [default: one a core]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, no table.")
+@click.option("--overwrite", is_flag=True, help="Replace another comparison.")
+def change(old: str, new: str, **options: Any) -> None:  # noqa: ANN401  (fields of a Wish)
+    """Say what became of each class from OLD to NEW, in hectares, and where.
+
+    OLD and NEW are output folders of runs, or their masks, on one grid and with the
+    same classes. DIR gets change.tif, change.gpkg, change.png and change.json.
+    """
+    scrub()
+    from tileseg.change import Thresholds, Wish
+    from tileseg.change import change as compare
+    from tileseg.changecard import as_text
+    from tileseg.pair import find
+
+    text = options["confidence"]
+    with results(), one_line_errors(), signals():
+        wish = Wish(
+            old=find(old),
+            new=find(new),
+            output=Path(options["output"]),
+            thresholds=Thresholds.parse(text) if text else None,
+            least_hectares=options["min_area"],
+            polygons=options["polygons"],
+            workers=options["workers"] or len(os.sched_getaffinity(0)),
+            overwrite=options["overwrite"],
+        )
+        record = compare(wish)
+        tell(json.dumps(record) if options["as_json"] else as_text(record))
 
 
 def _confidence_beside(mask: str) -> str | None:

@@ -28,7 +28,7 @@ from tileseg.scores import (
 )
 from tileseg.window import Window
 
-__all__ = ["Evaluation", "Question", "evaluate"]
+__all__ = ["Evaluation", "Question", "check_labels", "evaluate", "mask_classes"]
 
 _SIDE = 1024  # pixels of a window
 
@@ -137,7 +137,7 @@ def evaluate(question: Question) -> Evaluation:
 
 
 def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (rasterio is untyped)
-    names = _names(question.mask, mask)
+    names = mask_classes(question.mask, mask)
     crs = mask.crs.to_wkt() if mask.crs else None
     box = GeoBox(mask.height, mask.width, mask.transform, crs)
     with (
@@ -150,7 +150,7 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
         for window in _windows(box):
             seen = window.pad(question.tolerance + 1).intersect(box.window)
             labels, own = mask.read(1, window=seen.slices), window.relative_to(seen)
-            _check_labels(question.mask, labels, len(names))
+            check_labels(question.mask, labels, len(names))
             tally.measure(labels[own.slices], window)
             sure = confidence and confidence.read(1, window=window.slices)
             if isinstance(reference, Points):
@@ -163,7 +163,7 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
     return tally.answer(question, names, is_sample=isinstance(reference, Points))
 
 
-def _names(path: str, mask: Any) -> tuple[str, ...]:  # noqa: ANN401  (rasterio is untyped)
+def mask_classes(path: str, mask: Any) -> tuple[str, ...]:  # noqa: ANN401  (rasterio is untyped)
     """Return the classes that a mask names, in the order of their values.
 
     Raises:
@@ -180,7 +180,7 @@ def _names(path: str, mask: Any) -> tuple[str, ...]:  # noqa: ANN401  (rasterio 
     return tuple(named[value] for value in range(len(named)))
 
 
-def _check_labels(path: str, labels: Labels, classes: int) -> None:
+def check_labels(path: str, labels: Labels, classes: int) -> None:
     """Refuse a value that no tag names: nothing is known of what it is.
 
     Raises:

@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import floor, tau
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ class Meaning:
     """Whether areas say how sure they are."""
     simplified: float | None = None
     """Metres that borders are simplified by; None if they are as traced."""
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """More columns: by name, what each value has there."""
 
     @property
     def description(self) -> str:
@@ -147,7 +149,8 @@ class _Table:
         """What the areas raised, or a signal while they came."""
         self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         """Of all geometries so far."""
-        columns = [*_COLUMNS, *(_SURE_COLUMNS if meaning.has_confidence else ())]
+        columns = [*_COLUMNS, *((name, pa.string()) for name in meaning.texts)]
+        columns += _SURE_COLUMNS if meaning.has_confidence else ()
         box = [("bbox", _BOX)] if has_boxes else []
         self.schema = pa.schema([*columns, *box, ("geometry", pa.binary())])
 
@@ -184,13 +187,15 @@ class _Table:
             "area_ha": self._measure.hectares(areas.outlines),
             "perimeter_m": self._measure.metres(areas.outlines),
         }
+        for name, texts in self._meaning.texts.items():
+            columns[name] = [texts[value] for value in areas.classes.tolist()]
         self.count += count
         if self._meaning.has_confidence:
             assert areas.sureness, "areas of a mask with a confidence have one"
             total, least = areas.sureness.total, areas.sureness.least
             columns["mean_confidence"] = total / (areas.pixels * CONFIDENCE_STEPS)
             columns["min_confidence"] = least / CONFIDENCE_STEPS
-        kinds = {field.name: field.type for field in self.schema}
+        kinds = {item.name: item.type for item in self.schema}
         return {
             name: pa.nulls(count, kinds[name])
             if values is None
@@ -310,7 +315,7 @@ def _write_parquet(
     table: _Table, crs: str | None, path: Path, description: str
 ) -> None:
     """Write GeoParquet 1.1, with the box of each feature so that readers can skip."""
-    sides = [field.name for field in _BOX]
+    sides = [side.name for side in _BOX]
     geometry: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": [],

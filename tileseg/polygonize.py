@@ -6,7 +6,7 @@ Windows of whole blocks take the place of shards; the file does not depend on th
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -58,6 +58,8 @@ class Wish:
     """Values that get no polygons, beside nodata."""
     simplify: float | None = None
     """Metres on the ground that borders are simplified by; None for not."""
+    texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    """More columns: by name, what each value has there."""
     workers: int = 1
     """Processes."""
     overwrite: bool = False
@@ -94,6 +96,7 @@ def polygonize(wish: Wish) -> int:
         raster.box,
         has_confidence=wish.confidence is not None,
         simplified=wish.simplify,
+        texts=wish.texts,
     )
     try:
         place = wish.output.absolute().parent

@@ -85,8 +85,12 @@ class Folder:
         return list_outputs(folder)
 
 
-def published(output: Path) -> dict[str, Any] | None:
+def published(output: Path, name: str = RECORD) -> dict[str, Any] | None:
     """Return the record of what the output directory holds; None if it is empty.
+
+    Args:
+        output: the directory.
+        name: of the record's file.
 
     Raises:
         OutputError: it holds something that no run of ours published.
@@ -103,27 +107,35 @@ def published(output: Path) -> dict[str, Any] | None:
     if not present:
         return None
     try:
-        record = dict(json.loads((output / RECORD).read_text(encoding="utf-8")))
-        ours = {RECORD, *(item["path"] for item in record["outputs"])}
+        record = dict(json.loads((output / name).read_text(encoding="utf-8")))
+        ours = {name, *(item["path"] for item in record["outputs"])}
         _ = [record[key] for key in ("request_id", "plan_id", "status")]
     except (OSError, ValueError, KeyError, TypeError) as err:
-        msg = f"{output}: holds files but no run.json of tileseg; choose another output"
+        msg = f"{output}: holds files but no {name} of tileseg; choose another output"
         raise OutputError(msg) from err
     # A viewer's notes on one of our files (statistics, say) go when the file goes.
-    ours |= {f"{name}.aux.xml" for name in ours}
+    ours |= {f"{item}.aux.xml" for item in ours}
     if foreign := sorted(present - ours):
-        msg = f"{output}: holds files that its run.json does not list: {foreign[0]}"
+        msg = f"{output}: holds files that its {name} does not list: {foreign[0]}"
         raise OutputError(msg)
     return record
 
 
-def is_complete(output: Path, record: dict[str, Any] | None, request_id: str) -> bool:
-    """Return whether `record` answers the request and its files are intact."""
+def is_complete(
+    output: Path,
+    record: dict[str, Any] | None,
+    request_id: str,
+    product: str = "mask.tif",
+) -> bool:
+    """Return whether `record` answers the request and its files are intact.
+
+    Without `product` among them nothing is complete.
+    """
     return (
         record is not None
         and record["request_id"] == request_id
         and record["status"] == "complete"
-        and any(item["path"] == "mask.tif" for item in record["outputs"])
+        and any(item["path"] == product for item in record["outputs"])
         and all(
             (output / item["path"]).is_file()
             and file_sha256(output / item["path"]) == item["sha256"]
@@ -174,11 +186,15 @@ def list_outputs(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def staging(output: Path) -> Iterator[Path]:
+def staging(output: Path, name: str = RECORD) -> Iterator[Path]:
     """Give an empty sibling of `output`; put it in `output`'s place if all goes well.
 
     One run at a time builds for a place, whatever its work directory. On an error
     what was built vanishes, with the parents made for it.
+
+    Args:
+        output: the place.
+        name: of the file with the record that `published` reads there.
 
     Raises:
         BusyError: another run builds for that place, or published there meanwhile.
@@ -199,9 +215,11 @@ def staging(output: Path) -> Iterator[Path]:
             msg = f"{output}: cannot be written: {err.strerror}"
             raise OutputError(msg) from err
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        before = published(place)
+        before = published(place, name)
         yield folder
-        if published(place) != before:  # refuses what somebody put there meanwhile
+        if (
+            published(place, name) != before
+        ):  # refuses what somebody put there meanwhile
             msg = f"{output}: another run published there meanwhile; run again"
             raise BusyError(msg)
         held.renew()

@@ -1,0 +1,276 @@
+"""What became of the classes between two runs: the areas, and where.
+
+Streamed, twice: once to see which changes count, once to write them. Memory does not
+grow with the masks but for the changes that touch seams of windows.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg import __version__
+from tileseg.address import shown
+from tileseg.area import lonlat_digits
+from tileseg.card import CONFIDENCE_STEPS
+from tileseg.changecard import as_picture
+from tileseg.codes import Codes, Writer, raster
+from tileseg.errors import BusyError, UsageError
+from tileseg.hysteresis import COUNTS, Patch, Rule, settle
+from tileseg.identity import Identity
+from tileseg.pair import Pair, Side, open_pair
+from tileseg.polygonize import Wish as Polygons
+from tileseg.polygonize import polygonize, windows
+from tileseg.publish import check_free, is_complete, list_outputs, published, staging
+from tileseg.storage import write_whole
+from tileseg.transitions import Ground, Tally, changed
+from tileseg.window import Window
+
+__all__ = ["Thresholds", "Wish", "change"]
+
+RECORD, _RASTER, _PICTURE = "change.json", "change.tif", "change.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How sure both masks must be of a change, 0 to 1."""
+
+    high: float
+    """Somewhere in it."""
+    low: float
+    """Everywhere in it."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no pair of thresholds.
+
+        Raises:
+            UsageError: see above.
+        """
+        if not 0 <= self.low <= self.high <= 1:
+            got = f"{self.high:g},{self.low:g}"
+            msg = f"--confidence {got}: wanted HIGH,LOW with 0 <= LOW <= HIGH <= 1"
+            raise UsageError(msg)
+
+    @classmethod
+    def parse(cls, text: str) -> "Thresholds":
+        """Read HIGH or HIGH,LOW; without LOW it is the same.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        if not re.fullmatch(r"[\d.]+(,[\d.]+)?", text):
+            msg = f"--confidence {text}: wanted HIGH or HIGH,LOW, as in 0.8,0.5"
+            raise UsageError(msg)
+        try:
+            high, *low = map(float, text.split(","))
+        except ValueError as err:
+            msg = f"--confidence {text}: {err}"
+            raise UsageError(msg) from err
+        return cls(high, *(low or [high]))
+
+
+USUAL = Thresholds(0.8, 0.5)
+"""Where nobody says any: at 0.5 a mask is rather right than wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is to be compared, and what counts."""
+
+    old: Side
+    """Before."""
+    new: Side
+    """After."""
+    output: Path
+    """The folder to make."""
+    thresholds: Thresholds | None = None
+    """None: the usual ones where a mask says how sure it is."""
+    least_hectares: float = 0.0
+    """Smaller changes do not count."""
+    polygons: str = "gpkg"
+    """Their format."""
+    workers: int = 1
+    """Processes that make polygons."""
+    overwrite: bool = False
+    """Whether another comparison may be replaced."""
+
+
+def change(wish: Wish) -> dict[str, Any]:
+    """Make the folder, whole or not at all; return what its `change.json` says.
+
+    If it holds the answer to the same question already, nothing is done.
+
+    Raises:
+        UsageError: the masks cannot be compared, or not like that.
+        InputError: one cannot be read, or changed meanwhile.
+        OutputError: the folder cannot be written, or holds something else.
+        BusyError: it holds another comparison, or somebody else makes one.
+    """
+    with open_pair(wish.old, wish.new) as pair:
+        ground = Ground.of(pair.box)
+        rule = _rule(wish, pair, ground)
+        sides = wish.old.identities(), wish.new.identities()
+        facts = _facts(wish, pair, sides)
+        request = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        held = published(wish.output, RECORD)
+        if held and is_complete(wish.output, held, request, _RASTER):
+            return held
+        check_free(wish.output, held, request, overwrite=wish.overwrite)
+        with staging(wish.output, RECORD) as folder:
+            if published(wish.output, RECORD) != held:
+                msg = f"{wish.output}: another run published there; run again"
+                raise BusyError(msg)
+            codes = Codes(pair.classes, pair.colors)
+            tally = _carry_out(pair, codes, ground, rule, folder / _RASTER)
+            for file in (file for side in sides for file in side):
+                file.check_unchanged()
+            count = _polygons(wish, codes, folder)
+            found = {**facts, **tally.as_dict(), "polygons": count}
+            write_whole(folder / _PICTURE, as_picture(found, codes, tally.map))
+            ids = {"status": "complete", "request_id": request, "plan_id": request}
+            record = {**ids, **found, "outputs": list_outputs(folder)}
+            text = json.dumps(record, indent=1, allow_nan=False)
+            write_whole(folder / RECORD, text.encode())
+    return record
+
+
+# What is asked
+
+
+def _rule(wish: Wish, pair: Pair, ground: Ground) -> Rule:
+    """Return what counts, in the units that pixels have.
+
+    Raises:
+        UsageError: that cannot be said of these masks.
+    """
+    if wish.thresholds and wish.thresholds.high and not pair.has_confidence:
+        msg = (
+            f"--confidence: neither {wish.old.mask} nor {wish.new.mask} has a "
+            "confidence.tif beside it; segment with --confidence, or leave it out"
+        )
+        raise UsageError(msg)
+    if wish.least_hectares and ground.hectares is None:
+        msg = f"--min-area: {wish.old.mask} does not say how large a pixel is"
+        raise UsageError(msg)
+    if wish.polygons == "geojson" and lonlat_digits(pair.box) is None:
+        msg = (
+            f"{wish.old.mask}: its CRS does not lead to longitude and latitude, which "
+            "GeoJSON is in: choose another format"
+        )
+        raise UsageError(msg)
+    high, low = (_steps(share) for share in _thresholds(wish, pair))
+    least = wish.least_hectares / (ground.hectares or 1)
+    return Rule(high=high, low=low, least=round(least))
+
+
+def _thresholds(wish: Wish, pair: Pair) -> tuple[float, float]:
+    """Return HIGH and LOW; 0 where no mask says how sure it is."""
+    usual = USUAL if pair.has_confidence else Thresholds(0, 0)
+    found = wish.thresholds or usual
+    return found.high, found.low
+
+
+def _steps(share: float) -> int:
+    """Return the least stored confidence that is at least `share`."""
+    return ceil(round(share * CONFIDENCE_STEPS, 9))
+
+
+def _facts(
+    wish: Wish, pair: Pair, sides: Sequence[tuple[Identity, ...]]
+) -> dict[str, Any]:
+    """Return all that decides what the answer is."""
+    high, low = _thresholds(wish, pair)
+    box = pair.box
+    described = {
+        name: asdict(side)
+        | {"mask": shown(side.mask), "files": [file.facts() for file in files]}
+        for name, side, files in zip(
+            ("old", "new"), (wish.old, wish.new), sides, strict=True
+        )
+    }
+    return {
+        "version": __version__,
+        **described,
+        "classes": list(pair.classes),
+        "grid": {
+            "width": box.width,
+            "height": box.height,
+            "crs": box.crs,
+            "transform": list(box.transform[:6]),
+        },
+        "rule": {
+            "high": high,
+            "low": low,
+            "least_hectares": wish.least_hectares,
+            "neighbours": 4,
+        },
+        "format": wish.polygons,
+    }
+
+
+# How it is found
+
+
+def _carry_out(
+    pair: Pair, codes: Codes, ground: Ground, rule: Rule, path: Path
+) -> Tally:
+    """Write the raster of changes; return what was counted."""
+
+    def rows() -> Iterator[list[Window]]:
+        return windows(pair.box, pair.block)
+
+    def look(window: Window) -> tuple[NDArray[Any], Patch]:
+        """Return the codes of a window, and the pieces that may count."""
+        found, sure = codes.of(*pair.labels(window)), pair.sure(window)
+        may_count = changed(found, codes) & (sure >= rule.low)
+        pieces = np.where(may_count, found, codes.nodata).astype(codes.dtype)
+        sizes = ground.parts[window.slices[0]]
+        patch = Patch.of(pieces, sure, sizes, window=window, void=codes.nodata)
+        return found, patch
+
+    verdicts = settle(((look(at)[1] for at in row) for row in rows()), rule)
+    tally = Tally(pair.box, codes, ground)
+    with raster(path, pair.box, codes) as file:
+        for window in (at for row in rows() for at in row):
+            found, patch = look(window)
+            outcome = np.where(changed(found, codes), verdicts.of(patch), COUNTS)
+            _write(file, codes, found, outcome, window)
+            tally.add(found, outcome, window)
+        file.name(tally.found, pair.anchor)
+    return tally
+
+
+def _write(
+    file: Writer,
+    codes: Codes,
+    found: NDArray[Any],
+    outcome: NDArray[np.uint8],
+    window: Window,
+) -> None:
+    left_out = np.array([0, codes.undecided, codes.too_small], codes.dtype)
+    file.write(np.where(outcome == COUNTS, found, left_out[outcome]), window)
+
+
+# Polygons
+
+
+def _polygons(wish: Wish, codes: Codes, folder: Path) -> int:
+    """Make those of what changed; return their number."""
+    texts: Mapping[str, dict[int, str]] = {"from": {}, "to": {}}
+    for code in codes.changes:
+        texts["from"][code], texts["to"][code] = codes.pair(code)
+    wanted = Polygons(
+        mask=str(folder / _RASTER),
+        output=folder / f"change.{wish.polygons}",
+        without=codes.others,
+        texts=texts,
+        workers=wish.workers,
+    )
+    return polygonize(wanted)

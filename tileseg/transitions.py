@@ -1,0 +1,137 @@
+"""From which class to which, counted in pixels and hectares; and a small map of it.
+
+Pure: of windows in any order, always the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.area import row_hectares
+from tileseg.codes import Codes
+from tileseg.geobox import GeoBox
+from tileseg.hysteresis import COUNTS, TOO_SMALL, UNDECIDED
+from tileseg.window import Window
+
+__all__ = ["Ground", "Tally", "changed"]
+
+_PARTS = 1 << 24  # of the largest pixel
+_MAP_SIDE = 1000  # cells
+_NOTHING, _SAME, _LEFT_OUT = range(3)  # of the map, each gives way to the next
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ground:
+    """How large pixels are, in whole numbers: sums are the same in any order."""
+
+    parts: NDArray[np.int64]
+    """(height,), of a pixel of each row."""
+    hectares: float | None
+    """Of one part; None where nobody knows."""
+
+    @classmethod
+    def of(cls, box: GeoBox) -> "Ground":
+        """Measure a grid's rows."""
+        rows = row_hectares(box)
+        if rows is None:
+            return cls(np.full(box.height, _PARTS, np.int64), None)
+        largest = float(rows.max())
+        parts = np.rint(rows / largest * _PARTS).astype(np.int64)
+        return cls(parts, largest / _PARTS)
+
+
+def changed(found: NDArray[Any], codes: Codes) -> NDArray[np.bool_]:
+    """Return where both classes are known, and differ."""
+    differ: NDArray[np.bool_] = found % (len(codes.classes) + 1) != 0
+    is_known: NDArray[np.bool_] = found != codes.nodata
+    return differ & is_known
+
+
+class Tally:
+    """What was counted so far, and a map of it."""
+
+    def __init__(self, box: GeoBox, codes: Codes, ground: Ground) -> None:
+        self._codes, self._ground = codes, ground
+        # Outcomes by codes; the last one is nodata.
+        shape = 3, codes.count + 1
+        self._pixels, self._parts = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self._cell = -(-max(box.height, box.width) // _MAP_SIDE)
+        size = box.window.coarsen(self._cell)
+        self.map = np.zeros((size.height, size.width), np.uint16)
+        """(rows, columns), of each cell the highest of nodata, unchanged, left out, and
+        3 and more: 3 + the code of a change."""
+
+    def add(
+        self, found: NDArray[Any], outcome: NDArray[np.uint8], window: Window
+    ) -> None:
+        """Count a window."""
+        codes = self._codes
+        each = np.minimum(found, codes.count).astype(np.int64)
+        each += outcome.astype(np.int64) * (codes.count + 1)
+        parts = self._ground.parts[window.slices[0]]
+        for size in np.unique(parts).tolist():  # in a plane all rows have one
+            some = each[parts == size].ravel()
+            counts = np.bincount(some, minlength=self._pixels.size)
+            self._pixels += counts.reshape(self._pixels.shape)
+            self._parts += size * counts.reshape(self._pixels.shape)
+        self._draw(found, outcome, window)
+
+    def _draw(
+        self, found: NDArray[Any], outcome: NDArray[np.uint8], window: Window
+    ) -> None:
+        high = np.where(changed(found, self._codes), found + np.uint16(3), _SAME)
+        high[outcome != COUNTS] = _LEFT_OUT
+        high[found == self._codes.nodata] = _NOTHING
+        at = window.coarsen(self._cell)
+        for axis, cells in enumerate(at.slices):
+            begins = np.arange(cells.start, cells.stop) * self._cell
+            edges = np.maximum(begins - window.slices[axis].start, 0)
+            high = np.maximum.reduceat(high, edges, axis=axis)
+        seen = self.map[at.slices]
+        np.maximum(seen, high, out=seen)
+
+    @property
+    def found(self) -> list[int]:
+        """The codes that the raster holds."""
+        codes, pixels = self._codes, self._pixels[:, :-1]
+        found = np.flatnonzero(pixels[COUNTS]).tolist()
+        left_out = ((UNDECIDED, codes.undecided), (TOO_SMALL, codes.too_small))
+        return found + [code for what, code in left_out if pixels[what].any()]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all as plain values; areas are null where nobody knows them."""
+        hectares = self._ground.hectares
+        sizes = None if hectares is None else self._parts * hectares
+        return {
+            "pixels": self._table(self._pixels),
+            "hectares": None if sizes is None else self._table(sizes),
+            "undecided_share": self._undecided_share(),
+        }
+
+    def _table(self, counts: NDArray[Any]) -> dict[str, Any]:
+        """Return from-to matrices, and the sums of what they say."""
+        n = len(self._codes.classes)
+        counted, undecided, small = counts[:, :-1].reshape(3, n, n)
+        unchanged = counted.trace()
+        sums = {
+            "unchanged": unchanged,
+            "changed": counted.sum() - unchanged,
+            "undecided": undecided.sum(),
+            "too_small": small.sum(),
+            "nodata": counts[COUNTS, -1],
+        }
+        matrices = {
+            "matrix": counted.tolist(),
+            "undecided_matrix": undecided.tolist(),
+            "too_small_matrix": small.tolist(),
+        }
+        return {**matrices, **{name: value.item() for name, value in sums.items()}}
+
+    def _undecided_share(self) -> float | None:
+        """Return the share of the area that differs; None where nothing does."""
+        n = len(self._codes.classes)
+        parts = self._parts[:, :-1].reshape(3, n, n)
+        differing = int(parts.sum() - parts[COUNTS].trace())
+        return int(parts[UNDECIDED].sum()) / differing if differing else None
