@@ -113,8 +113,7 @@ def _draw_matrix(axes: Any, record: Mapping[str, Any]) -> None:  # noqa: ANN401 
     changed = np.where(np.eye(len(names), dtype=bool), 0, sizes)
     shades = changed / (changed.max() or 1)
     axes.imshow(shades, cmap="Reds", vmin=0, vmax=1)
-    written = np.argwhere(sizes) if len(names) <= _WRITTEN else []
-    for row, column in written:
+    for row, column in np.argwhere(sizes) if len(names) <= _WRITTEN else ():
         size = sizes[row, column]
         color = "0.6" if row == column else "black"
         if shades[row, column] > _DARK:

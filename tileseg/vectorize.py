@@ -57,10 +57,9 @@ class Areas:
         known = [part.sureness for part in parts if part.sureness]
         return cls(
             Outlines.joined([part.outlines for part in parts]),
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("classes", "pixels", "last")
-            ),
+            np.concatenate([part.classes for part in parts]),
+            np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.last for part in parts]),
             Sureness(
                 np.concatenate([item.total for item in known]),
                 np.concatenate([item.least for item in known]),
@@ -135,10 +134,9 @@ class Pieces:
             ends_of(known["polygons"]),
         )
         sure = Sureness(known["total"], known["least"]) if "total" in known else None
-        numbers = (known[name] for name in ("classes", "pixels", "last"))
+        areas = Areas(outlines, known["classes"], known["pixels"], known["last"], sure)
         borders = {side: known[side] for side in _BORDERS}
-        window = Window(*known["window"].tolist())
-        return cls(Areas(outlines, *numbers, sure), window, **borders)
+        return cls(areas, Window(*known["window"].tolist()), **borders)
 
     def without(self, values: Collection[int]) -> "Pieces":
         """Return them but for those of some classes."""
