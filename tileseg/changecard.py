@@ -105,6 +105,7 @@ def as_picture(
         # A class's name may be of letters that the font has not.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         canvas = FigureCanvasAgg(figure)
+        figure.draw_without_rendering()  # at first titles have no room
         canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib's
     return buffer.getvalue()
 
