@@ -333,6 +333,20 @@ def test_many_classes_have_codes_of_16_bits(tmp_path):
     assert tags == {f"CLASS_{code}" for code in np.unique(wanted)}
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (700, 1), (530, 3)])
+def test_a_raster_is_a_cog_however_narrow(tmp_path, shape):
+    random = np.random.default_rng(0)
+    old, new = random.integers(0, 3, (2, *shape)).astype(np.uint8)
+    masks = [write(tmp_path / f"{n}.tif", it) for n, it in enumerate((old, new))]
+
+    made(*masks, tmp_path / "out")
+
+    path = tmp_path / "out" / "change.tif"
+    assert_array_equal(old * 3 + new, read(path))
+    # Strictly, one column should have overviews, of which none could be narrower.
+    assert cog_validate(path, strict=shape[1] > 1, quiet=True)[:2] == (True, [])
+
+
 def test_where_nothing_changed_there_is_an_empty_answer(tmp_path):
     """Of a mask without a CRS in pixels."""
     mask = write(tmp_path / "mask.tif", patchy(1), crs=None, place=Affine.identity())

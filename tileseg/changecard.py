@@ -98,11 +98,14 @@ def as_picture(
     left, right = figure.subplots(1, 2, width_ratios=(6.0, wide))
     _draw_matrix(left, record)
     _draw_map(right, record, codes, cells)
+    handles = list(_handles(record, codes))
+    figure.legend(handles=handles, loc="outside lower center", ncols=5)
     buffer = BytesIO()
     with warnings.catch_warnings():
         # A class's name may be of letters that the font has not.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         canvas = FigureCanvasAgg(figure)
+        figure.draw_without_rendering()  # at first titles have no room
         canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib's
     return buffer.getvalue()
 
@@ -139,15 +142,8 @@ def _draw_map(
     axes.imshow(table[cells], interpolation="nearest")
     axes.set_axis_off()
     unit, found = _table(record)
-    share = found["changed"], record["undecided_share"] or 0
-    axes.set_title(
-        f"changed {_amount(share[0], unit)} {unit}; {share[1]:.1%} of what differs "
-        "is undecided"
-    )
-    axes.legend(
-        handles=list(_handles(record, codes)), loc="upper center",
-        bbox_to_anchor=(0.5, -0.02), ncols=3, fontsize="small",
-    )  # fmt: skip
+    changed, share = _amount(found["changed"], unit), record["undecided_share"] or 0
+    axes.set_title(f"changed {changed} {unit}; undecided {share:.1%} of what differs")
 
 
 def _handles(record: Mapping[str, Any], codes: Codes) -> Iterator[Patch]:

@@ -175,7 +175,12 @@ def raster(path: Path, box: GeoBox, codes: Codes) -> Iterator[Writer]:
         try:
             with rasterio.open(plain, "w", **facts, **_BLOCKS) as dataset:
                 yield Writer(dataset, codes)
-            copy(plain, path, driver="COG", **_COG)
+            copy(plain, path, driver="COG", **_COG, **_overviews(box))
         except GDAL_ERRORS as err:
             msg = f"{path}: cannot be written: {err}"
             raise OutputError(msg) from err
+
+
+def _overviews(box: GeoBox) -> dict[str, str]:
+    """Return whether there are any: of one column they are no narrower, and invalid."""
+    return {"OVERVIEWS": "NONE"} if box.width == 1 else {}
