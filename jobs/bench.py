@@ -35,9 +35,9 @@ from benchmark.document import as_document
 from benchmark.picture import draw
 from benchmark.setting import Setting
 from benchmark.table import Row, as_text
-from tileseg.cli import one_line_errors
+from tileseg.console import one_line_errors
+from tileseg.device import resolve_device
 from tileseg.errors import UsageError
-from tileseg.model import resolve_device
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tileseg.card import NODATA, LandClass
+from tileseg.card import NODATA
+from tileseg.classes import LandClass
 from tileseg.scores import Calibration, Confusion
 
 __all__ = [

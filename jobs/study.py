@@ -38,9 +38,11 @@ from page import (
     write_between,
 )
 from sources import POINTS, first, sources
-from tileseg.card import NODATA, LandClass, read_card
-from tileseg.cli import one_line_errors
+from tileseg.card import NODATA
+from tileseg.classes import LandClass
+from tileseg.console import one_line_errors
 from tileseg.evaluate import Evaluation, Question, evaluate
+from tileseg.item import read_card, write_card
 from tileseg.reference import Points, open_reference
 from tileseg.scene import open_scene
 from tileseg.scores import Calibration, Confusion
@@ -48,7 +50,6 @@ from tileseg.seams import add_up, look_at
 from tileseg.settings import default_model
 from tileseg.split import TEST, TRAINING
 from tileseg.survey import survey
-from tileseg.train import write_card
 from tileseg.window import Window
 
 HALOS = 8, 16, 24, 32

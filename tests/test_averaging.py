@@ -18,11 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 from tileseg import averaging
 from tileseg.averaging import D4, Averaged
 from tileseg.blend import Blend
-from tileseg.card import read_card
+from tileseg.device import Device, resolve_device, tile_bytes
 from tileseg.ensemble import Ensemble
 from tileseg.errors import ModelError
 from tileseg.grid import Grid, Run
-from tileseg.model import Device, Network, resolve_device, tile_bytes
+from tileseg.item import read_card
+from tileseg.model import Network
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import open_scene

@@ -9,8 +9,8 @@ import pytest
 import rasterio
 from click.testing import CliRunner
 
+from tileseg.device import resolve_device
 from tileseg.errors import ExitCode
-from tileseg.model import resolve_device
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import bench

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from making import make_card
 
-from tileseg.card import Card, LandClass, _from_stac, read_card
+from tileseg.adopt import _classes
+from tileseg.card import Card
+from tileseg.classes import LandClass
 from tileseg.drift import statistics_of
 from tileseg.errors import ModelError, TilesegError
+from tileseg.item import from_stac, read_card, to_stac
+from tileseg.train_settings import with_colors
 
 INPUT = ("properties", "mlm:input", 0)
 OUTPUT = ("properties", "mlm:output", 0)
@@ -36,7 +40,7 @@ def write_card(folder, item):
 
 def changed(path, value):
     """Return a good card's JSON with one place changed."""
-    item = deepcopy(knowing().to_stac())
+    item = deepcopy(to_stac(knowing()))
     place = item
     for key in path[:-1]:
         place = place[key]
@@ -46,7 +50,7 @@ def changed(path, value):
 
 def without(path):
     """Return a good card's JSON with one place missing."""
-    item = deepcopy(knowing().to_stac())
+    item = deepcopy(to_stac(knowing()))
     place = item
     for key in path[:-1]:
         place = place[key]
@@ -68,13 +72,13 @@ def without(path):
     ],
 )
 def test_a_card_written_and_read_is_the_same(card, tmp_path):
-    assert card == read_card(write_card(tmp_path, card.to_stac()))
+    assert card == read_card(write_card(tmp_path, to_stac(card)))
 
 
 def test_the_json_says_what_mlm_has_words_for():
     card = make_card(outputs=3, sha256="ab" * 32, tile=128, halo=16)
 
-    item = card.to_stac()
+    item = to_stac(card)
 
     assert item["type"] == "Feature"
     assert any("mlm" in schema for schema in item["stac_extensions"])
@@ -110,10 +114,20 @@ def test_a_class_colour_is_three_bytes():
     assert LandClass(1, "water", "0A80ff").rgb == (10, 128, 255)
 
 
+def test_a_class_without_a_colour_has_the_same_one_trained_or_imported():
+    names = tuple(f"class {n}" for n in range(15))
+
+    trained = with_colors(names)
+
+    imported = _classes(names, (), len(names))
+    assert trained == tuple((item.name, item.color) for item in imported)
+    assert len({color for _, color in trained}) == 12
+
+
 def test_a_card_of_an_earlier_version_is_read():
     """One without bands beside the input, titles and statistics, framework in small."""
     card = make_card()
-    old = card.to_stac()
+    old = to_stac(card)
     says = old["properties"]
     del says["bands"], old["assets"]["weights"]["bands"]
     says["mlm:framework"] = "pytorch"
@@ -122,7 +136,7 @@ def test_a_card_of_an_earlier_version_is_read():
         for item in card.classes
     ]
 
-    assert card == _from_stac(old)
+    assert card == from_stac(old)
 
 
 BROKEN = {

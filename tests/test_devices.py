@@ -11,9 +11,9 @@ import pytest
 import torch
 from making import digests, make_scene, random_pixels, stop_after
 
+from tileseg.device import device_error
 from tileseg.errors import DeviceFaultError, DeviceMemoryError, ExitCode
 from tileseg.job import run
-from tileseg.model import device_error
 from tileseg.settings import Job
 from tileseg.unet import UNet
 

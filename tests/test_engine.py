@@ -13,11 +13,11 @@ import torch
 from making import make_model, make_scene, random_pixels, read, stop_after
 
 from tileseg.card import NODATA
+from tileseg.device import Device
 from tileseg.errors import ExitCode, PreemptedError
 from tileseg.grid import Run, Shard
 from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
-from tileseg.model import Device
 from tileseg.settings import Job
 from tileseg.storage import Disk
 from tileseg.task import prepare

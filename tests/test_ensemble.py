@@ -19,11 +19,11 @@ from making import (
 
 import tileseg
 from tileseg.cli import main
+from tileseg.device import resolve_device
 from tileseg.ensemble import Channel, Ensemble
 from tileseg.errors import ExitCode, UsageError
 from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
-from tileseg.model import resolve_device
 from tileseg.resolve import _in_numbers
 from tileseg.settings import LAYERS, Job
 from tileseg.storage import Disk

@@ -17,6 +17,8 @@ from tileseg import evaluate as module
 from tileseg.cli import main
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.evaluate import Question, evaluate
+from tileseg.geobox import GeoBox
+from tileseg.reference import open_reference
 from tileseg.scorecard import as_picture, as_text
 
 NAMES = ("water", "land", "rock")
@@ -199,6 +201,18 @@ def test_a_point_that_fits_nothing_is_refused(mask, tmp_path, place):
 
     with pytest.raises(UsageError, match=r"points\.json"):
         evaluate(Question(mask=mask, reference=points))
+
+
+def test_a_raster_without_a_crs_has_nothing_beside_it(mask, tmp_path):
+    """Said alike of a mask and of a scene to train on: both are a raster's grid."""
+    nowhere = GeoBox(*SHAPE, NORTH_UP @ NORTH_UP.translation(1, 0), None)
+    points = write_points(tmp_path / "points.json", [(3, 5, "water")])
+
+    for path, said in ((mask, "another grid than its raster"), (points, "no CRS")):
+        opened = open_reference(path, nowhere, NAMES, {}, "class")
+        with pytest.raises(UsageError, match=said) as caught, opened:
+            pass
+        assert "mask" not in str(caught.value).removeprefix(path)
 
 
 # Borders

@@ -9,8 +9,8 @@ import rasterio
 from rasterio.warp import transform
 
 import tileseg
-from tileseg.card import read_card
 from tileseg.evaluate import Question, evaluate
+from tileseg.item import read_card
 from tileseg.model import load_module
 from tileseg.reference import open_reference
 from tileseg.scene import open_scene

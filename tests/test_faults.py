@@ -101,7 +101,7 @@ def test_a_fault_happens_in_a_process_that_is_started_with_it(trial):
 
 
 def test_a_fault_may_be_of_one_shard_or_item(trial):
-    write, cut = "worker.Worker._write_artifact", "worker._Shelf.shards"
+    write, cut = "worker.Worker._write_artifact", "shelf._Shelf.shards"
     faulty = f"{write}:before:*:log@2_1 {write}:after:*:log@7_7 {cut}:item:*:log"
 
     code, _, _ = trial.run(faulty)
@@ -402,7 +402,7 @@ def test_an_input_rewritten_during_the_run_is_not_published(trial, arena):
 
 def test_the_network_waits_for_a_slow_disk(trial):
     """At most four shards wait, beside the one being written and the one at hand."""
-    cut, finish = "worker._Shelf.shards", "worker.Worker._finish"
+    cut, finish = "shelf._Shelf.shards", "worker.Worker._finish"
     faulty = f"{cut}:item:*:log {finish}:before:*:slow {finish}:after:*:log"
 
     code, _, _ = trial.run(faulty)

@@ -1,6 +1,7 @@
 """Whether a model fits a scene: bands mapped by name, warnings, and what to do."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ from making import digests, make_card, make_model, make_scene, random_pixels
 
 from tileseg import fit
 from tileseg.architecture import Architecture
-from tileseg.card import read_card
 from tileseg.cli import main
 from tileseg.drift import statistics_of
-from tileseg.fit import compare, doubts
+from tileseg.fit import compare, doubts, with_statistics
+from tileseg.item import read_card, to_stac
 from tileseg.job import run
 from tileseg.settings import Job, default_model
 from tileseg.task import draft, meet
@@ -253,7 +254,7 @@ def test_a_model_that_is_a_program_is_not_run(ask, model, tmp_path):
     """So nobody need trust it; its weights need not even be there."""
     program = Architecture("torchscript", "net", {"batch": None}, 1, 1)
     card = make_card(architecture=program, weights="weights.pt", statistics=known())
-    (model / "card.json").write_text(json.dumps(card.to_stac()))
+    (model / "card.json").write_text(json.dumps(to_stac(card)))
     (model / "weights.safetensors").unlink()
 
     code, _, said, _ = ask(make_scene(tmp_path / "s.tif", PIXELS))
@@ -335,21 +336,55 @@ def test_a_job_reads_nothing_more_for_a_model_that_knows_no_values(
     assert (values["exit_code"], values["warnings"]) == (0, [])
 
 
-def test_only_what_is_asked_for_is_looked_at(model, tmp_path):
-    """Half of the scene is haze; the other half alone has not drifted."""
+@pytest.fixture
+def half_hazy(tmp_path):
+    """A scene whose right half is haze, and a box of degrees in the left one."""
     pixels = np.concatenate([PIXELS, np.where(PIXELS, PIXELS + 20_000, 0)], axis=1)
     scene = make_scene(tmp_path / "s.tif", pixels.astype("uint16"), crs="EPSG:32631")
     with rasterio.open(scene) as dataset:
         west, south, east, north = rasterio.warp.transform_bounds(
             dataset.crs, "EPSG:4326", *dataset.window_bounds(((0, 200), (20, 150)))
         )
+    return scene, (west, south, east, north)
+
+
+def test_only_what_is_asked_for_is_looked_at(model, half_hazy):
+    """One half of the scene is haze; the other half alone has not drifted."""
+    scene, box = half_hazy
     whole = Job(input=str(scene), model=str(model))
-    part = Job(input=str(scene), model=str(model), bbox=(west, south, east, north))
+    part = replace(whole, bbox=box)
 
     found = [doubts(draft(job, *meet(job))) for job in (whole, part)]
 
     assert found[0] != []
     assert found[1] == []
+
+
+def test_a_check_looks_at_what_the_job_file_asks_for(ask, half_hazy, tmp_path):
+    """And ends as the job would where the scene has nothing of it."""
+    scene, box = half_hazy
+    near, far = tmp_path / "near.toml", tmp_path / "far.toml"
+    near.write_text(f"bbox = {list(box)}")
+    far.write_text("bbox = [100.0, 10.0, 101.0, 11.0]")
+
+    whole, part = (ask(scene, *words)[2] for words in ((), ("--config", near)))
+
+    assert (whole["verdict"], part["verdict"]) == ("warn", "ok")
+    assert part["drift"] < whole["drift"] / 3
+    code, _, _, err = ask(scene, "--config", far)
+    assert code == 2
+    assert "outside --bbox" in err
+
+
+def test_statistics_are_of_what_the_job_file_asks_for(half_hazy, tmp_path):
+    scene, box = half_hazy
+    whole = Job(input=str(scene), model=str(make_model(tmp_path / "plain")))
+
+    (blue, *_), (part, *_) = (
+        with_statistics([job]).statistics for job in (whole, replace(whole, bbox=box))
+    )
+
+    assert part.quantiles[-1] < 1.01 < blue.quantiles[-1]
 
 
 # What a model knows

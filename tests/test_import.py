@@ -3,10 +3,12 @@
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import warnings
 from importlib.metadata import files
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -20,15 +22,18 @@ from making import lively, make_card, make_scene, random_pixels
 from safetensors.torch import save_file
 from torch import nn
 
+from tileseg import adopt
 from tileseg.adopt import _halo
 from tileseg.architecture import Architecture
-from tileseg.card import read_card
 from tileseg.cli import main
+from tileseg.device import Device
 from tileseg.errors import UsageError
 from tileseg.footprint import footprint
 from tileseg.foreign import _in_parts
+from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.model import Device, Network, load_module
+from tileseg.lock import hold_file
+from tileseg.model import Network, load_module
 from tileseg.settings import Job
 from tileseg.unet import UNet
 
@@ -752,3 +757,44 @@ def test_a_folder_that_cannot_be_written_is_not_begun(tmp_path, attempt):
 
     assert said.exit_code == 5, said.output
     assert sorted(tmp_path.iterdir()) == [tmp_path / "models", tmp_path / "weights.pth"]
+
+
+def test_what_a_killed_import_left_goes_with_the_next_one(tmp_path, attempt):
+    """Not while it may still be at work, and nothing of another folder's."""
+    torch.save(unet().state_dict(), tmp_path / "weights.pth")
+    models = tmp_path / "models"
+    stale = models / f".imported.staging.{uuid4().hex}"
+    other = models / f".imported-too.staging.{uuid4().hex}"
+    for folder in (stale, other):
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").write_bytes(b"half")
+
+    with hold_file(models / ".imported.lock"):
+        folder, said = attempt(tmp_path / "weights.pth", *THREE)
+    assert said.exit_code == 8, said.output
+    assert sorted(models.iterdir()) == sorted([stale, other])
+    folder, said = attempt(tmp_path / "weights.pth", *THREE)
+
+    assert said.exit_code == 0, said.output
+    assert sorted(models.iterdir()) == sorted([other, folder])
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_leaves_nothing(tmp_path, attempt, monkeypatch, number, code):
+    """It comes when the weights are written and the card is not."""
+    torch.save(unet().state_dict(), tmp_path / "weights.pth")
+    seen = []
+
+    def stopped(folder, _card):
+        seen.extend(item.name for item in folder.iterdir())
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(adopt, "write_card", stopped)
+    _, said = attempt(tmp_path / "weights.pth", *THREE)
+
+    assert said.exit_code == code, said.output
+    assert said.output.count("\n") == 1
+    assert seen == ["weights.safetensors"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "weights.pth"]

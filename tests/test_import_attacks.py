@@ -21,6 +21,7 @@ from torch import nn
 from tileseg.cli import main
 from tileseg.errors import RefusedError
 from tileseg.foreign import open_onnx
+from tileseg.item import to_stac
 from tileseg.job import run
 from tileseg.settings import Job
 from tileseg.unet import UNet
@@ -380,7 +381,7 @@ def _folder(tmp_path, *, kind, name, data, parameters):
         weights=name,
         sha256=hashlib.sha256(data).hexdigest(),
     )
-    (folder / "card.json").write_text(json.dumps(card.to_stac()))
+    (folder / "card.json").write_text(json.dumps(to_stac(card)))
     return folder
 
 

@@ -12,10 +12,11 @@ from making import lively, make_card, make_plain, random_pixels
 
 from tileseg.blend import Blend
 from tileseg.bus import Ring
+from tileseg.device import resolve_device
 from tileseg.errors import TileError
 from tileseg.grid import Grid, Run
 from tileseg.lanes import Lanes, Threads, share
-from tileseg.model import Network, resolve_device
+from tileseg.model import Network
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import open_scene

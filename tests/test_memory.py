@@ -24,9 +24,10 @@ import json, re, sys
 from pathlib import Path
 
 import tileseg
-from tileseg.card import read_card
+from tileseg.item import read_card
 from tileseg.memory import peak_rss_mb
-from tileseg.model import load, resolve_device
+from tileseg.model import load
+from tileseg.device import resolve_device
 
 scene, model, output, engine, options = sys.argv[1:]
 network = load(Path(model), read_card(Path(model)), resolve_device("cpu"))

@@ -8,17 +8,10 @@ import pytest
 import torch
 from making import lively, make_card, make_model
 
-from tileseg.card import read_card
+from tileseg.device import Device, resolve_device, worker_devices
 from tileseg.errors import ModelError, UsageError
-from tileseg.model import (
-    Device,
-    Network,
-    load,
-    load_module,
-    resolve_device,
-    save,
-    worker_devices,
-)
+from tileseg.item import read_card
+from tileseg.model import Network, load, load_module, save
 from tileseg.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")

@@ -198,8 +198,8 @@ def test_what_is_no_card_is_refused(folder, refused, data):
 
 def test_a_wide_network_is_not_built_to_see_that_the_weights_do_not_fit(folder):
     """A width of 20,000 would be 600 GB."""
-    from tileseg.card import read_card
     from tileseg.errors import ModelError
+    from tileseg.item import read_card
     from tileseg.model import load_module
 
     text = (folder / "card.json").read_text()

@@ -13,9 +13,10 @@ from making import lively, make_card, make_plain
 from strategies import cuts, grids
 
 from tileseg.blend import Blend
+from tileseg.device import resolve_device
 from tileseg.errors import ModelError
 from tileseg.grid import Grid, Run
-from tileseg.model import Network, resolve_device
+from tileseg.model import Network
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import open_scene

@@ -5,7 +5,8 @@ import torch
 from making import lively, make_model, make_scene, random_pixels
 
 import tileseg
-from tileseg.model import Device, Network
+from tileseg.device import Device
+from tileseg.model import Network
 from tileseg.precision import compare
 from tileseg.settings import Job
 from tileseg.task import prepare

@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo.cogeo import cog_validate
 
-from tileseg.card import read_card
+from tileseg.item import read_card
 from tileseg.job import run
 from tileseg.settings import Job
 

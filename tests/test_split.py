@@ -21,7 +21,7 @@ def patchy(rows, cols, classes=3, seed=0):
 
 def cut(counts, *, block=64, margin=8, seed=0):
     parts = split(["grid"], [counts], SHARES, seed)
-    return Split(block, margin, tuple(parts))
+    return Split(block, margin, tuple(parts), (np.empty((0, 4), int),))
 
 
 def test_each_class_gets_its_share_of_every_part():

@@ -17,7 +17,6 @@ from making import make_model, make_scene
 from test_evaluate import write
 
 import tileseg
-from tileseg.card import read_card
 from tileseg.cli import main
 from tileseg.errors import (
     InputError,
@@ -26,6 +25,7 @@ from tileseg.errors import (
     PreemptedError,
     UsageError,
 )
+from tileseg.item import read_card
 from tileseg.model import load_module
 from tileseg.stopping import Stop, StopSignal
 from tileseg.train import train

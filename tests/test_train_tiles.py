@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 from making import NORTH_UP, make_scene
-from test_evaluate import patchy, write, write_points
+from rasterio.warp import calculate_default_transform, reproject
+from test_evaluate import UTM, patchy, write, write_points
 
 from tileseg.errors import InputError, UsageError
 from tileseg.split import TRAINING, VALIDATION
@@ -111,6 +112,44 @@ def test_training_tiles_see_no_pixel_near_another_block_and_know_what_lies_there
         np.testing.assert_array_equal(said, truth[rows, cols])
         seen += len(said)
     assert seen > 10_000
+
+
+def test_ground_that_another_scene_keeps_is_not_trained_on(training, tmp_path, caplog):
+    """A scene over it on another grid: rasterio says where its blocks lie."""
+    height, width = SHAPE
+    bounds = rasterio.transform.array_bounds(height, width, NORTH_UP)
+    place, cols, rows = calculate_default_transform(
+        UTM, "EPSG:4326", width, height, *bounds
+    )
+    turned = {"crs": "EPSG:4326", "transform": place}
+    other = make_map(tmp_path / "other.tif", (rows, cols), **turned)
+    known = write(
+        tmp_path / "other_labels.tif", patchy(3, (rows, cols)), place=place,
+        crs="EPSG:4326",
+    )  # fmt: skip
+    pair = {"scenes": (*training.scenes, other), "labels": (*training.labels, known)}
+
+    samples = survey(Training(**{**facts(training), **pair}), None).samples
+
+    assert caplog.text.count("on another grid") == 2
+    boxes = [item.scene.geobox for item in samples.ground.places]
+    lots, random = samples.split, np.random.default_rng(0)
+    for here, there in ((0, 1), (1, 0)):
+        held = np.kron(lots.parts[there] != TRAINING, np.ones((32, 32), np.uint8))
+        kept = np.zeros((boxes[here].height, boxes[here].width), np.uint8)
+        reproject(
+            held[: boxes[there].height, : boxes[there].width], kept,
+            src_transform=boxes[there].transform, src_crs=boxes[there].crs,
+            dst_transform=boxes[here].transform, dst_crs=boxes[here].crs,
+        )  # fmt: skip
+        pixels = np.argwhere(kept == 0)[random.integers((kept == 0).sum(), size=300)]
+        drawn = [lots.draw(here, tuple(at), 16, random) for at in pixels.tolist()]
+        found = [window for window in drawn if window]
+        assert len(found) > 20
+        for window in found:
+            near = window.pad(4).intersect(boxes[here].window)
+            assert not kept[near.slices].any()
+    assert len(list(samples.batches(range(2), 4))) == 2
 
 
 def test_classes_are_sought_equally_often(training, tmp_path):

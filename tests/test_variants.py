@@ -10,17 +10,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from tileseg import variants
-from tileseg.card import read_card
+from tileseg.device import Device, default_batch, tile_bytes
 from tileseg.errors import DeviceFaultError, ExitCode, ModelError
+from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.model import (
-    Device,
-    Network,
-    choose,
-    default_batch,
-    load,
-    tile_bytes,
-)
+from tileseg.model import Network, choose, load
 from tileseg.settings import Job
 from tileseg.unet import UNet
 

@@ -21,10 +21,11 @@ from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from test_scene import noise
 
-from tileseg.card import NODATA, read_card
+from tileseg.card import NODATA
 from tileseg.compose import Target, Wish
 from tileseg.errors import ExitCode, UsageError
 from tileseg.glance import glance
+from tileseg.item import read_card, to_stac
 from tileseg.job import run
 from tileseg.layer import Layer
 from tileseg.scene import open_scene
@@ -215,7 +216,7 @@ def test_the_models_resolution_is_in_metres(crs, unit, job, tmp_path):
 
 
 def test_a_card_without_a_resolution_says_none():
-    assert "tileseg:gsd" not in make_card().to_stac()["properties"]
+    assert "tileseg:gsd" not in to_stac(make_card())["properties"]
     with pytest.raises(ValueError, match="gsd > 0"):
         make_card(gsd=0)
 

@@ -12,6 +12,7 @@ import ray
 
 from tileseg.address import allow, shown
 from tileseg.crew import Crew, Outcome
+from tileseg.device import Device, device_memory_mb, resolve_device
 from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
@@ -19,7 +20,6 @@ from tileseg.identity import Identities, look
 from tileseg.lanes import CORES, share
 from tileseg.memory import peak_rss_mb
 from tileseg.meters import WorkerMeters
-from tileseg.model import Device, device_memory_mb, resolve_device
 from tileseg.objects import open_storage
 from tileseg.precision import Check, compare, settle
 from tileseg.settings import Job

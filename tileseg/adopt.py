@@ -5,37 +5,31 @@ classes) is told by whoever imports it; the network is then seen to work.
 """
 
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from torch import Tensor
 
 from tileseg.architecture import KINDS
-from tileseg.card import Card, LandClass
-from tileseg.errors import ModelError, OutputError, UsageError
+from tileseg.card import Card
+from tileseg.classes import LandClass, color_of
+from tileseg.errors import ModelError, UsageError
 from tileseg.footprint import footprint
 from tileseg.foreign import last_line
 from tileseg.grid import shard_size
+from tileseg.item import write_card
+from tileseg.publish import staging
 from tileseg.recognise import Found, Hints, recognise
-from tileseg.storage import TEMPORARY, write_whole
-from tileseg.train import write_card
+from tileseg.storage import write_whole
 
 __all__ = ["Adopted", "Told", "adopt", "lay"]
 
 _TRIED = 2  # tiles
 _TILE = 256  # pixels, where nobody says
-_COLORS = (
-    "2b7bba", "1b7837", "a6d96a", "d8b365", "d7301f", "984ea3", "ff7f00", "a65628",
-    "f781bf", "999999", "66c2a5", "e5c494",
-)  # fmt: skip
 _FP32_BYTES = 4
 _SUM_OFF = 1e-3  # that probabilities of a pixel may be from 1
 
@@ -130,34 +124,26 @@ def adopt(source: Path, told: Told, *, folder_name: str) -> Adopted:
 def lay(adopted: Adopted, folder: Path) -> None:
     """Write a model folder: it is there whole or not at all.
 
+    What a killed import left beside it goes.
+
     Raises:
         UsageError: something is there.
         OutputError: it cannot be written.
+        BusyError: another import writes it.
     """
-    temporary = folder.with_name(f"{folder.name}.{uuid4().hex}{TEMPORARY}")
-    try:
-        if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
-            msg = f"{folder}: something is there; import to a folder that is new"
-            raise UsageError(msg)
-        write_whole(temporary / adopted.card.weights, adopted.weights)
-        write_card(temporary, adopted.card)
-        temporary.replace(folder)
-    except OSError as err:
-        msg = f"{folder}: cannot be written: {err.strerror}"
-        raise OutputError(msg) from err
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    with suppress(OSError):
-        _sync(folder.parent)
+    if folder.is_symlink() or (folder.exists() and not _is_empty(folder)):
+        msg = f"{folder}: something is there; import to a folder that is new"
+        raise UsageError(msg)
+    with staging(folder) as made:
+        write_whole(made / adopted.card.weights, adopted.weights)
+        write_card(made, adopted.card)
 
 
-def _sync(folder: Path) -> None:
-    """Have the folder's names survive a crash."""
-    handle = os.open(folder, os.O_RDONLY)
+def _is_empty(folder: Path) -> bool:
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return not any(folder.iterdir())
+    except OSError:  # no folder, or not ours to look into
+        return False
 
 
 # The card
@@ -222,7 +208,7 @@ def _classes(
             f"{len(names)} names; say which, in their order: --classes water,trees"
         ).replace("  ", " ")
         raise UsageError(msg)
-    colors = colors or tuple(_COLORS[n % len(_COLORS)] for n in range(count))
+    colors = colors or tuple(map(color_of, range(count)))
     if len(colors) != count:
         msg = f"{count} classes and {len(colors)} colours"
         raise UsageError(msg)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tileseg import model
+from tileseg.device import Device
 from tileseg.ensemble import Ensemble
-from tileseg.model import Device, Network, logits_of
+from tileseg.model import Network, logits_of
 
 __all__ = ["Averaged", "load", "settle"]
 

@@ -1,24 +1,18 @@
-"""The model card: what a network eats and what its numbers mean.
+"""The model card: what a network eats and what its numbers mean. Knows no network."""
 
-`card.json` is a STAC Item with the Machine Learning Model (MLM) extension; what MLM
-has no word for is under `tileseg:`. Reads and writes text only; knows no network.
-"""
-
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
-from tileseg.architecture import KINDS, PROGRAMS, Architecture, unet
+from tileseg.architecture import PROGRAMS, Architecture
+from tileseg.classes import LandClass
 from tileseg.drift import Statistics
-from tileseg.errors import ModelError, RefusedError
+from tileseg.errors import RefusedError
 from tileseg.grid import shard_size
-from tileseg.mlm import ARTIFACTS, class_object, hyperparameters, model_name, moment
 
-__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card", "LandClass", "own_file", "read_card"]
+__all__ = ["CONFIDENCE_STEPS", "NODATA", "Card"]
 
 NODATA = 255
 """The mask's value where there is no answer; never a class."""
@@ -26,33 +20,10 @@ NODATA = 255
 CONFIDENCE_STEPS = 254
 """The confidence raster's value for a probability of 1."""
 
-_MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
-_CLASSES = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
-_FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 _TWO = 2  # a class and its background
 _ANSWERS = ("logits", "probabilities")
-_LONGEST_CARD = 1 << 20  # letters
 _LONGEST_NAME = 100  # of a class, letters
-_SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
 _FREE = ("about", "statistics", "temperature")  # fields that change no pixel
-
-
-@dataclass(frozen=True, slots=True)
-class LandClass:
-    """One class of the mask."""
-
-    value: int
-    """Mask value, 0 to 254."""
-    name: str
-    """What a legend says."""
-    color: str
-    """RRGGBB in hexadecimal."""
-
-    @property
-    def rgb(self) -> tuple[int, int, int]:
-        """Red, green, blue, each 0 to 255."""
-        red, green, blue = bytes.fromhex(self.color)
-        return red, green, blue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,101 +171,6 @@ class Card:
         """Return what can change a pixel or a product, as plain values."""
         return {key: item for key, item in asdict(self).items() if key not in _FREE}
 
-    def to_stac(self) -> dict[str, Any]:
-        """Return the card as a STAC Item; `read_card` gives the same card back."""
-        framework, artifact, media_type = ARTIFACTS[self.architecture.kind]
-        name = model_name(self.name)
-        return {
-            "type": "Feature",
-            "stac_version": "1.1.0",
-            "stac_extensions": [_MLM, _CLASSES, _FILE],
-            "id": f"{self.name}-{self.version}",
-            "geometry": None,
-            "properties": {
-                "datetime": moment(self.about.get("datetime")),
-                "version": self.version,
-                "mlm:name": name,
-                **({} if name == self.name else {"tileseg:name": self.name}),
-                "mlm:architecture": self.architecture.name,
-                "mlm:tasks": ["semantic-segmentation"],
-                "mlm:framework": framework,
-                "mlm:input": [self._input()],
-                "mlm:output": [self._output()],
-                "bands": self._bands(),
-                "tileseg:unit": self.unit,
-                "tileseg:halo": self.halo,
-                **self._more(),
-                "tileseg:about": dict(self.about),
-            },
-            "links": [],
-            "assets": {
-                "weights": {
-                    "href": self.weights,
-                    "type": media_type,
-                    "roles": ["mlm:model", "mlm:weights"],
-                    # STAC lets an Item have bands only if an asset has them.
-                    "bands": [{"name": name} for name in self.bands],
-                    "mlm:artifact_type": artifact,
-                    "file:checksum": _SHA256_MULTIHASH + self.sha256,
-                }
-            },
-        }
-
-    def _more(self) -> dict[str, Any]:
-        """Return how the network is built, and what most cards have no need to say."""
-        more: dict[str, Any] = {}
-        if self.gsd is not None:
-            more["tileseg:gsd"] = self.gsd
-        if self.answers != "logits":
-            more["tileseg:answers"] = self.answers
-        if self.temperature is not None:
-            more["tileseg:temperature"] = self.temperature
-        own = self.architecture
-        if said := hyperparameters(own.parameters):
-            more["mlm:hyperparameters"] = said
-        if own.kind != "unet":
-            more["tileseg:network"] = {
-                "kind": own.kind, "multiple": own.multiple, "floats": own.floats,
-                **({} if said else {"parameters": dict(own.parameters)}),
-            }  # fmt: skip
-        return more
-
-    def _bands(self) -> list[dict[str, Any]]:
-        """Return STAC's word on each band: its name, and what values it had."""
-        if self.statistics is None:
-            return [{"name": name} for name in self.bands]
-        pairs = zip(self.bands, self.statistics, strict=True)
-        return [{"name": name, **item.as_json()} for name, item in pairs]
-
-    def _input(self) -> dict[str, Any]:
-        return {
-            "name": "pixels",
-            "bands": list(self.bands),
-            "input": {
-                "shape": [-1, len(self.bands), self.tile, self.tile],
-                "dim_order": ["batch", "bands", "height", "width"],
-                "data_type": "float32",
-            },
-            "value_scaling": [
-                {"type": "z-score", "mean": mean, "stddev": std}
-                for mean, std in zip(self.mean, self.std, strict=True)
-            ],
-        }
-
-    def _output(self) -> dict[str, Any]:
-        return {
-            "name": self.answers,
-            "tasks": ["semantic-segmentation"],
-            "result": {
-                "shape": [-1, self.outputs, self.tile, self.tile],
-                "dim_order": ["batch", "class", "height", "width"],
-                "data_type": "float32",
-            },
-            "classification:classes": [
-                class_object(item.value, item.name, item.color) for item in self.classes
-            ],
-        }
-
 
 def _shard_fault(tile: int, halo: int) -> list[str]:
     try:
@@ -302,133 +178,3 @@ def _shard_fault(tile: int, halo: int) -> list[str]:
     except ValueError as err:
         return [f"cannot be cut into shards: {err}"]
     return []
-
-
-def own_file(folder: Path, name: str) -> Path:
-    """Return the path of a model folder's file, if that is a file and lies in it.
-
-    Raises:
-        ModelError: it is a folder, a pipe or a device.
-        RefusedError: it is a link to somewhere else.
-    """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        msg = f"{path}: is a link out of the model's folder; put the file itself there"
-        raise RefusedError(msg)
-    if path.exists() and not path.is_file():
-        msg = f"{path}: cannot be read: is no plain file"
-        raise ModelError(msg)
-    return path
-
-
-def read_card(folder: Path) -> Card:
-    """Read `card.json` of a model folder.
-
-    Raises:
-        ModelError: there is none, or it does not describe a usable network.
-        RefusedError: its weights are of a kind that can run code, or lie elsewhere.
-    """
-    path = own_file(folder, "card.json")
-    try:
-        with path.open(encoding="utf-8") as file:
-            item = json.loads(file.read(_LONGEST_CARD))
-    except FileNotFoundError as err:
-        msg = f"{folder}: no model here, wanted a folder with card.json"
-        raise ModelError(msg) from err
-    except (OSError, ValueError, RecursionError) as err:
-        msg = f"{path}: unreadable model card: {err}"
-        raise ModelError(msg) from err
-    try:
-        return _from_stac(item)
-    except RefusedError as err:
-        msg = f"{path}: {err}"
-        raise RefusedError(msg) from err
-    except KeyError as err:
-        msg = f"{path}: broken model card: {err.args[0]!r} is missing"
-        raise ModelError(msg) from err
-    except ValueError as err:
-        msg = f"{path}: broken model card: it {err}"
-        raise ModelError(msg) from err
-    except (TypeError, LookupError, AttributeError, ArithmeticError) as err:
-        msg = f"{path}: broken model card: not built as one: {err}"
-        raise ModelError(msg) from err
-
-
-def _from_stac(item: dict[str, Any]) -> Card:
-    properties = item["properties"]
-    (inputs,), (outputs,) = properties["mlm:input"], properties["mlm:output"]
-    asset = item["assets"]["weights"]
-    architecture = _architecture(properties)
-    ending = KINDS.get(architecture.kind, ".safetensors")
-    if not re.fullmatch(r"[\w.-]+" + re.escape(ending), str(asset["href"])):
-        msg = (
-            f"weights {str(asset['href'])[:100]!r}: only *{ending} beside the card are "
-            f"loaded for a network of kind {architecture.kind}; others can run code"
-        )
-        raise RefusedError(msg)
-    classes = tuple(
-        LandClass(
-            int(entry["value"]),
-            str(entry.get("title", entry["name"])),
-            str(entry["color_hint"]),
-        )
-        for entry in outputs["classification:classes"]
-    )
-    bands = tuple(
-        str(band["name"] if isinstance(band, dict) else band)
-        for band in inputs["bands"]
-    )
-    shape, tile = inputs["input"]["shape"], inputs["input"]["shape"][-1]
-    if shape != [-1, len(bands), tile, tile] or not isinstance(tile, int):
-        msg = f"has input shape {shape}, wanted [-1, {len(bands)}, tile, tile]"
-        raise ValueError(msg)
-    return Card(
-        name=str(properties.get("tileseg:name", properties["mlm:name"])),
-        version=str(properties["version"]),
-        bands=bands,
-        unit=str(properties["tileseg:unit"]),
-        mean=tuple(float(band["mean"]) for band in inputs["value_scaling"]),
-        std=tuple(float(band["stddev"]) for band in inputs["value_scaling"]),
-        tile=tile,
-        halo=int(properties["tileseg:halo"]),
-        classes=classes,
-        outputs=int(outputs["result"]["shape"][1]),
-        architecture=architecture,
-        answers=str(properties.get("tileseg:answers", "logits")),
-        sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
-        gsd=_number(properties, "tileseg:gsd"),
-        weights=str(asset["href"]),
-        statistics=_statistics(properties.get("bands", []), bands),
-        temperature=_number(properties, "tileseg:temperature"),
-        about=dict(properties.get("tileseg:about", {})),
-    )
-
-
-def _statistics(
-    said: list[dict[str, Any]], names: tuple[str, ...]
-) -> tuple[Statistics, ...] | None:
-    """Return the statistics of bands that a card describes; None if it says none."""
-    found = [item for band in said if (item := Statistics.from_json(band))]
-    if found and [band["name"] for band in said] != list(names):
-        msg = f"has statistics of other bands than its input's, {', '.join(names)}"
-        raise ValueError(msg)
-    return tuple(found) or None
-
-
-def _number(properties: dict[str, Any], key: str) -> float | None:
-    return None if (value := properties.get(key)) is None else float(value)
-
-
-def _architecture(properties: dict[str, Any]) -> Architecture:
-    says = properties.get("tileseg:network")
-    if says is None:
-        parameters = properties["mlm:hyperparameters"]
-        return unet(int(parameters["width"]), int(parameters["depth"]))
-    parameters = properties.get("mlm:hyperparameters", says.get("parameters", {}))
-    return Architecture(
-        kind=str(says["kind"]),
-        name=str(properties["mlm:architecture"]),
-        parameters=dict(parameters),
-        multiple=int(says["multiple"]),
-        floats=int(says["floats"]),
-    )

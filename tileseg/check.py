@@ -14,9 +14,9 @@ from tileseg import averaging
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.budget import budget_of
+from tileseg.device import default_batch, resolve_device, worker_devices
 from tileseg.errors import InputError
 from tileseg.grid import Run
-from tileseg.model import default_batch, resolve_device, worker_devices
 from tileseg.precision import settle, spots
 from tileseg.predict import Predictor, Scaling
 from tileseg.raster import Scene

@@ -11,11 +11,11 @@ import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from tileseg.crew import Outcome
+from tileseg.device import Device
 from tileseg.engine import Pulse, Usage
 from tileseg.errors import DeviceFaultError, LostError
 from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES
-from tileseg.model import Device
 from tileseg.pool import LOSSES, Pool, our_errors, why_lost
 from tileseg.precision import Check
 from tileseg.settings import Job

@@ -5,22 +5,27 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 import click
 
-from tileseg.errors import InterruptedRunError, PreemptedError
+from tileseg.errors import InterruptedRunError, PreemptedError, TilesegError
 from tileseg.redact import Redacted, redact
-from tileseg.stopping import Stop
+from tileseg.stopping import Stop, StopSignal
 
-if TYPE_CHECKING:
-    from tqdm import tqdm
-
-__all__ = ["configure_logging", "leave", "progress", "results", "signals", "tell"]
+__all__ = [
+    "configure_logging",
+    "leave",
+    "one_line_errors",
+    "progress",
+    "results",
+    "signals",
+    "tell",
+]
 
 _LOG_SECONDS = 10
 _STDERR = 2
@@ -69,12 +74,10 @@ def progress(title: str) -> Iterator[Any]:
     if not logger.isEnabledFor(logging.INFO):
         yield lambda _done, _total: None
     elif sys.stderr.isatty():
-        from tqdm import tqdm
         from tqdm.contrib.logging import logging_redirect_tqdm
 
-        bar = tqdm(desc=Path(title).name, unit="tile")
-        with bar, logging_redirect_tqdm():
-            yield lambda done, total: _draw(bar, done, total)
+        with ExitStack() as stack, logging_redirect_tqdm():
+            yield _drawn(Path(title).name, stack)
     else:
         last = time.monotonic()
 
@@ -87,10 +90,21 @@ def progress(title: str) -> Iterator[Any]:
         yield log
 
 
-def _draw(bar: "tqdm[NoReturn]", done: int, total: int) -> None:
-    bar.total = total
-    bar.n = done
-    bar.refresh()
+def _drawn(title: str, stack: ExitStack) -> Callable[[int, int], None]:
+    """Return what draws a bar, whose rate is of what is done from its first call on."""
+    from tqdm import tqdm
+
+    bar: tqdm[NoReturn] | None = None
+
+    def draw(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(desc=title, total=total, initial=done, unit="tile")
+            stack.enter_context(bar)
+        bar.n = done
+        bar.refresh()
+
+    return draw
 
 
 @contextmanager
@@ -125,6 +139,17 @@ def _open_streams() -> None:
     os.close(handle)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(_STDERR, "w")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn our errors into one line on stderr and their exit code."""
+    try:
+        yield
+    except (TilesegError, StopSignal) as err:
+        error = err.error if isinstance(err, StopSignal) else err
+        tell(f"tileseg: {error}", err=True)
+        sys.exit(int(error.exit_code))
 
 
 def leave(code: int, *, is_broken: bool) -> NoReturn:

@@ -11,18 +11,13 @@ from time import monotonic
 from typing import Protocol
 
 from tileseg.crew import Crew, Outcome
+from tileseg.device import Device, device_memory_mb, resolve_device, worker_devices
 from tileseg.errors import (
     DeviceFaultError,
     LostError,
 )
 from tileseg.grid import Run
 from tileseg.lanes import CORES, share
-from tileseg.model import (
-    Device,
-    device_memory_mb,
-    resolve_device,
-    worker_devices,
-)
 from tileseg.precision import Check, compare, settle
 from tileseg.settings import Job
 from tileseg.task import Task

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tileseg.card import Card, read_card
+from tileseg.card import Card
 from tileseg.errors import UsageError
+from tileseg.item import read_card
 from tileseg.settings import SYMMETRIES, Job, model_folder
 
 __all__ = ["Channel", "Ensemble", "read_ensemble"]

@@ -24,7 +24,8 @@ from tileseg.errors import UsageError
 from tileseg.raster import Band, Scene
 from tileseg.sample import Sample, affordable, sample
 from tileseg.settings import Job
-from tileseg.task import FAR, Task, meet, scale_of
+from tileseg.task import FAR, Task, meet, region_of, scale_of
+from tileseg.window import Window
 
 __all__ = ["Answer", "BandFit", "Fit", "compare", "doubts", "with_statistics"]
 
@@ -110,7 +111,9 @@ def _as_dict(item: Answer | BandFit) -> dict[str, Any]:
 
 
 def compare(job: Job) -> Fit:
-    """Compare a job's scene with its model; some hundred blocks are read at most.
+    """Compare a job's scene, or what is asked for of it, with its model.
+
+    Some hundred blocks are read at most.
 
     Raises:
         TilesegError: one of them cannot be opened.
@@ -126,7 +129,7 @@ def compare(job: Job) -> Fit:
     answers += [_ask_dtype(card, scene, scale), _ask_resolution(card, scene)]
     fits: tuple[BandFit, ...] = ()
     if bands and scale:
-        found = sample(scene, bands, scale)
+        found = sample(scene, bands, scale, _area(job, scene))
         fits = _band_fits(card, bands, found)
         answers += [*_ask_reading(found), *_ask_values(card, fits)]
     return Fit(card, scene, tuple(answers), fits)
@@ -147,12 +150,18 @@ def with_statistics(jobs: Sequence[Job]) -> Card:
         card = ensemble.card
         bands = scene.select(job.bands or card.bands)
         scale = tuple(scale_of(job, card, band) for band in bands)
-        found.append(sample(scene, bands, scale).pixels)
+        found.append(sample(scene, bands, scale, _area(job, scene)).pixels)
         if not found[-1].shape[1]:
             msg = f"{job.href}: no valid pixel at the places looked at"
             raise UsageError(msg)
     values = np.concatenate(found, axis=1)
     return replace(card, statistics=tuple(map(statistics_of, values)))
+
+
+def _area(job: Job, scene: Scene) -> Window | None:
+    """Return the part of the scene that is asked for; None for all."""
+    region = region_of(job, scene)
+    return region.window if region else None
 
 
 def doubts(task: Task) -> list[str]:

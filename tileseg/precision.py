@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from tileseg import averaging
 from tileseg.blend import Blend
 from tileseg.card import NODATA
+from tileseg.device import Device
 from tileseg.errors import InputError, TileError
 from tileseg.grid import Grid, Run
-from tileseg.model import Device
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.task import Task

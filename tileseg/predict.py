@@ -20,10 +20,11 @@ from torch import Tensor
 from tileseg.batches import Batches, Scaling, Step
 from tileseg.blend import Blend
 from tileseg.bus import Bus, Landing
+from tileseg.device import device_error
 from tileseg.errors import ModelError, PreemptedError, TileError
 from tileseg.grid import Grid, Run, Strip
 from tileseg.lanes import ALONE, Lanes, Threads
-from tileseg.model import Network, device_error
+from tileseg.model import Network
 from tileseg.picture import LabelRows, Part, Picture, RowsUnderWay
 
 __all__ = ["Predictor", "Scaling"]

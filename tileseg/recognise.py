@@ -16,10 +16,10 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from tileseg.architecture import Architecture, unet
-from tileseg.card import own_file
 from tileseg.checkpoint import State, program_kind, read_file, unpack
 from tileseg.errors import ModelError, RefusedError, UsageError
 from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp, last_line, open_onnx
+from tileseg.item import own_file
 from tileseg.unet import UNet
 
 __all__ = ["Found", "Hints", "recognise"]

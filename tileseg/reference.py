@@ -200,7 +200,7 @@ def _warped(dataset: Any, box: GeoBox, path: str) -> Iterator[Any]:  # noqa: ANN
         yield dataset
         return
     if box.crs is None or dataset.crs is None:
-        msg = f"{path}: is on another grid than the mask, and not both have a CRS"
+        msg = f"{path}: is on another grid than its raster, and not both have a CRS"
         raise UsageError(msg)
     with WarpedVRT(
         dataset, crs=box.crs, transform=box.transform, height=box.height,
@@ -259,12 +259,12 @@ def _placed(features: Features, box: GeoBox, path: str) -> Features:
         msg = f"{path}: holds no geometry"
         raise UsageError(msg)
     if box.crs is None:
-        msg = f"{path}: the mask has no CRS, so nothing can be found in it"
+        msg = f"{path}: its raster has no CRS, so nothing can be found in it"
         raise UsageError(msg)
     try:
         move = Transformer.from_crs(features.crs, CRS.from_wkt(box.crs), always_xy=True)
     except ProjError as err:
-        msg = f"{path}: nothing leads from its CRS to the mask's: {err}"
+        msg = f"{path}: nothing leads from its CRS to its raster's: {err}"
         raise UsageError(msg) from err
     inverse = ~box.transform
 
@@ -307,7 +307,9 @@ def _points(
     limits = box.width, box.height
     is_in = ((at >= 0) & (at < limits)).all(axis=1)  # NaN is not
     if not is_in.all():
-        msg = f"{path}: {int((~is_in).sum())} of {len(at)} points lie outside the mask"
+        msg = (
+            f"{path}: {int((~is_in).sum())} of {len(at)} points lie outside its raster"
+        )
         raise UsageError(msg)
     cols, rows = at.astype(np.int64).T
     return Points(rows, cols, values)

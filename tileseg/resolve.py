@@ -11,8 +11,8 @@ from tileseg.settings import Job
 from tileseg.task import Task
 
 if TYPE_CHECKING:
+    from tileseg.device import Device
     from tileseg.engine import Engine
-    from tileseg.model import Device
 
 __all__ = ["device_of", "halved", "resolve"]
 
@@ -24,7 +24,8 @@ def resolve(task: Task, engine: "Engine") -> Plan:
 
     A plan of the same request that was begun on such hardware goes on as it is.
     """
-    from tileseg.model import default_batch, load_module
+    from tileseg.device import default_batch
+    from tileseg.model import load_module
 
     job = _in_numbers(task)
     for path, card in zip(task.ensemble.paths, task.ensemble.cards, strict=True):
@@ -68,7 +69,7 @@ def _in_numbers(task: Task) -> Job:
 
 def device_of(plan: Plan) -> "Device":
     """Return where a plan is carried out."""
-    from tileseg.model import Device
+    from tileseg.device import Device
 
     resolved = plan.resolved
     where = resolved["device"], resolved["hardware"], resolved["precision"]

@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from importlib.resources import files
 from math import inf, isfinite
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from tileseg.address import STORES, is_address, keep, shown
 from tileseg.errors import UsageError
+from tileseg.fields import checked, fits, said
 from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
@@ -21,15 +21,11 @@ __all__ = [
     "SYMMETRIES",
     "Job",
     "called",
-    "checked",
     "default_model",
-    "fits",
     "is_record",
     "is_remote",
     "model_folder",
     "read_job",
-    "read_toml",
-    "said",
     "scene_name",
     "within",
 ]
@@ -394,27 +390,6 @@ def _check_address(field: str, address: object) -> None:
         raise UsageError(msg)
 
 
-def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
-    """Return whether a value, of a TOML file say, is what a field's type says."""
-    if isinstance(hint, UnionType):
-        return any(fits(value, part) for part in get_args(hint))
-    if get_origin(hint) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        parts = get_args(hint)
-        if parts[-1] is ...:
-            parts = parts[:1] * len(value)
-        return len(value) == len(parts) and all(map(fits, value, parts))
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
-def said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
-    """Return what a field's type is called."""
-    return hint.__name__ if isinstance(hint, type) else str(hint)
-
-
 def default_model() -> Path:
     """Return the folder of the land-cover model that comes with tileseg."""
     return Path(str(files("tileseg"))) / "models" / "landcover-bgr"
@@ -443,43 +418,6 @@ def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
         msg = f"{path}: cannot be read as a job file: {err}"
         raise UsageError(msg) from err
     return checked(path, values, Job)
-
-
-def read_toml(path: str) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UsageError: it is unreadable.
-    """
-    try:
-        return tomllib.loads(Path(path).read_bytes().decode())
-    except (OSError, ValueError) as err:
-        msg = f"{path}: cannot be read as TOML: {err}"
-        raise UsageError(msg) from err
-
-
-def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Return the fields that a file gives, lists as tuples.
-
-    Args:
-        path: the file's.
-        values: what it says.
-        kind: the dataclass that the fields are of.
-
-    Raises:
-        UsageError: there is no such field, or it has another type.
-    """
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    hints = {item.name: item.type for item in fields(kind)}
-    for key, value in values.items():
-        if key not in hints:
-            what = kind.__name__.lower()
-            msg = f"{path}: unknown key {key!r}; a {what} has {', '.join(hints)}"
-            raise UsageError(msg)
-        if not fits(value, hints[key]):
-            msg = f"{path}: {key}: got {value!r}, wanted {said(hints[key])}"
-            raise UsageError(msg)
-    return values
 
 
 def is_record(path: str) -> bool:

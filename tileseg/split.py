@@ -2,7 +2,7 @@
 
 Neighbouring pixels are alike, so pixels drawn at random would be judged by their
 neighbours. Whole blocks are: no tile that is trained on comes near one for another
-purpose, and scenes on one grid are cut alike, whatever their date.
+purpose, of any scene, and scenes on one grid are cut alike, whatever their date.
 """
 
 from collections.abc import Hashable, Sequence
@@ -39,6 +39,9 @@ class Split:
     """Pixels that training tiles keep from other blocks."""
     parts: tuple[NDArray[np.uint8], ...]
     """Of each scene (block rows, block columns): index of `PARTS`."""
+    closed: tuple[NDArray[np.int64], ...]
+    """Of each scene (n, 4): boxes of its pixels, first row and column and those after
+    the last, that scenes on other grids have for validation or test."""
 
     def blocks(self, part: int, counts: Sequence[Counts]) -> NDArray[np.int64]:
         """Return (scene, block row, block column), (n, 3), of what is labelled."""
@@ -61,10 +64,14 @@ class Split:
 
     def is_free(self, scene: int, window: Window) -> bool:
         """Return whether a training tile may see a window."""
-        parts = self.parts[scene]
-        near = window.pad(self.margin).coarsen(self.block)
-        there = near.intersect(Window(0, 0, *parts.shape))
-        return bool((parts[there.slices] == TRAINING).all())
+        parts, near = self.parts[scene], window.pad(self.margin)
+        there = near.coarsen(self.block).intersect(Window(0, 0, *parts.shape))
+        if (parts[there.slices] != TRAINING).any():
+            return False
+        top, left, bottom, right = self.closed[scene].T
+        meets = (top < near.row_stop) & (bottom > near.row)
+        meets &= (left < near.col_stop) & (right > near.col)
+        return not meets.any()
 
     def draw(
         self, scene: int, pixel: tuple[int, int], tile: int, random: np.random.Generator
@@ -72,7 +79,8 @@ class Split:
         """Return a random tile with a pixel of a training block in it.
 
         Where none is found soon, the tile within the pixel's block that is next to it;
-        None if that has not the pixel: it lies too near a block for another purpose.
+        None if that has not the pixel, or another scene keeps it: it lies too near a
+        block for another purpose.
         """
         row, col = pixel
         for up, left in random.integers(tile, size=(_TRIES, 2)).tolist():
@@ -86,7 +94,8 @@ class Split:
             tile,
             tile,
         )
-        return window if window.intersect(Window(row, col, 1, 1)).size else None
+        has_pixel = window.intersect(Window(row, col, 1, 1)).size > 0
+        return window if has_pixel and self.is_free(scene, window) else None
 
 
 def _between(value: int, least: int, most: int) -> int:

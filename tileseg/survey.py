@@ -21,6 +21,7 @@ from tileseg.errors import UsageError
 from tileseg.reference import named_classes
 from tileseg.scene import Scene, open_scene
 from tileseg.split import PARTS, TRAINING, Counts, Split, split
+from tileseg.train_overlap import boxes_in
 from tileseg.train_settings import Training, with_colors
 from tileseg.train_tiles import (
     Ground,
@@ -104,7 +105,8 @@ def survey(training: Training, base: Card | None) -> Survey:
             (training.validation, training.test),
             training.seed,
         )
-        cut = Split(training.block, training.keep, tuple(parts))
+        closed = _closed(places, parts, training.block)
+        cut = Split(training.block, training.keep, tuple(parts), closed)
         statistics = _statistics(view, cut, counts, bands, training.seed)
     mean, std = _scaling(training, base, statistics)
     samples = Samples(
@@ -149,6 +151,30 @@ def training_facts(training: Training) -> dict[str, Any]:
 def _grid(scene: Scene) -> tuple[Any, ...]:
     box = scene.geobox
     return box.crs, tuple(box.transform), box.height, box.width
+
+
+def _closed(
+    places: Sequence[Place], parts: Sequence[NDArray[np.uint8]], block: int
+) -> tuple[NDArray[np.int64], ...]:
+    """Return the boxes of each scene's pixels that scenes on other grids hold back."""
+    closed = []
+    for place in places:
+        boxes = [np.empty((0, 4), np.int64)]
+        here = place.scene.geobox
+        for other, part in zip(places, parts, strict=True):
+            if _grid(other.scene) == _grid(place.scene):
+                continue
+            held = np.argwhere(part != TRAINING)
+            boxes.append(boxes_in(here, other.scene.geobox, held, block))
+            if found := len(boxes[-1]):
+                text = (
+                    "%s: %d blocks of %s for validation or test lie in it, on another "
+                    "grid; nothing near them is trained on. Scenes on one grid are cut "
+                    "alike, which leaves more"
+                )
+                logger.warning(text, place.scene.href, found, other.scene.href)
+        closed.append(np.concatenate(boxes))
+    return tuple(closed)
 
 
 def _band_names(scene: Scene) -> tuple[str, ...]:

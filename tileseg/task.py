@@ -33,7 +33,16 @@ from tileseg.settings import Job, is_remote
 if TYPE_CHECKING:
     from tileseg.region import Region
 
-__all__ = ["FAR", "Task", "draft", "meet", "prepare", "scale_of", "versions"]
+__all__ = [
+    "FAR",
+    "Task",
+    "draft",
+    "meet",
+    "prepare",
+    "region_of",
+    "scale_of",
+    "versions",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +206,7 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
             f"got {len(bands)}"
         )
         raise UsageError(msg)
-    region = _region(job, scene)
+    region = region_of(job, scene)
     return Task(
         job=job,
         scene=scene,
@@ -249,8 +258,13 @@ def _grid(job: Job, card: Card, scene: Scene, region: "Region | None") -> Grid:
         raise UsageError(str(err)) from err
 
 
-def _region(job: Job, scene: Scene) -> "Region | None":
-    """Return the part of the scene that is asked for; None for all."""
+def region_of(job: Job, scene: Scene) -> "Region | None":
+    """Return the part of the scene that is asked for; None for all.
+
+    Raises:
+        UsageError: nothing of the scene is, or the scene does not say where it lies.
+        InputError: the file that says it cannot be read.
+    """
     if not (job.bbox or job.aoi):
         return None
     from tileseg.region import region_of_bbox, region_of_file

@@ -7,7 +7,6 @@ best epoch's weights are kept, made to say how sure they are, and written with a
 import json
 import logging
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,22 +15,24 @@ from torch import nn
 from tileseg.address import shown
 from tileseg.architecture import Architecture, unet
 from tileseg.calibrate import Scaling, cool, fit_scaling, head
-from tileseg.card import Card, LandClass, read_card
+from tileseg.card import Card
+from tileseg.classes import LandClass
 from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
+from tileseg.item import read_card, write_card
 from tileseg.judge import plain
 from tileseg.lock import hold
 from tileseg.model import load_module, save
 from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
-from tileseg.storage import Disk, write_whole
+from tileseg.storage import Disk
 from tileseg.survey import Survey, survey
 from tileseg.train_checkpoint import forget_checkpoint
 from tileseg.train_loop import Loop, Told
 from tileseg.train_settings import Training
 from tileseg.unet import UNet
 
-__all__ = ["summary", "train", "write_card"]
+__all__ = ["summary", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,12 +97,6 @@ def summary(training: Training) -> dict[str, Any]:
             if part in metrics
         },
     }
-
-
-def write_card(folder: Path, card: Card) -> None:
-    """Write `card.json` of a model folder."""
-    text = json.dumps(card.to_stac(), indent=1) + "\n"
-    write_whole(folder / "card.json", text.encode())
 
 
 def _base(training: Training) -> Card | None:

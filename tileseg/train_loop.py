@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tileseg.device import device_error, resolve_device
 from tileseg.errors import ModelError
 from tileseg.judge import Judged, judge
 from tileseg.losses import cross_entropy_and_dice
-from tileseg.model import device_error, resolve_device
 from tileseg.overlap import Ahead
 from tileseg.split import VALIDATION
 from tileseg.stopping import Stop

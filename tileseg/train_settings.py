@@ -7,16 +7,13 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from tileseg.classes import color_of
 from tileseg.errors import UsageError
-from tileseg.settings import checked, fits, read_toml, said
+from tileseg.fields import checked, fits, read_toml, said
 
 __all__ = ["Training", "read_training"]
 
 _LABEL = re.compile(r"(?P<name>[^=]+?)(?:=#?(?P<color>[0-9A-Fa-f]{6}))?")
-_COLORS = (
-    "2b7bba", "1b7837", "a6d96a", "d8b365", "d7301f", "7b3294", "fdae61", "01665e",
-    "c51b7d", "8c6d31", "636363", "fee08b",
-)  # fmt: skip  # of classes that name none; used again from the thirteenth on
 _MOST = 255  # classes
 _LARGEST = 4096  # pixels of a block's side: labels of some are held whole
 _CORES = 4  # a halo is at most so small a part of a tile
@@ -190,7 +187,7 @@ def with_colors(classes: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return name and colour of each `name` or `name=RRGGBB`."""
     found = [_LABEL.fullmatch(text.strip()) for text in classes]
     return tuple(
-        (match["name"].strip(), (match["color"] or _COLORS[n % len(_COLORS)]).lower())
+        (match["name"].strip(), (match["color"] or color_of(n)).lower())
         for n, match in enumerate(found)
         if match
     )

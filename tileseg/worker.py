@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.bus import Ring
 from tileseg.card import NODATA, Card
+from tileseg.device import Device
 from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.ensemble import Ensemble
 from tileseg.gdal import gdal_env
@@ -26,8 +27,8 @@ from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identities
 from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Artifact, Ledger, Receipt
-from tileseg.memory import rss_mb, trim_heap
-from tileseg.model import Device, Network
+from tileseg.memory import rss_mb
+from tileseg.model import Network
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
@@ -36,10 +37,10 @@ from tileseg.reader import Reader
 from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
 from tileseg.settings import LAYERS, is_remote
+from tileseg.shelf import cut
 from tileseg.sketch import Sketch
 from tileseg.task import Task
 from tileseg.vectorize import polygonise
-from tileseg.window import Window
 
 __all__ = ["Recipe", "Worker"]
 
@@ -197,7 +198,7 @@ class Worker:
                     self._rest(run, first, stream),
                     layers=self._recipe.layers,
                 )
-                for made in _cut(self._recipe.grid, run, rows):
+                for made in cut(self._recipe.grid, run, rows):
                     start = perf_counter()
                     yield made
                     # Long only if the writer is behind by all that it may be.
@@ -339,73 +340,3 @@ def _tally(
     if area is None:
         return pixels, None
     return pixels, {value: float(area @ counts[:, value]) for value in range(classes)}
-
-
-def _cut(
-    grid: Grid, run: Run, rows: Iterable[LabelRows]
-) -> Iterator[tuple[Shard, LabelRows] | None]:
-    """Gather a run's rows into shards, each as soon as its last row is there.
-
-    None stands for rows that come before that.
-    """
-    todo = _Shelf(grid, run, run.shards.row)
-    for item in rows:
-        yield None
-        first = 0
-        while first < len(item.labels):
-            first = todo.put(item, first)
-            if todo.is_full:
-                yield from todo.shards()
-                todo = _Shelf(grid, run, todo.row + 1)
-                trim_heap()
-
-
-class _Shelf:
-    """One row of a run's shards, filled from the top."""
-
-    def __init__(self, grid: Grid, run: Run, row: int) -> None:
-        """Begin without pixels."""
-        self.row = row
-        self._shards = [shard for shard in run if shard.row == row]
-        self._windows = [
-            grid.pixels(shard).relative_to(grid.pixels(run)) for shard in self._shards
-        ]
-        self._made: list[LabelRows] = []
-        self._filled = 0
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every row is there."""
-        return self._filled == self._windows[0].height
-
-    def put(self, item: LabelRows, first: int) -> int:
-        """Copy an item's rows from `first` on; return the first that has no place."""
-        if not self._made:
-            self._made = [_like(item, window) for window in self._windows]
-        count = min(self._windows[0].height - self._filled, len(item.labels) - first)
-        to, source = (slice(at, at + count) for at in (self._filled, first))
-        for made, window in zip(self._made, self._windows, strict=True):
-            for here, there in zip(_layers(made), _layers(item), strict=True):
-                here[to] = there[source, window.col : window.col_stop]
-        self._filled += count
-        return first + count
-
-    def shards(self) -> Iterator[tuple[Shard, LabelRows]]:
-        """Yield the shards, from the left."""
-        yield from zip(self._shards, self._made, strict=True)
-
-
-def _layers(rows: LabelRows) -> list[NDArray[Any]]:
-    """Return what there is for each pixel."""
-    layers = rows.labels, *rows.layers.values(), rows.masked
-    return [layer for layer in layers if layer is not None]
-
-
-def _like(rows: LabelRows, window: Window) -> LabelRows:
-    """Return as many layers, of another size, still to be filled."""
-    shape = window.height, window.width
-    return LabelRows(
-        np.empty(shape, np.uint8),
-        {name: np.empty(shape, np.uint8) for name in rows.layers},
-        None if rows.masked is None else np.empty(shape, np.bool_),
-    )

@@ -11,10 +11,11 @@ from typing import Any
 
 from benchmark.simulate import SimulatedNetwork
 from benchmark.whole import watched
-from tileseg.card import read_card
+from tileseg.device import resolve_device
+from tileseg.item import read_card
 from tileseg.job import run
 from tileseg.memory import peak_rss_mb
-from tileseg.model import Network, load, resolve_device
+from tileseg.model import Network, load
 from tileseg.settings import Job
 from tileseg.worker import Recipe
 

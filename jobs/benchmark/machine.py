@@ -10,7 +10,7 @@ import rasterio
 import torch
 
 import tileseg
-from tileseg.model import Device
+from tileseg.device import Device
 
 __all__ = ["facts", "in_words"]
 

@@ -22,6 +22,7 @@ from benchmark.table import Figures, Row, as_text
 from tileseg import crew
 from tileseg.cluster import RayEngine
 from tileseg.crew import Failure, Outcome
+from tileseg.device import Device, resolve_device
 from tileseg.engine import LocalEngine, Pulse, Usage
 from tileseg.grid import Grid, Run, Shard
 from tileseg.job import Staff, carry_out
@@ -29,7 +30,6 @@ from tileseg.lanes import Threads
 from tileseg.leases import Leases
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt
 from tileseg.memory import rss_mb
-from tileseg.model import Device, resolve_device
 from tileseg.objects import open_storage
 from tileseg.record import Record
 from tileseg.seams import Seams

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from tileseg.architecture import unet
-from tileseg.card import Card, LandClass
+from tileseg.card import Card
+from tileseg.classes import LandClass
+from tileseg.item import to_stac
 from tileseg.model import save
 from tileseg.unet import UNet
 
@@ -176,7 +178,7 @@ def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) ->
     )
     path.mkdir(parents=True, exist_ok=True)
     (path / card.weights).write_bytes(data)
-    (path / "card.json").write_text(json.dumps(card.to_stac()), encoding="utf-8")
+    (path / "card.json").write_text(json.dumps(to_stac(card)), encoding="utf-8")
     return path
 
 
@@ -199,7 +201,7 @@ def _enliven(module: UNet, bands: int) -> None:
 
 def own_model(folder: Path, width: int) -> Path:
     """Return a model of 3 bands and 5 classes, tileseg's own if that is as wide."""
-    from tileseg.card import read_card
+    from tileseg.item import read_card
     from tileseg.settings import default_model
 
     own = default_model()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tileseg.card import Card
-from tileseg.model import Device, default_batch
+from tileseg.device import Device, default_batch
 
 __all__ = ["Setting"]
 

@@ -1,6 +1,6 @@
-"""Unpacked source archives of pystac in a folder -> schemas of STAC on stdout, small.
+"""Unpacked source archives in a folder -> schemas of STAC on stdout, small.
 
-Those of extensions are in what the archives' own tests recorded from the web.
+Of extensions: in their own archives, or in what tests of pystac recorded from the web.
 """
 
 import gzip
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml
 
-WANTED = ("classification/v2.0.0", "file/v2.1.0", "mlm/v1.4.0", "processing/v1.1.0",
-    "raster/v1.1.0")  # fmt: skip
+WANTED = ("classification/v1.1.0", "classification/v2.0.0", "file/v2.1.0", "mlm/v1.5.0",
+    "processing/v1.1.0", "raster/v1.1.0")  # fmt: skip
 CORE = ("item", "common", "bands", "basics", "data-values", "datetime", "instrument",
     "licensing", "provider")  # fmt: skip
 _TEXTS = ("$comment", "description", "title", "examples")
@@ -28,8 +28,11 @@ def bare(node):
     return [bare(item) for item in node] if isinstance(node, list) else node
 
 
-def recorded(folder):
-    """Yield (address, schema) of all that was recorded."""
+def published(folder):
+    """Yield (address, schema) of each extension."""
+    for path in sorted(folder.glob("*/json-schema/schema.json")):
+        schema = json.loads(path.read_text())
+        yield schema["$id"].removesuffix("#"), schema
     for path in sorted(folder.glob("*/tests/cassettes/**/*.yaml")):
         for item in yaml.safe_load(path.read_text())["interactions"]:
             address = item["request"]["uri"]
@@ -41,7 +44,7 @@ def schemas(folder):
     """Return the schemas that a model's card goes by, by their addresses."""
     at = "https://stac-extensions.github.io/{}/schema.json"
     wanted = {at.format(name) for name in WANTED}
-    found = {key: value for key, value in recorded(folder) if key in wanted}
+    found = {key: value for key, value in published(folder) if key in wanted}
     assert found.keys() == wanted, wanted - found.keys()
     (core,) = folder.glob("pystac_core-*/pystac/validation/jsonschemas")
     at = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/{}.json"

@@ -1,0 +1,241 @@
+"""Commands about model folders: looked at, and made of others' networks."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tileseg.console import one_line_errors, results, signals, tell
+from tileseg.environment import scrub
+from tileseg.errors import ExitCode, TilesegError, worst
+from tileseg.intake import scenes_of
+from tileseg.options import Numbers, pairs, with_options, words
+
+if TYPE_CHECKING:
+    from tileseg.settings import Job
+
+__all__ = ["model"]
+
+_SCENES = (
+    click.option(
+        "--scene",
+        "inputs",
+        multiple=True,
+        required=True,
+        metavar="SCENE",
+        help="As --input of `segment`; may be given several times.",
+    ),
+    click.option("--host", "hosts", multiple=True, help="As of `segment`."),
+    click.option("--config", metavar="FILE", help="A job file, for `bands`, say."),
+    click.option("--scale", type=float, help="As of `segment`."),
+    click.option("--offset", type=float, help="See --scale."),
+)
+
+_IMPORT_OPTIONS = (
+    click.option(
+        "--bands",
+        metavar="NAME,...",
+        callback=words,
+        help="Bands in the order of the network's inputs.",
+    ),
+    click.option(
+        "--classes",
+        metavar="NAME,...",
+        callback=words,
+        help="Classes in the order of its answers; of one answer background and class.",
+    ),
+    click.option(
+        "--colors", metavar="RRGGBB,...", callback=words, help="Of the classes."
+    ),
+    click.option(
+        "--unit",
+        type=click.Choice(["reflectance", "dn"]),
+        help="What mean and std are in: 0 to 1, or values as stored."
+        "  [default: reflectance]",
+    ),
+    click.option(
+        "--mean",
+        type=Numbers(),
+        help="Per band, or one: the network sees (value - mean) / std.",
+    ),
+    click.option("--std", type=Numbers(), help="Per band, or one."),
+    click.option(
+        "--tile",
+        type=click.IntRange(16, 4096),
+        help="Side of a tile in pixels.  [default: what the file says, else 256]",
+    ),
+    click.option(
+        "--halo",
+        type=click.IntRange(0, 1024),
+        help="Margin of a tile that is not kept.  [default: about an eighth of it]",
+    ),
+    click.option("--gsd", type=float, help="Metres of a pixel that it was trained on."),
+    click.option("--name", help="Of the model.  [default: the folder's]"),
+    click.option("--version", help="Of the model.  [default: 1]"),
+    click.option(
+        "--answers",
+        type=click.Choice(["logits", "probabilities"]),
+        help="What the network gives.  [default: found out]",
+    ),
+    click.option(
+        "--smp",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=pairs,
+        help="Of a state_dict of segmentation_models_pytorch: arch, encoder_name, ...",
+    ),
+    click.option(
+        "--about",
+        metavar="KEY=VALUE",
+        multiple=True,
+        callback=pairs,
+        help="Anything more for the card: licence=MIT.",
+    ),
+    click.option(
+        "--trust-model-code",
+        "trust_code",
+        is_flag=True,
+        help="Run a program (TorchScript, torch.export), with --sha256.",
+    ),
+    click.option("--sha256", metavar="DIGEST", help="Of the file, as its maker says."),
+)
+
+
+@click.group()
+def model() -> None:
+    """Look at model folders, and make them."""
+
+
+@model.command()
+@click.argument("folder", metavar="[MODEL]", default="")
+def info(folder: str) -> None:
+    """Say what a model eats, what its classes are and where it comes from."""
+    from tileseg.item import read_card
+    from tileseg.settings import default_model
+
+    with one_line_errors():
+        card = read_card(Path(folder) if folder else default_model())
+    heat = {} if card.temperature is None else {"temperature": card.temperature}
+    lines = {**card.facts(), **heat, **card.about}
+    for name, known in zip(card.bands, card.statistics or (), strict=False):
+        lines[f"values of {name}"] = str(known)
+    width = max(map(len, lines))
+    for key, value in lines.items():
+        tell(f"{key:<{width}}  {_plain(value)}")
+
+
+@model.command()
+@click.argument("folder", metavar="[MODEL]", default="")
+@click.option("--trust-model-code", "is_trusted", is_flag=True, help="Run a program.")
+def trace(folder: str, *, is_trusted: bool) -> None:
+    """Print the shape after every stage for one tile.
+
+    MODEL is a model folder, or `unet` for the classic network with random weights.
+    """
+    from tileseg.item import read_card
+    from tileseg.model import load_module
+    from tileseg.settings import default_model
+    from tileseg.unet import UNet
+    from tileseg.unet import trace as trace_network
+
+    network: Any
+    with one_line_errors():
+        if folder == "unet":
+            network, bands, tile = UNet(), 3, 128
+        else:
+            path = Path(folder) if folder else default_model()
+            card = read_card(path)
+            card.check_trust(is_trusted=is_trusted)
+            network = load_module(path, card)
+            bands, tile = len(card.bands), card.tile
+    for line in trace_network(network, bands, tile):
+        click.echo(line)
+
+
+def _scene_jobs(options: dict[str, Any]) -> "list[Job]":
+    """Return a job for each scene that `_SCENES` name."""
+    from tileseg.settings import Job
+
+    options["hosts"] = options["hosts"] or None
+    options["trust_model_code"] = True  # no network is run, nor its file opened
+    return [Job(**facts) for facts in scenes_of(options)]
+
+
+@model.command("check")
+@click.option("--model", metavar="DIR", help="Model folder.  [default: ours]")
+@with_options(_SCENES)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON a scene.")
+def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
+    """Say whether a model was made for scenes like this: ok, warn or refuse.
+
+    Bands, type, scale, resolution, range, and how far the values have drifted from
+    those it was trained on. Looks at some places only. Exits with 2 if it refuses.
+    """
+    scrub()
+    from tileseg.fit import compare
+
+    codes = [0]
+    with results(), one_line_errors():
+        for job in _scene_jobs(options):
+            try:
+                found = compare(job)
+            except TilesegError as err:
+                tell(f"tileseg: {err}", err=True)
+                codes.append(int(err.exit_code))
+                continue
+            tell(json.dumps(found.as_dict()) if as_json else str(found))
+            codes.append(ExitCode.USAGE if found.verdict == "refuse" else ExitCode.OK)
+    sys.exit(worst(codes))
+
+
+@model.command("statistics")
+@click.option("--model", metavar="DIR", required=True, help="Model folder.")
+@with_options(_SCENES)
+def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
+    """Write into a model's card what values scenes have that it was trained on."""
+    scrub()
+    from tileseg.fit import with_statistics
+    from tileseg.item import write_card
+
+    with results(), one_line_errors():
+        jobs = _scene_jobs(options)
+        card = with_statistics(jobs)
+        write_card(jobs[0].model_path, card)
+        for name, known in zip(card.bands, card.statistics or (), strict=True):
+            tell(f"{name}: {known}")
+
+
+@model.command("import")
+@click.argument("source")
+@click.option("--to", "folder", metavar="DIR", required=True, help="A new folder.")
+@with_options(_IMPORT_OPTIONS)
+def import_(source: str, folder: str, **options: Any) -> None:  # noqa: ANN401  (of Told)
+    """Make a model folder of another library's network, once.
+
+    SOURCE is a state_dict (.pt, .pth) of the tutorial's U-Net or of
+    segmentation_models_pytorch, a folder that its save_pretrained wrote, a Lightning
+    checkpoint of torchgeo's segmentation task, safetensors, ONNX, TorchScript or
+    torch.export. What it does not say itself must be told. Afterwards only DIR is used.
+    """
+    with results(), one_line_errors(), signals():
+        # Not before: a wrong option is told without torch.
+        from tileseg.adopt import Told, adopt, lay
+
+        told = Told(**{key: item for key, item in options.items() if item is not None})
+        place = Path(folder).absolute()
+        adopted = adopt(Path(source), told, folder_name=place.name)
+        lay(adopted, place)
+        card = adopted.card
+        step = f"tiles of {card.tile} pixels, halo {card.halo}"
+        tell(f"{folder}: {card.architecture.name} ({card.architecture.kind}), {step}")
+
+
+def _plain(value: object) -> str:
+    """Return a card's value as a person writes it."""
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return " ".join(str(item) for item in value.values())
+    return str(value)

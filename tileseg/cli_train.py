@@ -1,0 +1,229 @@
+"""Commands about what is known of the ground: masks judged, networks trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tileseg.console import (
+    configure_logging,
+    one_line_errors,
+    progress,
+    results,
+    signals,
+    tell,
+)
+from tileseg.environment import scrub
+from tileseg.errors import UsageError
+from tileseg.options import with_options, words
+
+__all__ = ["evaluate", "train"]
+
+_TRAINING = (
+    click.option(
+        "--scene",
+        "scenes",
+        multiple=True,
+        metavar="SCENE",
+        help="GeoTIFF, a path or an address; may be given several times, also of"
+        " several sensors.",
+    ),
+    click.option(
+        "--labels",
+        multiple=True,
+        metavar="FILE",
+        help="What is known of each scene, in their order: a GeoTIFF of classes, or"
+        " polygons or points.",
+    ),
+    click.option("--to", metavar="DIR", help="Model folder to write."),
+    click.option(
+        "--classes",
+        metavar="NAME[=RRGGBB],...",
+        callback=words,
+        help="In the order of their values.  [default: those that the labels name]",
+    ),
+    click.option(
+        "--bands",
+        metavar="NAME,...",
+        callback=words,
+        help="In the network's order.  [default: all of the first scene, or those of"
+        " --from]",
+    ),
+    click.option(
+        "--unit",
+        type=click.Choice(["reflectance", "dn"]),
+        help="What values are: reflectance, by GDAL's scale and offset, or as stored."
+        "  [default: reflectance]",
+    ),
+    click.option(
+        "--column",
+        help="Of polygons or points: the one with the class.  [default: class]",
+    ),
+    click.option(
+        "--rename",
+        "renamed",
+        metavar="VALUE=CLASS",
+        multiple=True,
+        help="A class of the labels as the model has it; 255: none.",
+    ),
+    click.option(
+        "--from",
+        "base",
+        metavar="DIR",
+        help="Model folder to go on from, with its scaling.",
+    ),
+    click.option(
+        "--own-scaling",
+        is_flag=True,
+        default=None,
+        help="Scale as these scenes ask, not as --from does.",
+    ),
+    click.option("--epochs", type=int, help="At most.  [default: 10]"),
+    click.option("--steps", type=int, help="Batches in an epoch.  [default: 100]"),
+    click.option("--batch-size", type=int, help="Tiles in a batch.  [default: 8]"),
+    click.option(
+        "--learning-rate",
+        type=float,
+        help="The highest.  [default: 0.002, with --from 0.0005]",
+    ),
+    click.option(
+        "--block",
+        type=int,
+        help="Side in pixels of the blocks that are for training, validation or test."
+        "  [default: 256]",
+    ),
+    click.option(
+        "--validation",
+        type=float,
+        help="Share of the labels to choose the best epoch by.  [default: 0.15]",
+    ),
+    click.option(
+        "--test",
+        type=float,
+        help="Share of the labels to be judged by at the end.  [default: 0.15]",
+    ),
+    click.option(
+        "--seed", type=int, help="Of blocks, weights and tiles.  [default: 0]"
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Where the network computes.",
+    ),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        default=None,
+        help="Replace another model, and another training's work.",
+    ),
+    click.option(
+        "--config",
+        metavar="FILE",
+        help="TOML with any of these and the rarer fields of a training; options win.",
+    ),
+    click.option("-v", "--verbose", count=True, help="Say more."),
+    click.option("-q", "--quiet", is_flag=True, help="Only errors."),
+)
+
+
+@click.command()
+@click.argument("mask")
+@click.argument("reference")
+@click.option(
+    "--confidence",
+    metavar="FILE",
+    help="The mask's confidence.  [default: confidence.tif beside it]",
+)
+@click.option(
+    "--column",
+    default="class",
+    show_default=True,
+    help="Of polygons or points: the one with the class.",
+)
+@click.option(
+    "--rename",
+    "renamed",
+    metavar="VALUE=CLASS",
+    multiple=True,
+    help="A class of the reference as the mask has it; 255: none.",
+)
+@click.option(
+    "--sample/--no-sample",
+    "is_sample",
+    default=None,
+    help="Whether the reference is a random sample, from which areas can be"
+    " estimated.  [default: points are]",
+)
+@click.option(
+    "--tolerance",
+    type=click.IntRange(0, 64),
+    default=2,
+    show_default=True,
+    help="Pixels that a border may be off.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, no tables.")
+@click.option("--picture", metavar="FILE", help="Draw it, as a PNG.")
+def evaluate(
+    mask: str,
+    reference: str,
+    **options: Any,  # noqa: ANN401  (fields of a Question)
+) -> None:
+    """Say how right MASK is, by REFERENCE, and how large its classes are.
+
+    MASK is a mask.tif; REFERENCE a GeoTIFF of classes on any grid, or GeoJSON,
+    GeoPackage, FlatGeobuf or GeoParquet with polygons or points.
+    """
+    scrub()
+    from tileseg.evaluate import Question
+    from tileseg.evaluate import evaluate as compare
+    from tileseg.scorecard import as_picture, as_text
+    from tileseg.storage import write_whole
+
+    as_json, picture = options.pop("as_json"), options.pop("picture")
+    beside = Path(mask).with_name("confidence.tif")
+    if options["confidence"] is None and Path(mask).name == "mask.tif":
+        options["confidence"] = str(beside) if beside.exists() else None
+    with results(), one_line_errors():
+        renamed = dict(map(_renamed, options.pop("renamed")))
+        question = Question(mask=mask, reference=reference, renamed=renamed, **options)
+        answer = compare(question)
+        tell(json.dumps(answer.as_dict()) if as_json else as_text(answer))
+        if picture:
+            write_whole(Path(picture), as_picture(answer))
+
+
+def _renamed(text: str) -> tuple[str, str]:
+    """Return both sides of VALUE=CLASS."""
+    old, equals, new = text.partition("=")
+    if not equals:
+        msg = f"--rename {text}: wanted VALUE=CLASS"
+        raise UsageError(msg)
+    return old, new
+
+
+@click.command()
+@with_options(_TRAINING)
+def train(**options: Any) -> None:  # noqa: ANN401  (fields of a Training)
+    """Train a network from scenes and what is known of them, and write a model folder.
+
+    Blocks of the scenes are kept apart for choosing the best epoch and for a test. A
+    training that was stopped or killed goes on with the same command, to the same end.
+    One line of JSON goes to stdout: the folder and its scores.
+    """
+    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
+    from tileseg.train import summary
+    from tileseg.train import train as learn
+    from tileseg.train_settings import Training, read_training
+
+    with results(), one_line_errors(), signals() as stop:
+        config = options.pop("config")
+        given = {
+            key: value for key, value in options.items() if value not in (None, ())
+        }
+        facts = {**(read_training(config) if config else {}), **given}
+        training = Training(**{"scenes": (), "labels": (), "to": "", **facts})
+        with progress(training.to) as told:
+            learn(training, stop, told)
+        tell(json.dumps(summary(training)))

@@ -1,0 +1,69 @@
+"""Fields of a dataclass that a file gives, and whether a value is of a field's type."""
+
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from tileseg.errors import UsageError
+
+__all__ = ["checked", "fits", "read_toml", "said"]
+
+
+def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
+    """Return whether a value, of a TOML file say, is what a field's type says."""
+    if isinstance(hint, UnionType):
+        return any(fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        parts = get_args(hint)
+        if parts[-1] is ...:
+            parts = parts[:1] * len(value)
+        return len(value) == len(parts) and all(map(fits, value, parts))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
+    """Return what a field's type is called."""
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UsageError: it is unreadable.
+    """
+    try:
+        return tomllib.loads(Path(path).read_bytes().decode())
+    except (OSError, ValueError) as err:
+        msg = f"{path}: cannot be read as TOML: {err}"
+        raise UsageError(msg) from err
+
+
+def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return the fields that a file gives, lists as tuples.
+
+    Args:
+        path: the file's.
+        values: what it says.
+        kind: the dataclass that the fields are of.
+
+    Raises:
+        UsageError: there is no such field, or it has another type.
+    """
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    hints = {item.name: item.type for item in fields(kind)}
+    for key, value in values.items():
+        if key not in hints:
+            what = kind.__name__.lower()
+            msg = f"{path}: unknown key {key!r}; a {what} has {', '.join(hints)}"
+            raise UsageError(msg)
+        if not fits(value, hints[key]):
+            msg = f"{path}: {key}: got {value!r}, wanted {said(hints[key])}"
+            raise UsageError(msg)
+    return values
