@@ -18,16 +18,16 @@ LOOK = """
 import json
 import psutil
 import ray
-from tileseg.pool import _Actor, _connect
+from tileseg.pool import _Actor, connect
 
-_connect()
+connect()
 actor = _Actor.remote()
 ray.get(actor.hello.remote())
 found = []
 me = psutil.Process()
 for process in (me, *me.children(recursive=True)):
     try:
-        for item in process.net_connections("inet"):
+        for item in process.netconnections("inet"):
             if item.status == psutil.CONN_LISTEN or (item.type == 2 and item.laddr):
                 found.append([process.name(), *item.laddr])
     except psutil.Error:

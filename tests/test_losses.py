@@ -50,6 +50,29 @@ def test_dice_is_the_f1_of_chances(batch):
     torch.testing.assert_close(actual, 2 * torch.stack(scores).mean())
 
 
+def test_parts_of_a_batch_have_the_gradients_of_the_whole(batch):
+    """Given the sums of all of it: also a part in which a class, or all, is unknown."""
+    logits, labels = batch
+    labels[0] = 255
+    wish = {"smoothing": 0.1, "dice": 0.7}
+    seen = []
+    whole = cross_entropy_and_dice(
+        logits, labels, **wish, total=lambda sums: seen.append(sums.detach()) or sums
+    )
+    whole.backward()
+    parts = logits.detach().clone().requires_grad_()
+
+    for tile in range(2):
+        loss = cross_entropy_and_dice(
+            parts[tile, None], labels[tile, None], **wish,
+            total=lambda mine: seen[0] + (mine - mine.detach()),
+        )  # fmt: skip
+        torch.testing.assert_close(loss, whole)
+        loss.backward()
+
+    torch.testing.assert_close(parts.grad, logits.grad)
+
+
 def test_what_is_not_known_moves_nothing(batch):
     logits, labels = batch
     labels[1, 3:, 2:] = 255

@@ -42,6 +42,10 @@ SMALL = {
 
 @pytest.fixture
 def training(tmp_path):
+    return prepared(tmp_path)
+
+
+def prepared(tmp_path, **changes):
     """Dark on the left, bright on the right, nodata below; labelled here and there."""
     random = np.random.default_rng(0)
     rows, cols = np.indices(SHAPE)
@@ -50,9 +54,8 @@ def training(tmp_path):
     scene = make_scene(tmp_path / "scene.tif", pixels.astype("uint16"))
     classes = np.where((rows // 9 + cols // 9) % 3, 255, cols >= 80).astype(np.uint8)
     labels = write(tmp_path / "labels.tif", classes, tags=("dark", "bright"))
-    return Training(
-        scenes=(str(scene),), labels=(labels,), to=str(tmp_path / "model"), **SMALL
-    )
+    facts = {"labels": (labels,), "to": str(tmp_path / "model"), **SMALL, **changes}
+    return Training(scenes=(str(scene),), **facts)
 
 
 def made(training):
@@ -400,6 +403,8 @@ def test_a_loss_that_is_no_number_ends_it(training):
         ({"labels": ()}, "one for each of 1 scenes"),
         ({"epochs": 1.5}, "epochs: got 1.5, wanted int"),
         ({"renamed": ("3",)}, "VALUE=CLASS"),
+        ({"workers": 2}, "workers: got 2, wanted 1, or with --engine ray"),
+        ({"workers": 4, "engine": "ray"}, r"up to a tile each \(3\)"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_any_work(training, changes, words):

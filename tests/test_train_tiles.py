@@ -13,6 +13,7 @@ from test_evaluate import UTM, patchy, write, write_points
 from tileseg.errors import InputError, UsageError
 from tileseg.split import TRAINING, VALIDATION
 from tileseg.survey import survey
+from tileseg.team import Team
 from tileseg.train_settings import Training
 from tileseg.train_tiles import count_classes
 from tileseg.window import Window
@@ -85,6 +86,26 @@ def test_a_large_scene_does_not_drown_a_small_one(tmp_path):
 
     is_dark = tiles.mean(axis=(1, 2, 3)) < 0
     assert is_dark.mean() == pytest.approx(0.2, abs=0.05)
+
+
+def test_a_team_shares_out_the_batches_of_one_process(training):
+    """Of each step some tiles of the batch, of what is judged some of the batches."""
+    samples = survey(training, None).samples
+    team = [Team(rank, 3) for rank in range(3)]
+
+    (whole,) = samples.batches(range(7, 8), 5)
+    parts = [next(samples.batches(range(7, 8), 5, one)) for one in team]
+
+    for rank, part in enumerate(parts):
+        for tiles, mine in zip(whole, part, strict=True):
+            np.testing.assert_array_equal(tiles[rank::3], mine)
+    batches = list(samples.judged(VALIDATION, 2, 11))
+    assert len(batches) == 6
+    for rank, one in enumerate(team):
+        part = list(samples.judged(VALIDATION, 2, 11, one))
+        for batch, mine in zip(batches[rank::3], part, strict=True):
+            np.testing.assert_array_equal(batch[0], mine[0])
+            np.testing.assert_array_equal(batch[1], mine[1])
 
 
 def test_training_tiles_see_no_pixel_near_another_block_and_know_what_lies_there(

@@ -26,7 +26,7 @@ from tileseg.settings import Job
 from tileseg.task import Task, versions
 from tileseg.worker import Recipe
 
-__all__ = ["NONCE", "Hello", "Report", "Station"]
+__all__ = ["NONCE", "Hello", "Report", "Station", "check_folder"]
 
 NONCE = "driver"
 """The file in the plan's directory by which a worker knows its driver's."""
@@ -116,7 +116,7 @@ class Station:
         """
         self.rest()
         allow(recipe.hosts)
-        _check_folder(recipe.folder, nonce)
+        check_folder(recipe.folder, nonce)
         _check_scene(recipe.identity)
         wanted = recipe.device
         kind = wanted.name.partition(":")[0]
@@ -165,7 +165,7 @@ class Station:
         )
 
 
-def _check_folder(folder: str, nonce: str) -> None:
+def check_folder(folder: str, nonce: str, option: str = "--work") -> None:
     """Refuse a node that does not see, or cannot write, the driver's work directory."""
     place = open_storage(folder)
     try:
@@ -174,7 +174,7 @@ def _check_folder(folder: str, nonce: str) -> None:
         seen = b""
     if seen != nonce.encode():
         msg = (
-            f"{folder}: is not the driver's directory here: --work must lie on "
+            f"{folder}: is not the driver's directory here: {option} must lie on "
             "storage that all nodes mount at the same place"
         )
         raise OutputError(msg)

@@ -112,6 +112,17 @@ _TRAINING = (
         help="Where the network computes.",
     ),
     click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        help="Who runs the workers.  [default: local, which is one]",
+    ),
+    click.option(
+        "--workers",
+        type=int,
+        help="How many of Ray's share each batch.  [default: one per GPU, or one on the"
+        " CPU, of each node]",
+    ),
+    click.option(
         "--overwrite",
         is_flag=True,
         default=None,

@@ -15,8 +15,10 @@ from tileseg.card import NODATA
 from tileseg.scores import Confusion
 from tileseg.train_tiles import Batch
 
-__all__ = ["Judged", "judge", "plain"]
+__all__ = ["Judged", "judged", "look", "plain"]
 
+Found = tuple[NDArray[np.int64], float, NDArray[np.float32], NDArray[np.uint8]]
+"""Of a batch: counts, sum of losses, some logits and their labels."""
 Forward = Callable[[Batch], tuple[Tensor, Tensor]]
 """A batch -> fp32 logits, (N, K, H, W), and labels, (N, H, W), on the device."""
 
@@ -49,47 +51,69 @@ class Judged:
 
 
 @torch.inference_mode()
-def judge(
+def look(
     forward: Forward,
-    batches: Iterable[Batch],
-    names: tuple[str, ...],
+    batches: Iterable[tuple[int, Batch]],
+    classes: int,
     *,
     most: int,
     seed: int,
-) -> Judged:
-    """Compare a network's answers with labels.
+) -> list[Found]:
+    """Compare a network's answers with labels, batch by batch.
 
     Args:
         forward: the network's.
-        batches: tiles and labels.
-        names: of the classes.
+        batches: tiles and labels, each with its number among all that are judged.
+        classes: how many there are.
         most: pixels of a tile whose logits are kept, at most, on average.
-        seed: of their choice.
+        seed: of their choice, with the batch's number.
     """
-    counts = np.zeros((len(names), len(names) + 1), np.int64)
-    logits_kept = [np.empty((0, len(names)), np.float32)]
-    labels_kept = [np.empty(0, np.uint8)]
-    random, loss = np.random.default_rng(seed), 0.0
-    for batch in batches:
-        logits_NKHW, labels_NHW = forward(batch)
-        is_known = labels_NHW != NODATA
-        logits, labels = logits_NKHW.movedim(1, -1)[is_known], labels_NHW[is_known]
-        loss += float(
-            nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
-        )
-        truth, said = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
-        np.add.at(counts, (truth, said), 1)
-        few = min(len(truth), most * len(labels_NHW))
-        some = random.choice(len(truth), few, replace=False)
-        logits_kept.append(logits.cpu().numpy()[some])
-        labels_kept.append(truth[some])
-    total = int(counts.sum())
+    return [
+        _look(forward, batch, classes, most, np.random.default_rng((seed, number)))
+        for number, batch in batches
+    ]
+
+
+def judged(names: tuple[str, ...], found: Iterable[Found]) -> Judged:
+    """Return what all batches come to, in their order.
+
+    Args:
+        names: of the classes.
+        found: of each batch.
+    """
+    counts, losses, logits, labels = zip(_nothing(len(names)), *found, strict=True)
+    confusion = Confusion(names, np.sum(counts, axis=0))
     return Judged(
-        Confusion(names, counts),
-        loss / total if total else math.nan,
-        np.concatenate(logits_kept),
-        np.concatenate(labels_kept),
+        confusion,
+        sum(losses) / confusion.total if confusion.total else math.nan,
+        np.concatenate(logits),
+        np.concatenate(labels),
     )
+
+
+def _look(
+    forward: Forward,
+    batch: Batch,
+    classes: int,
+    most: int,
+    random: np.random.Generator,
+) -> Found:
+    """Compare the answers to one batch."""
+    logits_NKHW, labels_NHW = forward(batch)
+    is_known = labels_NHW != NODATA
+    logits, labels = logits_NKHW.movedim(1, -1)[is_known], labels_NHW[is_known]
+    loss = nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
+    truth, said = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
+    counts = _nothing(classes)[0]
+    np.add.at(counts, (truth, said), 1)
+    few = min(len(truth), most * len(labels_NHW))
+    some = random.choice(len(truth), few, replace=False)
+    return counts, float(loss), logits.cpu().numpy()[some], truth[some]
+
+
+def _nothing(classes: int) -> Found:
+    counts = np.zeros((classes, classes + 1), np.int64)
+    return counts, 0.0, np.empty((0, classes), np.float32), np.empty(0, np.uint8)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401  (JSON)

@@ -21,7 +21,16 @@ from tileseg.actor import Station
 from tileseg.errors import LostError, PreemptedError, TilesegError, UsageError
 from tileseg.settings import Job
 
-__all__ = ["LOSSES", "Patience", "Pool", "draining_nodes", "our_errors", "why_lost"]
+__all__ = [
+    "LOSSES",
+    "Patience",
+    "Pool",
+    "connect",
+    "demand",
+    "draining_nodes",
+    "our_errors",
+    "why_lost",
+]
 
 LOSSES = (
     RayActorError,
@@ -64,8 +73,8 @@ class Pool:
         again for those that were let go.
         """
         if not self.wanted:
-            self._is_our_ray = _connect()
-            self.wanted, self._options = _demand(self.job)
+            self._is_our_ray = connect()
+            self.wanted, self._options = demand(self.job.device, self.job.workers)
             logger.info(
                 "Ray: asked for %d workers, each with %s", self.wanted, self.share
             )
@@ -156,7 +165,7 @@ class Patience:
             logger.info("Ray: waiting for a worker with %s", self._pool.share)
 
 
-def _connect() -> bool:
+def connect() -> bool:
     """Connect to the cluster of RAY_ADDRESS, or start one here; return whether we did.
 
     Ray's own handler of SIGTERM is put aside: ours ends a job resumably.
@@ -225,7 +234,7 @@ def _refuse_nobody(address: str) -> None:
         raise UsageError(msg) from err
 
 
-def _demand(job: Job) -> tuple[int, dict[str, Any]]:
+def demand(device: str, workers: int | None) -> tuple[int, dict[str, int]]:
     """Return how many workers there shall be, and what each asks Ray for.
 
     A GPU each where the cluster has any, else as many CPUs as all of them can have.
@@ -234,15 +243,15 @@ def _demand(job: Job) -> tuple[int, dict[str, Any]]:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = int(sum(node.get("GPU", 0) for node in alive))
     cpus = [int(node.get("CPU", 0)) for node in alive]
-    on_gpu = job.device == "cuda" or (job.device == "auto" and gpus > 0)
-    if on_gpu and not (gpus or job.workers):
+    on_gpu = device == "cuda" or (device == "auto" and gpus > 0)
+    if on_gpu and not (gpus or workers):
         msg = (
             "device cuda: the cluster shows no GPU; say how many to wait for "
             "(--workers), or use --device cpu"
         )
         raise UsageError(msg)
     places = gpus if on_gpu else sum(number > 0 for number in cpus)
-    workers = job.workers or max(1, places)
+    workers = workers or max(1, places)
     share = 1
     while not on_gpu and sum(n // (share + 1) for n in cpus) >= workers:
         share += 1

@@ -144,7 +144,8 @@ def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
 
 def training_facts(training: Training) -> dict[str, Any]:
     """Return what can change a weight, as plain values; files' names do not."""
-    aside = ("scenes", "labels", "to", "base", "device", "overwrite")
+    aside = {"scenes", "labels", "to", "base", "overwrite"}
+    aside |= {"device", "engine", "workers"}  # decide its last bits only
     return {key: value for key, value in asdict(training).items() if key not in aside}
 
 

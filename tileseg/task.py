@@ -39,6 +39,7 @@ __all__ = [
     "draft",
     "meet",
     "prepare",
+    "refuse_vanishing",
     "region_of",
     "scale_of",
     "versions",
@@ -226,7 +227,7 @@ def meet(job: Job) -> tuple[Ensemble, Scene]:
         UsageError: its outputs would be lost.
         TilesegError: the cards or the scene cannot be used.
     """
-    _refuse_vanishing(job)
+    refuse_vanishing(output=job.destination, work=job.workplace)
     _refuse_nesting(job)
     allow(job.hosts)
     ensemble = read_ensemble(job)
@@ -337,12 +338,11 @@ def _compare_scales(scene: Scene, card: Card) -> None:
         logger.warning(text, scene.href, side, card.gsd)
 
 
-def _refuse_vanishing(job: Job) -> None:
+def refuse_vanishing(**places: str) -> None:
     """Refuse relative outputs in a working directory that Ray unpacked for a job."""
     config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}")
     if not (config.get("runtime_env") or {}).get("working_dir"):
         return
-    places = {"output": job.destination, "work": job.workplace}
     for name, place in places.items():
         if not (is_remote(place) or Path(place).is_absolute()):
             msg = (

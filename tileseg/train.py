@@ -7,7 +7,9 @@ best epoch's weights are kept, made to say how sure they are, and written with a
 import json
 import logging
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -27,10 +29,15 @@ from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
 from tileseg.storage import Disk
 from tileseg.survey import Survey, survey
+from tileseg.task import refuse_vanishing
+from tileseg.team import ALONE, Team
 from tileseg.train_checkpoint import forget_checkpoint
 from tileseg.train_loop import Loop, Told
 from tileseg.train_settings import Training
 from tileseg.unet import UNet
+
+if TYPE_CHECKING:
+    from tileseg.train_ray import Member
 
 __all__ = ["summary", "train"]
 
@@ -46,8 +53,8 @@ def _nobody(_done: int, _total: int) -> None:
 def train(training: Training, stop: Stop | None = None, told: Told = _nobody) -> Card:
     """Train a network and write its model folder; go on where a killed one stopped.
 
-    The same inputs, options and number of threads give the same weights on one machine,
-    to the byte, however often it was killed on the way.
+    The same inputs, options and numbers of workers and threads give the same weights on
+    one machine, to the byte, however often it was killed on the way.
 
     Args:
         training: what is asked for.
@@ -63,6 +70,9 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
         StopSignal: it was asked to end, and can go on.
         TilesegError: see `survey`.
     """
+    refuse_vanishing(to=training.to)
+    if training.engine == "ray":
+        training = training.placed()
     base = _base(training)
     found = survey(training, base)
     _check(training, found)
@@ -74,13 +84,42 @@ def train(training: Training, stop: Stop | None = None, told: Told = _nobody) ->
         if training.overwrite:
             forget_checkpoint(training.work, unless=found.key)
         _say(found)
-        torch.manual_seed(training.seed)
-        network = _network(training, found, base)
-        loop = Loop(training, found, network, stop or Stop())
-        loop.run(told)
-        card = _finish(training, found, loop)
+        learn = partial(_learn, training, found)
+        if training.engine == "ray":
+            _on_ray(learn, training, stop or Stop(), told)
+        else:
+            learn(ALONE, stop or Stop(), told)
     work.clear()
-    return card
+    return read_card(training.folder)
+
+
+def _learn(
+    training: Training,
+    found: Survey,
+    team: Team,
+    stop: Stop,
+    told: Told,
+) -> None:
+    """Train a network, as one of a team, and write its folder."""
+    torch.manual_seed(training.seed)
+    network = _network(training, found, _base(training))
+    loop = Loop(training, found, network, stop, team)
+    loop.run(told)
+    _finish(training, found, loop)
+
+
+def _on_ray(learn: "Member", training: Training, stop: Stop, told: Told) -> None:
+    """Let Ray's workers learn.
+
+    Raises:
+        UsageError: Ray is not installed.
+    """
+    if find_spec("ray") is None or find_spec("pandas") is None:  # Ray Train asks for it
+        msg = "engine ray: Ray Train is not installed; pip install 'tileseg[ray]'"
+        raise UsageError(msg)
+    from tileseg.train_ray import train_on_ray
+
+    train_on_ray(learn, training, stop, told)
 
 
 def summary(training: Training) -> dict[str, Any]:
@@ -181,12 +220,14 @@ def _network(training: Training, found: Survey, base: Card | None) -> nn.Module:
     return network
 
 
-def _finish(training: Training, found: Survey, loop: Loop) -> Card:
+def _finish(training: Training, found: Survey, loop: Loop) -> None:
     """Calibrate and judge the best weights, and write the model folder.
 
     The card comes last: it makes a folder a model.
     """
     metrics, scaling = _metrics(training, found, loop)
+    if loop.team.rank > 0:
+        return
     data, sha256 = save(loop.network.cpu())
     card = _card(training, found, sha256, scaling)
     folder = Disk(training.folder)
@@ -203,7 +244,6 @@ def _finish(training: Training, found: Survey, loop: Loop) -> Card:
     logger.info(
         "%s: epoch %d of %d is kept", folder, loop.best_epoch, len(loop.progress.epochs)
     )
-    return card
 
 
 def _metrics(
@@ -219,6 +259,7 @@ def _metrics(
         "steps": progress.step,
         "seconds": round(progress.seconds, 3),
         "ms_per_step": round(1000 * progress.seconds / progress.step, 3),
+        "workers": loop.team.size,
         "threads": torch.get_num_threads(),
         "training": {
             **asdict(training), "scenes": [shown(path) for path in training.scenes]

@@ -1,6 +1,7 @@
 """Where a training stands, so that a killed one goes on to the same end."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from tileseg.checkpoint import load
 from tileseg.errors import InputError, OtherPlanError, RefusedError
 from tileseg.storage import write_whole
+from tileseg.team import Team
 
 __all__ = ["Progress", "read_checkpoint", "write_checkpoint"]
 
@@ -69,15 +71,18 @@ def read_checkpoint(
     key: str,
     network: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
+    team: Team,
 ) -> Progress:
     """Put network and optimizer where a training stands; at the start if it is new.
+
+    Only the first process looks at the disk, so that all stand at the same step.
 
     Raises:
         InputError: the checkpoint is damaged.
         OtherPlanError: it is another training's.
     """
     path = work / _NAME
-    state = _read(path)
+    state = team.first(partial(_read, path))
     if state is None:
         return Progress()
     if state["key"] != key:

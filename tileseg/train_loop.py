@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from itertools import count
 from time import monotonic
 
 import numpy as np
@@ -16,12 +17,13 @@ from torch import Tensor, nn
 
 from tileseg.device import device_error, resolve_device
 from tileseg.errors import ModelError
-from tileseg.judge import Judged, judge
+from tileseg.judge import Judged, judged, look
 from tileseg.losses import cross_entropy_and_dice
 from tileseg.overlap import Ahead
 from tileseg.split import VALIDATION
 from tileseg.stopping import Stop
 from tileseg.survey import Survey
+from tileseg.team import ALONE, Team
 from tileseg.train_checkpoint import read_checkpoint, write_checkpoint
 from tileseg.train_settings import Training
 from tileseg.train_tiles import Batch
@@ -39,10 +41,15 @@ Told = Callable[[int, int], None]
 
 
 class Loop:
-    """A network that is being trained."""
+    """A network that is being trained, by one process or as one of a team."""
 
     def __init__(
-        self, training: Training, found: Survey, network: nn.Module, stop: Stop
+        self,
+        training: Training,
+        found: Survey,
+        network: nn.Module,
+        stop: Stop,
+        team: Team = ALONE,
     ) -> None:
         """Put the network on its device, and go on where a killed training stands.
 
@@ -51,12 +58,14 @@ class Loop:
             found: what there is to learn from.
             network: on the CPU, with the weights to begin with.
             stop: the wish to end.
+            team: who takes part, all with the same arguments but the stop.
 
         Raises:
             ModelError: the device cannot hold it.
             OtherPlanError: the work is another training's.
         """
         self._training, self._found, self._stop = training, found, stop
+        self.team = team
         self._device = resolve_device(training.device)
         with _faults(self._device.name):
             network = network.to(self._device.name)
@@ -67,7 +76,7 @@ class Loop:
             weight_decay=training.weight_decay,
         )
         self.progress = read_checkpoint(
-            training.work, found.key, self.network, self._optimizer
+            training.work, found.key, self.network, self._optimizer, team
         )
 
     @property
@@ -93,17 +102,20 @@ class Loop:
 
     def judge(self, part: int) -> Judged:
         """Say what the network makes of the labels of a part's blocks."""
-        training, samples = self._training, self._found.samples
+        training, samples, team = self._training, self._found.samples, self.team
+        names = samples.ground.classes
         self.network.eval()
-        batches = samples.judged(part, training.batch_size, training.judged)
+        batches = samples.judged(part, training.batch_size, training.judged, team)
         with _faults(self._device.name), _ahead(batches) as ready:
-            return judge(
+            numbers = count(team.rank, team.size)
+            mine = look(
                 self._forward,
-                self._until_stopped(ready),
-                samples.ground.classes,
+                zip(numbers, self._until_stopped(ready), strict=False),
+                len(names),
                 most=max(1, _PIXELS // training.judged),
                 seed=training.seed,
             )
+            return judged(names, team.gather(mine))
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield batches; judging can be begun again, so it ends at once."""
@@ -121,7 +133,8 @@ class Loop:
         training, progress = self._training, self.progress
         end = (len(progress.epochs) + 1) * training.steps
         size, total = training.batch_size, training.epochs * training.steps
-        batches = self._found.samples.batches(range(progress.step, end), size)
+        steps = range(progress.step, end)
+        batches = self._found.samples.batches(steps, size, self.team)
         saved = monotonic()
         self.network.train()
         with _ahead(batches) as ready:
@@ -145,10 +158,15 @@ class Loop:
             group["lr"] = training.rate * rate
         logits, labels = self._forward(batch)
         loss = cross_entropy_and_dice(
-            logits, labels, smoothing=training.smoothing, dice=training.dice
+            logits,
+            labels,
+            smoothing=training.smoothing,
+            dice=training.dice,
+            total=self.team.total,
         )
         self._optimizer.zero_grad()
         loss.backward()
+        self.team.sum_gradients(self.network)
         nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=1.0)
         self._optimizer.step()
         value = float(loss.detach())
@@ -206,13 +224,14 @@ class Loop:
         return f"{text}; {1000 * pace:.0f} ms a step, about {left / 60:.0f} min left"
 
     def _save(self) -> None:
-        write_checkpoint(
-            self._training.work,
-            self._found.key,
-            self.progress,
-            self.network,
-            self._optimizer,
-        )
+        if self.team.rank == 0:
+            write_checkpoint(
+                self._training.work,
+                self._found.key,
+                self.progress,
+                self.network,
+                self._optimizer,
+            )
 
 
 def rate_at(step: int, total: int, warm_up: float) -> float:

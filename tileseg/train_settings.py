@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,10 @@ class Training:
     """Of the blocks, the weights and what is drawn."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
+    engine: str = "local"
+    """`local`, this process, or `ray`: workers that share each batch, by Ray Train."""
+    workers: int | None = None
+    """Of Ray; None for one per GPU, or one on the CPU of each node."""
     overwrite: bool = False
     """Replace another model in the folder, and another training's work."""
 
@@ -128,6 +132,11 @@ class Training:
             "unit": (lambda unit: unit in ("reflectance", "dn"), "reflectance or dn"),
             "priors": (lambda it: it in ("equal", "labels"), "equal or labels"),
             "device": (lambda it: it in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
+            "engine": (lambda engine: engine in ("local", "ray"), "local or ray"),
+            "workers": (
+                lambda count: 0 < count <= (1, self.batch_size)[self.engine == "ray"],
+                f"1, or with --engine ray up to a tile each ({self.batch_size})",
+            ),
             "width": positive, "depth": positive, "tile": positive, "epochs": positive,
             "steps": positive, "batch_size": positive, "judged": positive,
             "patience": positive, "margin": count, "seed": count, "dice": number,
@@ -145,6 +154,15 @@ class Training:
                 f"{least} (a tile and a margin on both sides) to {_LARGEST}",
             ),
         }  # fmt: skip
+
+    def placed(self) -> "Training":
+        """Return the same by paths that are the same wherever a process runs."""
+        return replace(
+            self,
+            labels=tuple(str(Path(path).absolute()) for path in self.labels),
+            to=str(self.folder.absolute()),
+            base=self.base and str(self.base_folder.absolute()),
+        )
 
     @property
     def keep(self) -> int:

@@ -1,14 +1,15 @@
 """Where tiles are drawn from: scenes and labels of any size, read window by window.
 
-What is drawn for a step follows from the seed and the step's number alone, so that a
-training can go on at any step. In memory are counts of classes per block, a few blocks
-of labels, and the tiles in hand.
+What a tile of a step is follows from the seed, the step's number and its own alone, so
+that a training can go on at any step, and several processes can draw a batch. In memory
+are counts of classes per block, a few blocks of labels, and the tiles in hand.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from tileseg.pixels import DATA, Pixels
 from tileseg.raster import Band, Scene
 from tileseg.reference import Points, Reference, open_reference
 from tileseg.split import TRAINING, Counts, Split
+from tileseg.team import ALONE, Team
 from tileseg.window import Window
 
 __all__ = ["Ground", "Place", "Samples", "View", "check_scales", "count_classes"]
@@ -200,8 +202,8 @@ class Samples:
     """How much brightness, haze and noise are varied."""
     seed: int
 
-    def batches(self, steps: range, size: int) -> Generator[Batch]:
-        """Yield the training batch of each step: each class is sought as often.
+    def batches(self, steps: range, size: int, team: Team = ALONE) -> Generator[Batch]:
+        """Yield the team's share of each step's batch: each class is sought as often.
 
         A tile is one that lies by chance over a pixel of its class, which itself is
         drawn from all of the class in training blocks.
@@ -210,10 +212,11 @@ class Samples:
         with self.ground.open() as view:
             kept = _Blocks(view, self.split)
             for step in steps:
-                random = np.random.default_rng((self.seed, _TILES, step))
-                tiles = [self._draw(view, kept, lots, random) for _ in range(size)]
-                pixels, labels = zip(*tiles, strict=True)
-                yield np.stack(pixels), np.stack(labels)
+                randoms = (
+                    np.random.default_rng((self.seed, _TILES, step, tile))
+                    for tile in team.share(range(size))
+                )
+                yield _stacked([self._draw(view, kept, lots, it) for it in randoms])
 
     def _draw(
         self, view: View, kept: "_Blocks", lots: "_Lots", random: np.random.Generator
@@ -248,35 +251,38 @@ class Samples:
         )
         raise UsageError(msg)
 
-    def judged(self, part: int, size: int, most: int) -> Generator[Batch]:
+    def judged(
+        self, part: int, size: int, most: int, team: Team = ALONE
+    ) -> Generator[Batch]:
         """Yield tiles that cover the labels of a part's blocks, as segmenting would.
 
         Only the core of a tile has labels, and each pixel is in one core. The same
-        tiles each time: all, or `most` of them by chance.
+        tiles in the same batches each time, all or `most` of them by chance; of these
+        batches the team's share.
         """
+        with self.ground.open() as view:
+            known = islice(self._known(view, part), most)
+            number = 0
+            while batch := list(islice(known, size)):
+                if number % team.size == team.rank:
+                    yield _stacked([self._seen(view, *item) for item in batch])
+                number += 1
+
+    def _known(self, view: View, part: int) -> Iterator[tuple[int, Window, Labels]]:
+        """Yield place, tile and labels, (tile, tile), by chance; none without any."""
         tiles = self._cores(part)
         order = np.random.default_rng((self.seed, _PLACES)).permutation(len(tiles))
-        with self.ground.open() as view:
-            found: list[Batch] = []
-            for place, core in (tiles[n] for n in order.tolist()):
-                if most == 0:
-                    break
-                seen = core.pad(self.halo)
-                labels = np.full((self.tile, self.tile), NODATA, np.uint8)
-                here = core.relative_to(seen)
-                labels[here.slices] = view.labels(place, core)
-                if (labels == NODATA).all():
-                    continue
-                window = Window(seen.row, seen.col, self.tile, self.tile)
-                scaled, valid = self._scaled(view, place, window)
-                labels[~valid] = NODATA
-                found.append((scaled, labels))
-                most -= 1
-                if len(found) == size:
-                    yield _stacked(found)
-                    found = []
-            if found:
-                yield _stacked(found)
+        for place, core in (tiles[n] for n in order.tolist()):
+            seen = core.pad(self.halo)
+            labels = np.full((self.tile, self.tile), NODATA, np.uint8)
+            labels[core.relative_to(seen).slices] = view.labels(place, core)
+            if (labels != NODATA).any():
+                yield place, Window(seen.row, seen.col, self.tile, self.tile), labels
+
+    def _seen(self, view: View, place: int, window: Window, labels: Labels) -> Batch:
+        """Return a tile, (bands, tile, tile), and its labels where it is valid."""
+        scaled, valid = self._scaled(view, place, window)
+        return scaled, np.where(valid, labels, np.uint8(NODATA))
 
     def _cores(self, part: int) -> list[tuple[int, Window]]:
         """Return the cores of tiles in the labelled blocks of a part."""
