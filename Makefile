@@ -6,6 +6,11 @@ JOBS ?= 2
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+# pip compiles with one processor, this with all; what some package cannot compile, pip
+# says nothing of either.
+COMPILE := $(BIN)/python -m compileall -qq --workers 0 .venv/lib || true
+# Else every process that a test starts would compile tileseg again.
+unexport PYTHONDONTWRITEBYTECODE
 TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.pytorch.org/whl/$(TORCH))
 
 .DEFAULT_GOAL := help
@@ -43,24 +48,27 @@ help:
 	@echo "venv: .venv with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv .venv
 	@echo "venv: requirements/base.txt"
-	@$(PIP) install -r requirements/base.txt
+	@$(PIP) install --no-compile -r requirements/base.txt
 	@echo "venv: requirements/torch.txt (TORCH=$(TORCH); a CUDA build is several GB)"
-	@$(PIP) install $(TORCH_INDEX) -r requirements/torch.txt
+	@$(PIP) install --no-compile $(TORCH_INDEX) -r requirements/torch.txt
 	@echo "venv: tileseg itself, editable"
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(COMPILE)
 	@touch $@
 
 .venv/dev.stamp: .venv/base.stamp requirements/ray.txt requirements/dev.txt
 	@echo "venv: requirements/ray.txt"
-	@$(PIP) install -r requirements/ray.txt
+	@$(PIP) install --no-compile -r requirements/ray.txt
 	@echo "venv: requirements/dev.txt"
-	@$(PIP) install --no-deps -r requirements/dev.txt
+	@$(PIP) install --no-compile --no-deps -r requirements/dev.txt
+	@$(COMPILE)
 	@touch $@
 
 venv: .venv/dev.stamp
 
-# Tests of one file share servers and clusters, so a file goes to one process.
-BESIDE := --numprocesses $(JOBS) --dist loadfile --durations 15
+# Tests of one file share servers and clusters, so a file goes to one process. In the
+# order of their names: by the number of tests the longest, of clusters, came last.
+BESIDE := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --durations 15
 
 test: lint types
 	$(BIN)/pytest $(BESIDE) -m "not slow and not alone"

@@ -30,7 +30,8 @@ from pathlib import Path
 import faults
 
 SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
-SEGMENT += ("tileseg.engine", "tileseg.stitch", "tileseg.features", "tileseg.report")
+SEGMENT += ("tileseg.job", "tileseg.engine", "tileseg.stitch", "tileseg.features")
+SEGMENT += ("tileseg.report", "tileseg.verify", "tileseg.products")
 HANG_SECONDS = 120
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
 SHARDS = 20
@@ -138,10 +139,11 @@ class Store:
     def age(self):
         """Make what is there older than what comes next.
 
-        The times of objects are whole seconds, and what is not older than the record is
-        left for the next version to sweep.
+        What is not older than the record is left for the next version to sweep.
         """
-        time.sleep(1.1)
+        from s3 import next_second
+
+        next_second()
 
     def names(self):
         """Return the names of all objects."""

@@ -80,6 +80,14 @@ def await_bucket(server, folder):
             return
 
 
+def next_second():
+    """Wait until what is written next is younger than all that there is.
+
+    The store's times are whole seconds, of this machine's clock.
+    """
+    time.sleep(1.02 - time.time() % 1)
+
+
 @contextmanager
 def environment(address):
     """Set the address and credentials of a server, as users have them."""

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from itertools import count
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from making import make_scene, random_pixels
 from obstore.exceptions import GenericError
-from s3 import SECRET, plain, serve
+from s3 import SECRET, next_second, plain, serve
 
 from tileseg import objects
 from tileseg.bucket import Bucket, open_place
@@ -375,7 +374,7 @@ def test_a_publication_sweeps_what_killed_runs_left(output, tmp_path):
     """Of whatever plan; another that is on its way is younger than the record."""
     stage(output, tmp_path, "old")
     Objects(output).write(f"{'e' * 32}/mask.tif", b"left")
-    time.sleep(1.1)  # the store's times are whole seconds
+    next_second()
 
     stage(output, tmp_path, "new", plan="b" * 32)
 

@@ -77,8 +77,10 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scene")
-    return make_scene(folder / "scene.tif", random_pixels(HEIGHT, WIDTH))
+    """Of fields of 20 pixels: few polygons, so that a run is short."""
+    fields = random_pixels(-(-HEIGHT // 20), -(-WIDTH // 20))
+    pixels = fields.repeat(20, axis=1).repeat(20, axis=2)[:, :HEIGHT, :WIDTH]
+    return make_scene(tmp_path_factory.mktemp("scene") / "scene.tif", pixels)
 
 
 @pytest.fixture

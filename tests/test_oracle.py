@@ -242,15 +242,13 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("oracle")
 
 
-@given(data=st.data())
-@settings(
-    max_examples=1000,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
-)
-def test_labels_are_the_oracles_however_the_scene_is_cut(data, folder):
-    """Runs, their order, batches, blocks and nodata change no label."""
+def scenes(count):
+    """Let a test be about so many scenes, the same ones each time."""
+    slow = [HealthCheck.too_slow, HealthCheck.large_base_example]
+    return settings(max_examples=count, derandomize=True, suppress_health_check=slow)
+
+
+def check_scene(data, folder):
     grid = data.draw(grids())
     case = make_case(
         grid,
@@ -268,6 +266,20 @@ def test_labels_are_the_oracles_however_the_scene_is_cut(data, folder):
     labels, confidence = segment(case, path, predictor, data.draw(cuts(grid)))
 
     assert_as_the_oracle_says(case, labels, confidence)
+
+
+@given(data=st.data())
+@scenes(250)
+def test_labels_are_the_oracles_however_the_scene_is_cut(data, folder):
+    """Runs, their order, batches, blocks and nodata change no label."""
+    check_scene(data, folder)
+
+
+@pytest.mark.slow
+@given(data=st.data())
+@scenes(750)
+def test_labels_of_many_more_scenes_are_the_oracles(data, folder):
+    check_scene(data, folder)
 
 
 @pytest.mark.parametrize("blend", ["crop", "cosine"])

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from making import make_scene, random_pixels
 from proxy import stand_before
 from publication import publish, whole
-from s3 import SECRET, contents, environment, plain, serve
+from s3 import SECRET, contents, environment, next_second, plain, serve
 
 from tileseg import objects
 from tileseg.cli import main
@@ -351,7 +351,7 @@ def test_a_store_that_fails_for_ever_keeps_the_old_version_and_the_work(
     assert said["exit_code"] == ExitCode.STORAGE
 
     line.obey()
-    time.sleep(1.1)  # the store's times are whole seconds
+    next_second()
     values = succeed(job())
 
     assert values["counts"]["shards_reused"] == values["counts"]["shards"]
@@ -442,7 +442,7 @@ def test_a_failed_upload_is_aborted_and_nothing_of_it_is_seen(
     assert unfinished(line) == 0
 
     line.obey()
-    time.sleep(1.1)  # the store's times are whole seconds
+    next_second()
     publish(prefix.output, tmp_path, NEW)
 
     assert whole(NEW) == prefix.products()
@@ -456,7 +456,7 @@ def kill_at(line, words, rule):
 
     Return how many receipts were in the store by then.
     """
-    time.sleep(1)  # the store's times are whole seconds
+    next_second()
     line.obey(rule)
     with subprocess.Popen(
         [sys.executable, *map(str, words)],
@@ -508,7 +508,7 @@ def test_a_publication_killed_anywhere_is_made_good_by_the_next(
     seen = {plain(path): data for path, data in seen.items()}
     assert whole(record["plan_id"]).items() <= seen.items()
 
-    time.sleep(1.1)  # the store's times are whole seconds
+    next_second()
     publish(prefix.output, tmp_path, NEW)
 
     assert whole(NEW) == prefix.products()
@@ -535,7 +535,7 @@ def test_a_job_killed_as_it_publishes_is_made_good_by_the_next(
     kind, action = phase
 
     kill_at(line, words, {**KINDS[kind], "action": action, "after": kind == "get"})
-    time.sleep(1.1)  # the store's times are whole seconds
+    next_second()
     values = succeed(job())
 
     assert other.products() == prefix.products()
