@@ -8,14 +8,14 @@ import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import rasterio
-import shapely
 from making import NORTH_UP, make_model, make_scene, random_pixels
 
-from tileseg.features import write_features
+from tileseg.features import Meaning, write_features
 from tileseg.geobox import GeoBox
 from tileseg.job import run
 from tileseg.settings import Job
-from tileseg.vectorize import Polygons
+from tileseg.vectorize import polygonise
+from tileseg.window import Window
 
 PARTS = [
     "'; DROP TABLE polygons; --",
@@ -52,15 +52,12 @@ def hostile_names(count):
 def written(names, path):
     """Write a square of each class; return the names as they are read back."""
     count = len(names)
-    columns = np.arange(count) * 2
-    squares = shapely.box(columns, 0, columns + 1, 1)
-    classes = np.arange(count, dtype=np.uint8)
-    polygons = Polygons(
-        outlines=squares, classes=classes, hectares=None, confidence=None
-    )
+    mask = np.full((1, 2 * count), 255, np.uint8)
+    mask[0, ::2] = np.arange(count)
+    pieces = polygonise(mask, None, Window(0, 0, 1, 2 * count), left_out=(255,))
     crs = rasterio.CRS.from_epsg(32631).to_wkt(version="WKT2_2019")
     box = GeoBox(1, 2 * count, NORTH_UP, crs)
-    write_features(polygons, dict(enumerate(names)), box, path)
+    write_features([pieces.areas], Meaning(dict(enumerate(names)), box), path)
     if path.suffix == ".parquet":
         table = pq.read_table(path)
     else:

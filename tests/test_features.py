@@ -22,15 +22,16 @@ from test_products import SYSTEMS, TRANSFORMS
 
 from tileseg.area import lonlat_digits
 from tileseg.errors import OutputError, UsageError
-from tileseg.features import write_features
+from tileseg.features import Meaning, write_features
 from tileseg.geobox import GeoBox
-from tileseg.grid import Shard
 from tileseg.job import run
+from tileseg.join import join
 from tileseg.settings import Job
-from tileseg.vectorize import join, polygonise
+from tileseg.vectorize import polygonise
 
 FORMATS = ["gpkg", "parquet", "fgb", "geojson"]
-COLUMNS = ["id", "class_id", "class_name", "area_ha"]
+COLUMNS = ["id", "class_id", "class_name", "area_ha", "perimeter_m"]
+SURE = ["mean_confidence", "min_confidence"]
 GLOBE = Affine(1e-3, 0, 7, 0, -1e-3, 61)
 
 
@@ -92,7 +93,7 @@ def expected_of(folder, left_out=(255,)):
             mask, transform = dataset.read(1), dataset.transform
     wanted = np.isin(mask, left_out, invert=True)
     found = [(shape(g), value) for g, value in shapes(mask, wanted, connectivity=4)]
-    found.sort(key=lambda item: min((y, x) for x, y in item[0].exterior.coords))
+    found.sort(key=lambda item: max((y, x) for x, y in item[0].exterior.coords))
     outlines = shapely.transform(
         [item for item, _ in found],
         lambda xy: np.array([transform @ tuple(place) for place in xy]),
@@ -122,7 +123,7 @@ def test_features_are_the_polygons_of_the_mask(made):
         expected = shapely.transform(expected, to_lonlat, interleaved=False)
         places = 1e-7
 
-    assert [*COLUMNS, "mean_confidence"] == list(columns)
+    assert [*COLUMNS, *SURE] == list(columns)
     assert list(range(1, len(expected) + 1)) == columns["id"]
     assert classes == columns["class_id"]
     assert [f"class {value}" for value in classes] == columns["class_name"]
@@ -189,33 +190,33 @@ def test_a_scene_in_degrees_has_geodesic_areas(tmp_path, model_path, kind):
     assert_counter_clockwise(outlines)
 
 
-def small_polygons(transform, crs, *, confidence=False):
+def small_polygons(transform, crs):
     """Return polygons, among them a ring and its hole, and where they lie."""
     mask = np.zeros((7, 9), np.uint8)
     mask[1:5, 2:7], mask[2:4, 3:5], mask[6, :4] = 1, 2, 255
     box = GeoBox(*mask.shape, transform, crs)
-    layer = mask if confidence else None
-    pieces = polygonise(mask, layer, box, box.window, left_out=(255,))
-    return join({Shard(0, 0): pieces}, box), box
+    pieces = polygonise(mask, None, box.window, left_out=(255,))
+    return list(join([[pieces]])), Meaning(NAMES, box)
 
 
+PIXELS = [4, 16, 39]  # by their last pixels: the hole, the ring, what is round it
 NAMES = {0: "a", 1: 'b, "quoted"', 2: "ü"}
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_any_way_up_is_valid_and_counter_clockwise(tmp_path, transform):
-    polygons, box = small_polygons(transform, CRS.from_epsg(32631).to_wkt())
+    polygons, meaning = small_polygons(transform, CRS.from_epsg(32631).to_wkt())
     path = tmp_path / "polygons.fgb"
 
-    write_features(polygons, NAMES, box, path)
+    write_features(polygons, meaning, path)
 
     columns, outlines, _ = table_of(path)
     outlines = in_order(columns, outlines, path)
     assert shapely.is_valid(outlines).all()
     assert_counter_clockwise(outlines)
     pixels = shapely.area(outlines) / abs(transform.determinant)
-    assert pytest.approx(pixels.tolist()) == [63 - 4 - 20, 20 - 4, 4]
-    assert list(NAMES.values()) == columns["class_name"]
+    assert pytest.approx(pixels.tolist()) == PIXELS
+    assert list(NAMES.values())[::-1] == columns["class_name"]
 
 
 @pytest.mark.parametrize("kind", ["gpkg", "parquet", "fgb"])
@@ -224,10 +225,10 @@ def test_files_keep_the_crs(tmp_path, name, kind):
     """As the reader's library understands it; what it cannot say is not there."""
     system = SYSTEMS[name]
     wkt = None if system is None else system.to_wkt()
-    polygons, box = small_polygons(Affine(1e-4, 0, 7, 0, -1e-4, 48), wkt)
+    polygons, meaning = small_polygons(Affine(1e-4, 0, 7, 0, -1e-4, 48), wkt)
     path = tmp_path / f"polygons.{kind}"
 
-    write_features(polygons, NAMES, box, path)
+    write_features(polygons, meaning, path)
 
     columns, _, crs = table_of(path)
     if wkt is None:
@@ -271,16 +272,14 @@ def test_polygons_of_nothing_are_an_empty_file(tmp_path, model_path, kind):
 
     assert values["status"] == "complete"
     if kind == "parquet":
-        assert [*COLUMNS, "mean_confidence", "bbox", "geometry"] == (
-            pq.read_schema(path).names
-        )
+        assert [*COLUMNS, *SURE, "bbox", "geometry"] == (pq.read_schema(path).names)
         assert pq.read_table(path).num_rows == 0
         return
     info = pyogrio.read_info(path, force_feature_count=True)
     assert info["features"] == 0
     assert info["geometry_type"] == ("Unknown" if kind == "geojson" else "Polygon")
     if kind != "geojson":  # which has no word for it
-        assert [*COLUMNS, "mean_confidence"] == info["fields"].tolist()
+        assert [*COLUMNS, *SURE] == info["fields"].tolist()
 
 
 def test_a_class_and_its_background_is_the_class_alone(tmp_path):
@@ -368,15 +367,15 @@ def test_the_same_features_are_the_same_bytes_a_second_later(tmp_path, kind):
     random = np.random.default_rng(0)
     mask = random.integers(0, 3, (150, 201), dtype=np.uint8)
     box = GeoBox(*mask.shape, NORTH_UP, CRS.from_epsg(32631).to_wkt())
-    pieces = polygonise(mask, None, box, box.window, left_out=(255,))
-    polygons = join({Shard(0, 0): pieces}, box)
+    pieces = polygonise(mask, None, box.window, left_out=(255,))
+    polygons, meaning = list(join([[pieces]])), Meaning(NAMES, box)
     names = [f"one.{kind}", f"two.{kind}"]
     for name in names:
-        write_features(polygons, NAMES, box, tmp_path / name)
+        write_features(polygons, meaning, tmp_path / name)
         time.sleep(1.1 if kind == "gpkg" else 0)  # the one that would tell the time
 
     one, two = [(tmp_path / name).read_bytes() for name in names]
-    assert len(polygons.outlines) > 10_000
+    assert sum(map(len, polygons)) > 10_000
     assert one == two
     assert names == sorted(item.name for item in tmp_path.iterdir())
 
@@ -387,10 +386,10 @@ def test_the_same_features_are_the_same_bytes_a_second_later(tmp_path, kind):
 def test_geojson_is_cut_at_the_antimeridian(tmp_path):
     crs = CRS.from_epsg(32601).to_wkt()  # its west end is 180 degrees
     x, y = Transformer.from_crs(4326, 32601, always_xy=True).transform(180, 60)
-    polygons, box = small_polygons(Affine(100, 0, x - 450, 0, -100, y), crs)
+    polygons, meaning = small_polygons(Affine(100, 0, x - 450, 0, -100, y), crs)
     path = tmp_path / "polygons.geojson"
 
-    write_features(polygons, NAMES, box, path)
+    write_features(polygons, meaning, path)
 
     _, outlines, _ = table_of(path)
     west, _, east, _ = shapely.bounds(shapely.get_parts(outlines)).T
@@ -404,14 +403,14 @@ def test_geojson_is_cut_at_the_antimeridian(tmp_path):
 def test_geojson_keeps_every_longitude(tmp_path, west, width):
     """However a scene counts them; 9 x 40 degrees are the whole turn."""
     crs = CRS.from_epsg(4326).to_wkt()
-    polygons, box = small_polygons(Affine(width, 0, west, 0, -1, 48), crs)
+    polygons, meaning = small_polygons(Affine(width, 0, west, 0, -1, 48), crs)
     path = tmp_path / "polygons.geojson"
 
-    write_features(polygons, NAMES, box, path)
+    write_features(polygons, meaning, path)
 
     _, outlines, _ = table_of(path)
     assert shapely.is_valid(outlines).all()
-    assert pytest.approx((shapely.area(outlines) / width).tolist()) == [39, 16, 4]
+    assert pytest.approx((shapely.area(outlines) / width).tolist()) == PIXELS
     west, _, east, _ = shapely.total_bounds(outlines)
     assert -180 <= west < east <= 180
 
@@ -419,15 +418,15 @@ def test_geojson_keeps_every_longitude(tmp_path, west, width):
 @pytest.mark.parametrize("size", [1e-3, 1e-2, 1, 30, 1000])
 def test_geojson_is_valid_however_small_the_pixels(tmp_path, size):
     crs = CRS.from_epsg(32631).to_wkt()
-    polygons, box = small_polygons(NORTH_UP @ Affine.scale(size / 10), crs)
+    polygons, meaning = small_polygons(NORTH_UP @ Affine.scale(size / 10), crs)
     path = tmp_path / "polygons.geojson"
 
-    write_features(polygons, NAMES, box, path)
+    write_features(polygons, meaning, path)
 
     _, outlines, _ = table_of(path)
     assert shapely.is_valid(outlines).all()
     shares = shapely.area(outlines) / shapely.area(outlines).sum() * 59
-    assert pytest.approx(shares.tolist(), rel=0.02) == [39, 16, 4]
+    assert pytest.approx(shares.tolist(), rel=0.02) == PIXELS
 
 
 def test_digits_grow_as_pixels_shrink():
@@ -444,15 +443,15 @@ def test_digits_grow_as_pixels_shrink():
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_cannot_be_written_is_an_output_error(tmp_path, kind):
-    polygons, box = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
+    polygons, meaning = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
 
     with pytest.raises(OutputError, match="cannot be written"):
-        write_features(polygons, NAMES, box, tmp_path / "no" / f"polygons.{kind}")
+        write_features(polygons, meaning, tmp_path / "no" / f"polygons.{kind}")
 
 
 def test_the_settings_of_gdal_are_as_before(tmp_path):
-    polygons, box = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
-    write_features(polygons, NAMES, box, tmp_path / "polygons.gpkg")
+    polygons, meaning = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
+    write_features(polygons, meaning, tmp_path / "polygons.gpkg")
 
     assert pyogrio.get_gdal_config_option("OGR_CURRENT_DATE") is None
 
@@ -464,9 +463,9 @@ def test_other_formats_are_refused(value):
 
 
 def test_ids_and_names_have_plain_types(tmp_path):
-    polygons, box = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
-    write_features(polygons, NAMES, box, tmp_path / "polygons.parquet")
+    polygons, meaning = small_polygons(NORTH_UP, CRS.from_epsg(32631).to_wkt())
+    write_features(polygons, meaning, tmp_path / "polygons.parquet")
 
     schema = pq.read_schema(tmp_path / "polygons.parquet")
     types = [schema.field(name).type for name in COLUMNS]
-    assert types == [pa.int64(), pa.int32(), pa.string(), pa.float64()]
+    assert types == [pa.int64(), pa.int32(), pa.string(), pa.float64(), pa.float64()]

@@ -1,31 +1,23 @@
 """The pieces of shards, joined, are the polygons of the whole mask."""
 
-from dataclasses import fields
+from itertools import groupby
 
 import numpy as np
 import pytest
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import NORTH_UP
 from numpy.testing import assert_array_equal
-from pyproj import CRS
 from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 
-from tileseg.area import row_hectares
-from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard
-from tileseg.vectorize import Pieces, _components, join, polygonise
-
-PLANE, GLOBE = (CRS.from_epsg(code).to_wkt() for code in (32631, 4326))
-
-
-def boxed(mask, crs=None):
-    return GeoBox(*mask.shape, NORTH_UP, crs)
+from tileseg.join import join
+from tileseg.trace import components
+from tileseg.vectorize import Areas, Pieces, polygonise
 
 
-def cut(mask, size, *, crs=None, confidence=None, left_out=(255,)):
+def cut(mask, size, *, confidence=None, left_out=(255,)):
     """Return the pieces of every shard of `size` pixels."""
     height, width = mask.shape
     grid = Grid(height=height, width=width, tile=size, halo=0, shard=size)
@@ -35,18 +27,41 @@ def cut(mask, size, *, crs=None, confidence=None, left_out=(255,)):
         pieces[shard] = polygonise(
             mask[window.slices],
             None if confidence is None else confidence[window.slices],
-            boxed(mask, crs).crop(window),
             window,
             left_out=left_out,
         )
     return pieces
 
 
+def joined(pieces):
+    """Return the areas that the pieces of shards make, all of them."""
+    rows = groupby(sorted(pieces), lambda shard: shard.row)
+    parts = join([pieces[shard] for shard in row] for _, row in rows)
+    nothing = next(iter(pieces.values())).areas.take(np.arange(0))
+    return Areas.joined([nothing, *parts])
+
+
+def shapes_of(outlines):
+    """Return them as shapely has polygons."""
+    ends = outlines.rings[1:] - 1
+    closed = np.insert(
+        outlines.vertices, ends + 1, outlines.vertices[outlines.after[ends]], axis=0
+    )
+    rings = outlines.rings + np.arange(len(outlines.rings))
+    return shapely.from_ragged_array(
+        shapely.GeometryType.POLYGON, closed.astype(float), (rings, outlines.polygons)
+    )
+
+
+def last_pixel(polygon):
+    return max((y, x) for x, y in polygon.exterior.coords)
+
+
 def whole(mask, left_out=(255,)):
-    """Return (polygon, class) of the whole mask, row-major: what GDAL makes of it."""
+    """Return (polygon, class) of the whole mask: what GDAL makes of it."""
     wanted = np.isin(mask, left_out, invert=True)
     found = [(shape(g), value) for g, value in shapes(mask, wanted, connectivity=4)]
-    found.sort(key=lambda item: min((y, x) for x, y in item[0].exterior.coords))
+    found.sort(key=lambda item: last_pixel(item[0]))
     return [(shapely.normalize(item), int(value)) for item, value in found]
 
 
@@ -54,17 +69,25 @@ def drawn(outlines, values, like):
     """Return the polygons as a mask, 255 where there is none."""
     if not len(outlines):
         return np.full_like(like, 255)
-    pairs = list(zip(outlines, values, strict=True))
+    pairs = list(zip(shapes_of(outlines), values, strict=True))
     return rasterize(pairs, like.shape, fill=255, dtype="uint8")
 
 
 def assert_same(mask, got, left_out=(255,)):
     expected = whole(mask, left_out)
+    outlines = shapes_of(got.outlines)
 
     assert [value for _, value in expected] == got.classes.tolist()
-    for (outline, _), other in zip(expected, got.outlines, strict=True):
-        assert shapely.equals_exact(outline, other)
-    assert shapely.is_valid(got.outlines).all()
+    for (outline, _), other in zip(expected, outlines, strict=True):
+        assert shapely.equals_exact(outline, shapely.normalize(other))
+    assert shapely.is_valid(outlines).all()
+
+
+def numbers(areas):
+    """Return all that areas are."""
+    outlines, sure = areas.outlines, areas.sureness
+    shape = outlines.vertices, outlines.rings, outlines.polygons
+    return *shape, areas.classes, *((sure.total, sure.least) if sure else ())
 
 
 @st.composite
@@ -83,7 +106,7 @@ def masks(draw):
 @settings(max_examples=200)
 @given(mask=masks(), size=st.integers(2, 17))
 def test_joined_pieces_are_the_polygons_of_the_whole(mask, size):
-    got = join(cut(mask, size), boxed(mask))
+    got = joined(cut(mask, size))
 
     assert_same(mask, got)
     assert_array_equal(mask, drawn(got.outlines, got.classes, mask))
@@ -94,17 +117,22 @@ def test_every_pixel_is_in_one_piece_and_no_sum_is_lost(mask, size):
     """Pieces pass through a file; the numbers of the joined are those of the pixels."""
     confidence = np.where(mask == 255, 255, np.arange(mask.size).reshape(mask.shape))
     confidence = (confidence % 255).astype(np.uint8)
-    pieces = cut(mask, size, crs=PLANE, confidence=confidence)
-    got = join(pieces, boxed(mask, PLANE))
+    pieces = cut(mask, size, confidence=confidence)
+    got = joined(pieces)
 
-    areas = shapely.area(got.outlines)
-    assert (mask < 255).sum() == areas.sum()
-    assert (mask < 255).sum() == sum(item.pixels.sum() for item in pieces.values())
-    assert_array_equal(areas * row_hectares(boxed(mask, PLANE))[0], got.hectares)
-    ids = drawn(got.outlines, np.arange(len(got.outlines)) % 251, mask)
-    for n, mean in enumerate(got.confidence[:251]):
-        if len(got.outlines) <= 251:
-            assert mean == confidence[ids == n].sum() / ((ids == n).sum() * 254)
+    pixels = got.outlines.pixels
+    assert (mask < 255).sum() == pixels.sum()
+    assert (mask < 255).sum() == sum(
+        item.areas.outlines.pixels.sum() for item in pieces.values()
+    )
+    outlines = shapes_of(got.outlines)
+    assert_array_equal(shapely.area(outlines), pixels)
+    lengths = got.outlines.perimeter(np.ones(99), np.arange(99.0))
+    assert_array_equal(shapely.length(outlines), lengths)
+    ids = drawn(got.outlines, np.arange(len(got)) % 251, mask)
+    for n in range(len(got) if len(got) <= 251 else 0):
+        assert got.sureness.total[n] == confidence[ids == n].sum()
+        assert got.sureness.least[n] == confidence[ids == n].min()
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 7])
@@ -129,12 +157,12 @@ def test_hard_seams(rows, size):
     table = {"a": 0, "b": 1, "c": 7, ".": 255}
     mask = np.array([[table[letter] for letter in row] for row in rows], np.uint8)
 
-    assert_same(mask, join(cut(mask, size), boxed(mask)))
+    assert_same(mask, joined(cut(mask, size)))
 
 
 def test_what_is_left_out_has_no_polygon():
     mask = np.array([[0, 0, 1, 255], [1, 0, 1, 1], [1, 255, 0, 1]], np.uint8)
-    got = join(cut(mask, 2, left_out=(255, 0)), boxed(mask))
+    got = joined(cut(mask, 2, left_out=(255, 0)))
 
     assert_same(mask, got, (255, 0))
     assert {1} == set(got.classes.tolist())
@@ -147,42 +175,73 @@ def test_missing_shards_are_nodata():
         del pieces[shard]
     mask[:10, 10:] = mask[20:, :10] = 255
 
-    assert_same(mask, join(pieces, boxed(mask)))
+    assert_same(mask, joined(pieces))
 
 
 @settings(max_examples=40)
 @given(mask=masks(), sizes=st.tuples(st.integers(2, 17), st.integers(2, 17)))
 def test_the_cut_does_not_show(mask, sizes):
-    """In a plane not even in the last bit of a number, on the globe by rounding."""
+    """Not in the order, not in where a ring begins, not in a number."""
     confidence = (mask * 3 % 255).astype(np.uint8)
-    for crs, digits in ((PLANE, 0), (GLOBE, 1e-9)):
-        one, two = (
-            join(cut(mask, size, crs=crs, confidence=confidence), boxed(mask, crs))
-            for size in sizes
-        )
-        assert_array_equal(shapely.to_wkb(one.outlines), shapely.to_wkb(two.outlines))
-        assert_array_equal(one.confidence, two.confidence)
-        np.testing.assert_allclose(one.hectares, two.hectares, rtol=digits)
+    one, two = (joined(cut(mask, size, confidence=confidence)) for size in sizes)
+
+    for this, other in zip(numbers(one), numbers(two), strict=True):
+        assert_array_equal(this, other)
+
+
+@given(mask=masks(), size=st.integers(2, 17))
+def test_an_area_is_handed_on_when_no_row_below_meets_it(mask, size):
+    """What is held while rows come is what goes on."""
+    pieces = cut(mask, size)
+    rows = [
+        [pieces[shard] for shard in row]
+        for _, row in groupby(sorted(pieces), lambda shard: shard.row)
+    ]
+    given = []
+    for areas in join(_counted(rows, given)):
+        row_stop = rows[len(given) - 1][0].window.row_stop
+        last = areas.outlines.last_pixels >> 32
+        assert (last <= row_stop).all()
+        assert (last > row_stop - rows[0][0].window.height - 1).all()
+
+
+def _counted(rows, given):
+    for row in rows:
+        given.append(row)
+        yield row
 
 
 @given(mask=masks())
 def test_pieces_survive_their_file(mask):
-    pieces = cut(mask, 99, crs=PLANE, confidence=mask)[Shard(0, 0)]
+    pieces = cut(mask, 99, confidence=mask)[Shard(0, 0)]
     data = pieces.to_bytes()
 
     again = Pieces.from_bytes(data)
 
     assert data == again.to_bytes()
-    for item in fields(Pieces):
-        assert_array_equal(getattr(pieces, item.name), getattr(again, item.name))
+    assert pieces.window == again.window
+    for this, other in zip(numbers(pieces.areas), numbers(again.areas), strict=True):
+        assert_array_equal(this, other)
+    for side in ("top", "bottom", "left", "right"):
+        assert_array_equal(getattr(pieces, side), getattr(again, side))
 
 
-def test_pieces_without_metres_or_confidence_survive_their_file():
+def test_pieces_without_confidence_survive_their_file():
     pieces = cut(np.eye(3, dtype=np.uint8), 9)[Shard(0, 0)]
 
-    again = Pieces.from_bytes(pieces.to_bytes())
+    assert Pieces.from_bytes(pieces.to_bytes()).areas.sureness is None
 
-    assert (again.hectares, again.confidence) == (None, None)
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_every_value_may_be_a_class(dtype):
+    """Also the greatest and the least, where no value says that there is none."""
+    most = np.iinfo(dtype).max
+    mask = np.array([[0, most, most], [0, 7, most]], dtype)
+
+    got = joined(cut(mask, 2, left_out=()))
+
+    assert_same(mask, got, ())
+    assert {0, 7, most} == set(got.classes.tolist())
 
 
 @given(st.data())
@@ -195,6 +254,6 @@ def test_components_are_those_of_a_slow_search(data):
         for one, two in pairs:
             expected[one] = expected[two] = min(expected[one], expected[two])
 
-    got = _components(count, np.array(pairs, np.int64).reshape(-1, 2).T)
+    got = components(count, np.array(pairs, np.int64).reshape(-1, 2).T)
 
     assert expected == got.tolist()

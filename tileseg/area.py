@@ -10,7 +10,13 @@ from pyproj.exceptions import CRSError, ProjError
 from tileseg.geobox import GeoBox
 from tileseg.window import Window
 
-__all__ = ["lonlat_digits", "metres_per_unit", "pixel_metres", "row_hectares"]
+__all__ = [
+    "lonlat_digits",
+    "metres_per_unit",
+    "pixel_metres",
+    "row_hectares",
+    "row_metres",
+]
 
 _HECTARE = 10_000.0  # square metres
 _DIGITS = 7  # of a degree: a centimetre
@@ -24,22 +30,49 @@ def row_hectares(geobox: GeoBox) -> NDArray[np.float64] | None:
     geodesic area on the CRS's ellipsoid of the pixel in the middle of the row. None
     where the CRS is missing or says nothing about metres.
     """
-    if geobox.crs is None:
-        return None
-    try:
-        crs = CRS.from_wkt(geobox.crs)
-    except CRSError:
+    crs = _known(geobox.crs)
+    if crs is None:
         return None
     if crs.is_projected:
         unit = crs.axis_info[0].unit_conversion_factor
         area = abs(geobox.transform.determinant) * unit**2 / _HECTARE
         return np.full(geobox.height, area)
     geod = crs.get_geod()
-    if not crs.is_geographic or geod is None:
-        return None
+    assert geod, "a CRS that is known and not projected has an ellipsoid"
     unit = degrees(crs.axis_info[0].unit_conversion_factor)  # grads are no degrees
     rows = range(geobox.height)
     return np.array([_pixel(geobox, geod, row, unit) for row in rows])
+
+
+def row_metres(
+    geobox: GeoBox,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return how long the sides of pixels are, in metres.
+
+    The upper side of a pixel of each row, and the lower of the last, (height + 1,); the
+    left side in each row, (height,). In the plane of projected coordinates, else
+    geodesic, in the middle of the row. None where `row_hectares` is.
+    """
+    crs, transform, column = _known(geobox.crs), geobox.transform, geobox.width // 2
+    if crs is None:
+        return None
+    if crs.is_projected:
+        unit = crs.axis_info[0].unit_conversion_factor
+        across, down = hypot(transform.a, transform.d), hypot(transform.b, transform.e)
+        ones = np.ones(geobox.height + 1)
+        return ones * across * unit, ones[1:] * down * unit
+    geod = crs.get_geod()
+    assert geod, "a CRS that is known and not projected has an ellipsoid"
+    unit = degrees(crs.axis_info[0].unit_conversion_factor)
+    rows = np.arange(geobox.height + 1)
+    a, b, c, d, e, f = transform[:6]
+    here, beside = (
+        unit * np.array([at * a + rows * b + c, at * d + rows * e + f])
+        for at in (column, column + 1)
+    )
+    _, _, across = geod.inv(*here, *beside)
+    _, _, down = geod.inv(*here[:, :-1], *here[:, 1:])
+    return across, down
 
 
 def metres_per_unit(crs: str | None) -> float | None:
@@ -58,6 +91,17 @@ def pixel_metres(geobox: GeoBox) -> float | None:
     middle = Window(geobox.height // 2, 0, 1, geobox.width)
     area = row_hectares(geobox.crop(middle))
     return None if area is None else float(np.sqrt(area[0] * _HECTARE))
+
+
+def _known(wkt: str | None) -> CRS | None:
+    """Return a CRS that says something about metres; None of any other."""
+    try:
+        crs = CRS.from_wkt(wkt) if wkt else None
+    except CRSError:
+        return None
+    if crs is None or crs.is_projected:
+        return crs
+    return crs if crs.is_geographic and crs.get_geod() else None
 
 
 def _pixel(geobox: GeoBox, geod: Geod, row: int, unit: float) -> float:

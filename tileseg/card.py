@@ -139,6 +139,11 @@ class Card:
         return [fault for item in self.statistics for fault in item.faults()]
 
     @property
+    def left_out(self) -> tuple[int, ...]:
+        """Mask values of no polygon: of one class and its background, that too."""
+        return (NODATA, 0) if self.outputs == 1 else (NODATA,)
+
+    @property
     def stride(self) -> int:
         """Side of a core in pixels."""
         return self.tile - 2 * self.halo

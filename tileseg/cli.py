@@ -7,8 +7,9 @@ import click
 
 from tileseg import __version__
 from tileseg.address import allow
+from tileseg.cli_mask import evaluate, polygonize
 from tileseg.cli_model import model
-from tileseg.cli_train import evaluate, train
+from tileseg.cli_train import train
 from tileseg.console import (
     configure_logging,
     leave,
@@ -40,7 +41,7 @@ def main() -> None:
     """Segment very large GeoTIFFs with a U-Net, without losing anything."""
 
 
-for command in (evaluate, train, model):
+for command in (evaluate, polygonize, train, model):
     main.add_command(command)
 
 

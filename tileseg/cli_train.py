@@ -1,7 +1,6 @@
-"""Commands about what is known of the ground: masks judged, networks trained."""
+"""The command that trains a network."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -15,10 +14,9 @@ from tileseg.console import (
     tell,
 )
 from tileseg.environment import scrub
-from tileseg.errors import UsageError
 from tileseg.options import with_options, words
 
-__all__ = ["evaluate", "train"]
+__all__ = ["train"]
 
 _TRAINING = (
     click.option(
@@ -136,81 +134,6 @@ _TRAINING = (
     click.option("-v", "--verbose", count=True, help="Say more."),
     click.option("-q", "--quiet", is_flag=True, help="Only errors."),
 )
-
-
-@click.command()
-@click.argument("mask")
-@click.argument("reference")
-@click.option(
-    "--confidence",
-    metavar="FILE",
-    help="The mask's confidence.  [default: confidence.tif beside it]",
-)
-@click.option(
-    "--column",
-    default="class",
-    show_default=True,
-    help="Of polygons or points: the one with the class.",
-)
-@click.option(
-    "--rename",
-    "renamed",
-    metavar="VALUE=CLASS",
-    multiple=True,
-    help="A class of the reference as the mask has it; 255: none.",
-)
-@click.option(
-    "--sample/--no-sample",
-    "is_sample",
-    default=None,
-    help="Whether the reference is a random sample, from which areas can be"
-    " estimated.  [default: points are]",
-)
-@click.option(
-    "--tolerance",
-    type=click.IntRange(0, 64),
-    default=2,
-    show_default=True,
-    help="Pixels that a border may be off.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, no tables.")
-@click.option("--picture", metavar="FILE", help="Draw it, as a PNG.")
-def evaluate(
-    mask: str,
-    reference: str,
-    **options: Any,  # noqa: ANN401  (fields of a Question)
-) -> None:
-    """Say how right MASK is, by REFERENCE, and how large its classes are.
-
-    MASK is a mask.tif; REFERENCE a GeoTIFF of classes on any grid, or GeoJSON,
-    GeoPackage, FlatGeobuf or GeoParquet with polygons or points.
-    """
-    scrub()
-    from tileseg.evaluate import Question
-    from tileseg.evaluate import evaluate as compare
-    from tileseg.scorecard import as_picture, as_text
-    from tileseg.storage import write_whole
-
-    as_json, picture = options.pop("as_json"), options.pop("picture")
-    beside = Path(mask).with_name("confidence.tif")
-    if options["confidence"] is None and Path(mask).name == "mask.tif":
-        options["confidence"] = str(beside) if beside.exists() else None
-    with results(), one_line_errors():
-        renamed = dict(map(_renamed, options.pop("renamed")))
-        question = Question(mask=mask, reference=reference, renamed=renamed, **options)
-        answer = compare(question)
-        tell(json.dumps(answer.as_dict()) if as_json else as_text(answer))
-        if picture:
-            write_whole(Path(picture), as_picture(answer))
-
-
-def _renamed(text: str) -> tuple[str, str]:
-    """Return both sides of VALUE=CLASS."""
-    old, equals, new = text.partition("=")
-    if not equals:
-        msg = f"--rename {text}: wanted VALUE=CLASS"
-        raise UsageError(msg)
-    return old, new
 
 
 @click.command()

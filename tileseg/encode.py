@@ -40,8 +40,8 @@ __all__ = [
     "sketch_of",
 ]
 
-SHARD_FORMAT = 2
-"""Of the files that `shard_bytes` makes; another number, and none is used again."""
+SHARD_FORMAT = 3
+"""Of the files that workers make; another number, and none is used again."""
 
 _BLOCK, _SMALL_BLOCK = 512, 256
 _SKETCH, _UNDEFINED = 65000, 7  # a private tag, and its type: bytes

@@ -6,8 +6,9 @@ of rasterio and has settings of its own; GeoParquet by pyarrow.
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import floor, tau
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,22 @@ from numpy.typing import NDArray
 from pyogrio import errors
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
+from shapely.affinity import affine_transform
 
-from tileseg.area import lonlat_digits
+from tileseg.area import lonlat_digits, row_hectares, row_metres
+from tileseg.card import CONFIDENCE_STEPS
 from tileseg.errors import OutputError
 from tileseg.geobox import GeoBox
-from tileseg.vectorize import Polygons
+from tileseg.outlines import Outlines
+from tileseg.vectorize import Areas
+from tileseg.wkb import bounds_of, encode, on_ground
 
-__all__ = ["write_failures", "write_features"]
+__all__ = ["FORMATS", "Meaning", "write_failures", "write_features"]
 
 _DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
+FORMATS = *_DRIVERS, ".parquet"
+"""Suffixes of the files that can be made."""
+
 _OGR_OPTIONS = {
     # A GeoPackage says when it was changed: the same polygons give the same bytes.
     "OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z",
@@ -46,41 +54,190 @@ _WRITE_ERRORS = (
     errors.GeometryError,
 )
 _ROW_GROUP = 1 << 16  # features that a reader of GeoParquet takes or leaves at once
+_COLUMNS = (
+    ("id", pa.int64()),
+    ("class_id", pa.int32()),
+    ("class_name", pa.string()),
+    ("area_ha", pa.float64()),
+    ("perimeter_m", pa.float64()),
+)
+_SURE_COLUMNS = ("mean_confidence", pa.float64()), ("min_confidence", pa.float64())
+_BOX = pa.struct([(side, pa.float64()) for side in ("xmin", "ymin", "xmax", "ymax")])
 _SIDE_PIECES = 16  # of a side that is projected: straight on one map, not on another
 
 
-def write_features(
-    polygons: Polygons, names: Mapping[int, str], geobox: GeoBox, path: Path
-) -> None:
-    """Write polygons to `path`, in the format that its suffix says.
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What the values of a mask mean, where it lies, and what else is known of it."""
 
-    Features stand in the polygons' order, `id` counts from 1; exteriors run
-    counter-clockwise on the ground, whichever way is up in the raster. The same
-    polygons give the same bytes.
+    names: Mapping[int, str]
+    """Value to class."""
+    geobox: GeoBox
+    """The scene's."""
+    has_confidence: bool = False
+    """Whether areas say how sure they are."""
+
+
+def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
+    """Write areas to `path`, in the format that its suffix says, as they come.
+
+    Returns their number.
+
+    Features stand in the areas' order, `id` counts from 1; exteriors run
+    counter-clockwise on the ground, whichever way is up in the raster. The same areas
+    give the same bytes.
 
     Args:
-        polygons: in scene pixels.
-        names: of the mask's values.
-        geobox: the scene's.
+        areas: in scene pixels, some at a time; memory does not grow with their number.
+        meaning: of their values.
         path: the file to make.
 
     Raises:
         OutputError: it cannot be written.
+        TilesegError: whatever the areas raise.
     """
+    geobox = meaning.geobox
     transform, options = geobox.transform, {}
     if path.suffix == ".geojson":
         transform, options = _turned(geobox), _geojson(geobox)
-    outlines = _grounded(polygons.outlines, transform)
-    columns = _attributes(polygons, names)
+    table = _Table(areas, meaning, transform, has_boxes=path.suffix == ".parquet")
     try:
         if path.suffix == ".parquet":
-            _write_parquet(columns, outlines, geobox.crs, path)
+            _write_parquet(table, geobox.crs, path)
         else:
-            table = pa.table({**columns, "geometry": _wkb(outlines)})
-            _write_ogr(table, geobox.crs, path, layer="polygons", **options)
-    except _WRITE_ERRORS as err:
+            reader = pa.RecordBatchReader.from_batches(table.schema, table.batches())
+            _write_ogr(reader, geobox.crs, path, layer="polygons", **options)
+    except (*_WRITE_ERRORS, RuntimeError) as err:
+        if table.error:  # pyogrio says that there was one, not which
+            raise table.error from None
         msg = f"{path}: cannot be written: {err}"
         raise OutputError(msg) from err
+    return table.count
+
+
+class _Table:
+    """Areas as rows of a file, so many at a time."""
+
+    def __init__(
+        self,
+        areas: Iterable[Areas],
+        meaning: Meaning,
+        transform: Affine,
+        *,
+        has_boxes: bool,
+    ) -> None:
+        self._areas, self._meaning, self._transform = areas, meaning, transform
+        self._measure = _Measure(meaning.geobox)
+        self.count = 0
+        """Rows so far."""
+        self.error: Exception | None = None
+        """What the areas raised."""
+        self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
+        """Of all geometries so far."""
+        columns = [*_COLUMNS, *(_SURE_COLUMNS if meaning.has_confidence else ())]
+        box = [("bbox", _BOX)] if has_boxes else []
+        self.schema = pa.schema([*columns, *box, ("geometry", pa.binary())])
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the rows, each time as many but for the last."""
+        try:
+            for areas in _even(self._areas, _ROW_GROUP):
+                yield self._rows(areas)
+        except Exception as err:
+            self.error = err
+            raise
+
+    def _rows(self, areas: Areas) -> Any:  # noqa: ANN401  (pyarrow is untyped)
+        outlines, places = on_ground(areas.outlines, self._transform)
+        boxes = bounds_of(outlines, places)
+        self.bounds[:2] = np.minimum(self.bounds[:2], boxes[:, :2].min(axis=0))
+        self.bounds[2:] = np.maximum(self.bounds[2:], boxes[:, 2:].max(axis=0))
+        columns = self._attributes(areas)
+        if "bbox" in self.schema.names:
+            sides = [pa.array(side) for side in boxes.T]
+            columns["bbox"] = pa.StructArray.from_arrays(sides, fields=list(_BOX))
+        columns["geometry"] = _binary(*encode(outlines, places))
+        return pa.RecordBatch.from_arrays(list(columns.values()), schema=self.schema)
+
+    def _attributes(self, areas: Areas) -> dict[str, Any]:
+        """Return the columns but the geometry; what is not known is null."""
+        count, names = len(areas), self._meaning.names
+        pixels = areas.outlines.pixels
+        columns = {
+            "id": np.arange(self.count + 1, self.count + count + 1),
+            "class_id": areas.classes.astype(np.int32),
+            "class_name": [names[value] for value in areas.classes.tolist()],
+            "area_ha": self._measure.hectares(areas.outlines, pixels),
+            "perimeter_m": self._measure.metres(areas.outlines),
+        }
+        self.count += count
+        if self._meaning.has_confidence:
+            assert areas.sureness, "areas of a mask with a confidence have one"
+            total, least = areas.sureness.total, areas.sureness.least
+            columns["mean_confidence"] = total / (pixels * CONFIDENCE_STEPS)
+            columns["min_confidence"] = least / CONFIDENCE_STEPS
+        kinds = {field.name: field.type for field in self.schema}
+        return {
+            name: pa.nulls(count, kinds[name])
+            if values is None
+            else pa.array(values, kinds[name])
+            for name, values in columns.items()
+        }
+
+
+class _Measure:
+    """How large and long pixels are on the ground, row by row."""
+
+    def __init__(self, geobox: GeoBox) -> None:
+        area, sides = row_hectares(geobox), row_metres(geobox)
+        # Only what differs from the first row's is summed: in a plane nothing, and
+        # there an area has exactly pixels x that of one.
+        self._area = None if area is None else (area[0], _summed(area - area[0]))
+        self._sides = sides and (sides[0], _summed(sides[1]))
+
+    def hectares(
+        self, outlines: Outlines, pixels: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        if self._area is None:
+            return None
+        first, more = self._area
+        hectares: NDArray[np.float64] = pixels * first + outlines.area(more)
+        return hectares
+
+    def metres(self, outlines: Outlines) -> NDArray[np.float64] | None:
+        return None if self._sides is None else outlines.perimeter(*self._sides)
+
+
+def _summed(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sum of what is above each row, and of all."""
+    return np.append(0, np.cumsum(rows))
+
+
+def _even(parts: Iterable[Areas], size: int) -> Iterator[Areas]:
+    """Yield the same areas, `size` at a time; the last may be fewer."""
+    held: list[Areas] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) < size:
+            continue
+        areas = Areas.joined(held)
+        stop = len(areas) - len(areas) % size
+        for begin in range(0, stop, size):
+            yield areas.take(slice(begin, begin + size))
+        held = [areas.take(slice(stop, None))]
+    if any(map(len, held)):
+        yield Areas.joined(held)
+
+
+def _binary(offsets: NDArray[np.int64], data: NDArray[np.uint8]) -> Any:  # noqa: ANN401  (pyarrow is untyped)
+    """Return bytes as a column of Arrow; nothing is copied."""
+    if offsets[-1] > np.iinfo(np.int32).max:
+        msg = f"polygons of {offsets[-1]} bytes are more than a column can hold"
+        raise OutputError(msg)
+    places = pa.py_buffer(offsets.astype(np.int32))
+    return pa.Array.from_buffers(
+        pa.binary(), len(offsets) - 1, [None, places, pa.py_buffer(data)]
+    )
 
 
 def write_failures(
@@ -122,71 +279,44 @@ def _footprint(window: Sequence[int], geobox: GeoBox) -> Any:  # noqa: ANN401  (
     row, col, height, width = window
     pixels = shapely.box(col, row, col + width, row + height)
     pieces = shapely.segmentize(pixels, max(height, width) / _SIDE_PIECES)
-    (outline,) = _grounded(np.array([pieces]), _turned(geobox))
+    a, b, c, d, e, f = _turned(geobox)[:6]
+    outline = shapely.orient_polygons(affine_transform(pieces, [a, b, d, e, c, f]))
     to_lonlat = Transformer.from_crs(geobox.crs, "OGC:CRS84", always_xy=True)
     x, y = shapely.get_coordinates(outline).T
     return outline if np.isfinite(to_lonlat.transform(x, y)).all() else None
-
-
-def _grounded(outlines: NDArray[Any], transform: Affine) -> NDArray[Any]:
-    """Return the polygons in ground coordinates, exteriors counter-clockwise."""
-    a, b, c, d, e, f = transform[:6]
-
-    def place(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
-        x, y = pixels.T
-        return np.stack([x * a + y * b + c, x * d + y * e + f], axis=1)
-
-    placed = shapely.transform(outlines, place)
-    return np.asarray(shapely.orient_polygons(placed, exterior_cw=False))
-
-
-def _attributes(polygons: Polygons, names: Mapping[int, str]) -> dict[str, Any]:
-    """Return the columns but the geometry; what is not known is null."""
-    classes = polygons.classes.tolist()
-    hectares = polygons.hectares
-    columns = {
-        "id": pa.array(range(1, len(classes) + 1), pa.int64()),
-        "class_id": pa.array(classes, pa.int32()),
-        "class_name": pa.array([names[value] for value in classes], pa.string()),
-        "area_ha": pa.nulls(len(classes), pa.float64())
-        if hectares is None
-        else pa.array(hectares),
-    }
-    if polygons.confidence is not None:
-        columns["mean_confidence"] = pa.array(polygons.confidence)
-    return columns
 
 
 def _wkb(outlines: NDArray[Any]) -> Any:  # noqa: ANN401  (pyarrow is untyped)
     return pa.array(shapely.to_wkb(outlines, byte_order=1), pa.binary())
 
 
-def _write_parquet(
-    columns: dict[str, Any], outlines: NDArray[Any], crs: str | None, path: Path
-) -> None:
+def _parquet_writer(path: Path, schema: Any) -> Any:  # noqa: ANN401  (pyarrow is untyped)
+    # Arrow's own schema would hide what is said of the file when all is written.
+    return pq.ParquetWriter(path, schema, compression="zstd", store_schema=False)
+
+
+def _write_parquet(table: _Table, crs: str | None, path: Path) -> None:
     """Write GeoParquet 1.1, with the box of each feature so that readers can skip."""
-    bounds = shapely.bounds(outlines).reshape(-1, 4)
-    sides = ("xmin", "ymin", "xmax", "ymax")
-    boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], sides)
-    geometry = {
+    sides = [field.name for field in _BOX]
+    geometry: dict[str, Any] = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"] if len(outlines) else [],
+        "geometry_types": [],
         "crs": _projjson(crs),
         "orientation": "counterclockwise",
         "edges": "planar",
         "covering": {"bbox": {side: ["bbox", side] for side in sides}},
     }
-    if len(outlines):
-        low, high = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
-        geometry["bbox"] = [*low.tolist(), *high.tolist()]
-    facts = {
-        "version": "1.1.0",
-        "primary_column": "geometry",
-        "columns": {"geometry": geometry},
-    }
-    table = pa.table({**columns, "bbox": boxes, "geometry": _wkb(outlines)})
-    table = table.replace_schema_metadata({"geo": json.dumps(facts)})
-    pq.write_table(table, path, compression="zstd", row_group_size=_ROW_GROUP)
+    with _parquet_writer(path, table.schema) as writer:
+        for batch in table.batches():
+            writer.write_batch(batch, row_group_size=_ROW_GROUP)
+        if np.isfinite(table.bounds).all():
+            geometry |= {"geometry_types": ["Polygon"], "bbox": table.bounds.tolist()}
+        facts = {
+            "version": "1.1.0",
+            "primary_column": "geometry",
+            "columns": {"geometry": geometry},
+        }
+        writer.add_key_value_metadata({"geo": json.dumps(facts)})
 
 
 def _write_ogr(
@@ -197,7 +327,10 @@ def _write_ogr(
     layer: str,
     **options: str,
 ) -> None:
-    """Write a table with a column `geometry` in the format that the suffix says."""
+    """Write a table, or what yields its rows, in the format that the suffix says.
+
+    It has a column `geometry`.
+    """
     with _ogr_env():
         pyogrio.write_arrow(
             table,

@@ -2,18 +2,15 @@
 
 import logging
 from importlib import import_module
+from itertools import groupby
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
 
 from tileseg.grid import Shard
 from tileseg.ledger import Ledger, Receipt
 from tileseg.record import Record, count_pixels
 from tileseg.storage import write_whole
 from tileseg.task import Task
-
-if TYPE_CHECKING:
-    from tileseg.vectorize import Polygons
 
 __all__ = ["build", "warm_up"]
 
@@ -54,32 +51,36 @@ def build(
         verify_mask(mask, box, pixels)
         for product in task.job.layers:
             verify_layer(folder / f"{product}.tif", box, mask)
-    polygons = None
     if task.job.polygons:
         with record.stage("vectorize"):
-            polygons = _vectorize(task, ledger, receipts, folder)
+            _vectorize(task, ledger, receipts, folder)
     if failures := record.values["failures"]:
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = quicklook(task, mask, pixels, polygons, collage.picture())
+    picture = quicklook(task, mask, pixels, collage.picture())
     write_whole(folder / "quicklook.png", picture)
 
 
 def _vectorize(
     task: Task, ledger: Ledger, receipts: dict[Shard, Receipt], folder: Path
-) -> "Polygons":
+) -> None:
     """Make the file of polygons in `folder`."""
-    from tileseg.features import write_features
-    from tileseg.vectorize import Pieces, join
+    from tileseg.features import Meaning, write_features
+    from tileseg.join import join
+    from tileseg.vectorize import Pieces
 
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.href, path.name)
     files = ledger.files(receipts, "polygons")
     found = files.read(sorted(files.shards))
-    pieces = {shard: Pieces.from_bytes(data) for shard, data in found}
-    names = {item.value: item.name for item in task.card.classes}
-    box = task.scene.geobox
-    polygons = join(pieces, box)
-    write_features(polygons, names, box, path)
-    return polygons
+    rows = (
+        [Pieces.from_bytes(data) for _, data in row]
+        for _, row in groupby(found, lambda item: item[0].row)
+    )
+    meaning = Meaning(
+        {item.value: item.name for item in task.card.classes},
+        task.scene.geobox,
+        has_confidence="confidence" in task.job.layers,
+    )
+    write_features(join(rows), meaning, path)

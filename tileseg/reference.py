@@ -24,7 +24,14 @@ from tileseg.geobox import GeoBox
 from tileseg.vectors import Features, read_features
 from tileseg.window import Window
 
-__all__ = ["Points", "Reference", "class_names", "named_classes", "open_reference"]
+__all__ = [
+    "Points",
+    "Reference",
+    "class_names",
+    "class_tags",
+    "named_classes",
+    "open_reference",
+]
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _TAG = "CLASS_"
@@ -93,12 +100,17 @@ class Legend:
 
 def class_names(tags: Mapping[str, str]) -> tuple[str, ...]:
     """Return the class names of a raster of ours, in the order of their values."""
-    found = {
+    found = class_tags(tags)
+    return tuple(found[value] for value in sorted(found))
+
+
+def class_tags(tags: Mapping[str, str]) -> dict[int, str]:
+    """Return the classes that a raster's tags name, value to name."""
+    return {
         int(number): name
         for key, name in tags.items()
         if key.startswith(_TAG) and (number := key.removeprefix(_TAG)).isdecimal()
     }
-    return tuple(found[value] for value in sorted(found))
 
 
 def named_classes(path: str, column: str) -> tuple[str, ...]:

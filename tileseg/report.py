@@ -21,8 +21,9 @@ from tileseg.glance import glance
 from tileseg.scene import Band, Scene
 from tileseg.sketch import Picture, Sampling, shown
 from tileseg.task import Task
-from tileseg.vectorize import Polygons
+from tileseg.vectorize import polygonise
 from tileseg.window import Window
+from tileseg.wkb import closed
 
 __all__ = ["quicklook"]
 
@@ -37,7 +38,6 @@ def quicklook(
     task: Task,
     mask: Path,
     pixels: Mapping[int, int],
-    polygons: Polygons | None = None,
     picture: Picture | None = None,
 ) -> bytes:
     """Return a PNG: the scene, its mask and the legend; a detail with its polygons.
@@ -46,7 +46,6 @@ def quicklook(
         task: of what scene, by which model.
         mask: the finished mask, of the grid's area.
         pixels: how many of each value are in it.
-        polygons: the mask's, if they were made.
         picture: the scene's bands that are shown, if they were put by.
     """
     scene, bands, card = task.scene, task.bands, task.card
@@ -55,7 +54,7 @@ def quicklook(
     labels = _labels(mask, whole.relative_to(whole), shape)
     panel = 6.0 * min(1.6, max(0.6, shape[0] / shape[1]))
     panels = 2
-    if polygons is not None:
+    if task.job.polygons:
         panels, panel = 3, max(panel, 6.0)  # the detail is square
     figure = Figure(figsize=(6 * panels, panel + 1.0), layout="constrained")
     left, right, *more = figure.subplots(1, panels)
@@ -65,7 +64,7 @@ def quicklook(
     left.set_title(Path(scene.href).name)
     _show(right, _colored(labels, card), whole)
     right.set_title(task.ensemble.title)
-    if polygons is not None:
+    if task.job.polygons:
         at = _liveliest(labels, whole)
         frame = Rectangle((at.col, at.row), at.width, at.height, fill=False)
         frame.set(edgecolor="white", linewidth=1.5)
@@ -73,7 +72,7 @@ def quicklook(
         part = _labels(mask, at.relative_to(whole), (at.height, at.width))
         detail = _glance(scene, shown_bands, at, part.shape)
         _show(more[0], _rgb(detail, part == NODATA), at)
-        more[0].add_collection(_outlines(polygons, at, card), autolim=False)
+        more[0].add_collection(_outlines(mask, at, whole, card), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(pixels, card), loc="outside lower center", ncols=5)
     buffer = BytesIO()
@@ -155,18 +154,21 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
     return Window(whole.row + row, whole.col + col, *side)
 
 
-def _outlines(polygons: Polygons, window: Window, card: Card) -> LineCollection:
+def _outlines(mask: Path, at: Window, whole: Window, card: Card) -> LineCollection:
     """Return the rings of the polygons that a window meets, in their colours."""
+    # A pixel more on each side: where the window cuts an area off is out of sight.
+    seen = at.pad(1).intersect(whole)
+    labels = _labels(mask, seen.relative_to(whole), (seen.height, seen.width))
+    areas = polygonise(labels, None, seen, left_out=card.left_out).areas
+    rings = closed(areas.outlines)
+    lines = np.split(rings.vertices, rings.rings[1:-1])
     colors = {item.value: f"#{item.color}" for item in card.classes}
-    lines, shades = [], []
-    for outline, value in zip(polygons.outlines, polygons.classes, strict=True):
-        left, top, right, bottom = outline.bounds
-        box = Window(int(top), int(left), int(bottom - top), int(right - left))
-        if box.intersect(window).size:
-            rings = (outline.exterior, *outline.interiors)
-            lines += [np.asarray(ring.coords) for ring in rings]
-            shades += [colors[int(value)]] * len(rings)
-    return LineCollection(lines, colors=shades, linewidths=1.2)
+    shades = areas.classes.repeat(np.diff(rings.polygons)).tolist()
+    return LineCollection(
+        lines if shades else [],
+        colors=[colors[value] for value in shades],
+        linewidths=1.2,
+    )
 
 
 def _colored(labels: NDArray[np.uint8], card: Card) -> NDArray[np.uint8]:

@@ -145,7 +145,7 @@ def versions(*, polygons: bool = False) -> dict[str, str]:
     """Return the versions of the packages that decide the products' bytes."""
     packages = ["tileseg", "torch", "numpy", "rasterio"]
     if polygons:
-        packages += ["shapely", "pyogrio", "pyarrow"]
+        packages += ["pyogrio", "pyarrow"]
     return {name: _version(name) for name in packages}
 
 

@@ -262,7 +262,7 @@ class Worker:
             for product, pixels in {"mask": rows.labels, **rows.layers}.items()
         }
         if self._recipe.polygons:
-            artifacts["polygons"] = self._write_pieces(shard, rows, box)
+            artifacts["polygons"] = self._write_pieces(shard, rows)
         pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
         outside = 0
         if self._stencil:
@@ -296,14 +296,13 @@ class Worker:
             )
         return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
 
-    def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:
-        card, window = self._recipe.card, self._recipe.grid.pixels(shard)
-        # Of one class and its background only the class is a thing on the ground.
-        left_out = (NODATA, 0) if card.outputs == 1 else (NODATA,)
-        with gdal_env():
-            pieces = polygonise(
-                rows.labels, rows.confidence, box, window, left_out=left_out
-            )
+    def _write_pieces(self, shard: Shard, rows: LabelRows) -> Artifact:
+        pieces = polygonise(
+            rows.labels,
+            rows.confidence,
+            self._recipe.grid.pixels(shard),
+            left_out=self._recipe.card.left_out,
+        )
         return self._write_artifact(
             f"shards/{shard.name}.polygons.npz", pieces.to_bytes()
         )

@@ -263,8 +263,5 @@ def _stitch(encoded: dict[Shard, bytes], task: Task, mask: Path) -> None:
 
 
 def _polygonise(parts: dict[Shard, NDArray[np.uint8]], task: Task) -> None:
-    with gdal_env():
-        for shard, part in parts.items():
-            window = task.grid.pixels(shard)
-            box = task.scene.geobox.crop(window)
-            polygonise(part, None, box, window, left_out=(255,))
+    for shard, part in parts.items():
+        polygonise(part, None, task.grid.pixels(shard), left_out=(255,))

@@ -1,0 +1,224 @@
+"""Any raster of classes -> a file of polygons, by processes side by side.
+
+Windows of whole blocks take the place of shards; the file does not depend on them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg.area import lonlat_digits
+from tileseg.errors import InputError, LostError, OutputError, UsageError
+from tileseg.features import FORMATS, Meaning, write_features
+from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.geobox import GeoBox
+from tileseg.join import join
+from tileseg.reference import class_tags
+from tileseg.vectorize import Pieces, polygonise
+from tileseg.window import Window
+
+__all__ = ["Wish", "polygonize", "windows"]
+
+_SIDE, _LEAST_SIDE = 1536, 256  # pixels of a window, or some more: whole blocks
+_ROW_PIXELS = 1 << 26  # of windows beside each other: all their pieces are held
+_CLASS_TYPES = "uint8", "uint16"
+_MASKED = -1  # no class has it
+
+
+_Make = Callable[[Window], Pieces]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What is to be made of what."""
+
+    mask: str
+    """A GeoTIFF whose first band holds classes, uint8 or uint16."""
+    output: Path
+    """The file to make; its suffix says the format."""
+    confidence: str | None = None
+    """A confidence raster of the mask's grid."""
+    without: tuple[int, ...] = field(default=())
+    """Values that get no polygons, beside nodata."""
+    workers: int = 1
+    """Processes."""
+    overwrite: bool = False
+    """Whether a file of that name may be replaced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Raster:
+    """What a raster of classes says of itself."""
+
+    box: GeoBox
+    block: tuple[int, int]
+    dtype: str
+    nodata: float | None
+    is_masked: bool
+    names: dict[int, str]
+
+
+def polygonize(wish: Wish) -> int:
+    """Make the file; return the number of its features.
+
+    Raises:
+        UsageError: the mask is of another type, the file is there already, or its
+            format cannot hold the mask's place.
+        InputError: a raster cannot be read.
+        OutputError: the file cannot be written.
+    """
+    raster = _look(wish.mask)
+    _check(wish, raster)
+    tagged, most = raster.names, np.iinfo(raster.dtype).max
+    names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
+    meaning = Meaning(names, raster.box, has_confidence=wish.confidence is not None)
+    try:
+        place = wish.output.absolute().parent
+        # Beside the file, and moved to its place when it is whole.
+        with TemporaryDirectory(prefix=".tileseg-", dir=place) as folder:
+            made = Path(folder) / wish.output.name
+            with _rows(wish, raster) as rows:
+                count = write_features(join(rows), meaning, made)
+            made.replace(wish.output)
+    except OSError as err:
+        msg = f"{wish.output}: cannot be written: {err.strerror or err}"
+        raise OutputError(msg) from err
+    return count
+
+
+def windows(box: GeoBox, block: tuple[int, int]) -> Iterator[list[Window]]:
+    """Yield windows of whole blocks, row by row; together they are all of a raster."""
+    rows = min(_SIDE, max(_LEAST_SIDE, _ROW_PIXELS // box.width))
+    columns = _SIDE
+    if block[1] >= box.width:  # strips: none is read twice
+        rows, columns = max(1, _SIDE**2 // box.width), box.width
+    sides = zip((rows, columns), block, strict=True)
+    high, wide = (-(-side // unit) * unit for side, unit in sides)
+    for row in range(0, box.height, high):
+        yield [
+            Window(row, col, high, wide).intersect(box.window)
+            for col in range(0, box.width, wide)
+        ]
+
+
+def _look(path: str) -> _Raster:
+    try:
+        with gdal_env(), open_dataset(path) as dataset:
+            crs = dataset.crs.to_wkt() if dataset.crs else None
+            return _Raster(
+                box=GeoBox(dataset.height, dataset.width, dataset.transform, crs),
+                block=dataset.block_shapes[0],
+                dtype=dataset.dtypes[0],
+                nodata=dataset.nodata,
+                is_masked=any(
+                    flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0]
+                ),
+                names=class_tags(dataset.tags()),
+            )
+    except (*GDAL_ERRORS, ValueError) as err:  # the second of a CRS
+        msg = f"{path}: cannot be read as a raster of classes: {err}"
+        raise InputError(msg) from err
+
+
+def _check(wish: Wish, raster: _Raster) -> None:
+    """Refuse what cannot be made, before anything is read."""
+    if raster.dtype not in _CLASS_TYPES:
+        known = " or ".join(_CLASS_TYPES)
+        msg = f"{wish.mask}: wanted classes of type {known}, got {raster.dtype}"
+        raise UsageError(msg)
+    for value in wish.without:
+        if not _is_class(value, raster.dtype):
+            msg = f"--without {value}: no pixel of {raster.dtype} has this value"
+            raise UsageError(msg)
+    suffix = wish.output.suffix
+    if suffix not in FORMATS:
+        msg = f"{wish.output}: wanted a name that ends in {', '.join(FORMATS)}"
+        raise UsageError(msg)
+    if suffix == ".geojson" and lonlat_digits(raster.box) is None:
+        msg = (
+            f"{wish.mask}: its CRS does not lead to longitude and latitude, which "
+            "GeoJSON is in: choose another format"
+        )
+        raise UsageError(msg)
+    if wish.output.exists() and not wish.overwrite:
+        msg = f"{wish.output}: is there already; --overwrite replaces it"
+        raise UsageError(msg)
+    if wish.confidence is not None:
+        other = _look(wish.confidence)
+        if (other.box, other.dtype) != (raster.box, "uint8"):
+            msg = f"{wish.confidence}: is not a confidence raster of {wish.mask}"
+            raise UsageError(msg)
+
+
+@contextmanager
+def _rows(wish: Wish, raster: _Raster) -> Iterator[Iterator[list[Pieces]]]:
+    """Yield the pieces of each row of windows, made by so many processes."""
+    make = partial(_pieces, wish, raster)
+    rows = windows(raster.box, raster.block)
+    if wish.workers == 1:
+        yield ([make(window) for window in row] for row in rows)
+        return
+    with ExitStack() as stack:
+        # Not forked: GDAL and pyarrow have threads, which would be lost half-way.
+        pool = ProcessPoolExecutor(wish.workers, get_context("spawn"))
+        stack.callback(pool.shutdown, cancel_futures=True)
+        yield _made(pool, make, rows, ahead=wish.workers)
+
+
+def _made(
+    pool: ProcessPoolExecutor, make: _Make, rows: Iterator[list[Window]], *, ahead: int
+) -> Iterator[list[Pieces]]:
+    """Yield what is made of each row; the next one is being made meanwhile."""
+    pending: deque[list[Future[Pieces]]] = deque()
+    try:
+        for row in rows:
+            pending.append([pool.submit(make, window) for window in row])
+            while sum(map(len, list(pending)[1:])) >= 2 * ahead:
+                yield [item.result() for item in pending.popleft()]
+        while pending:
+            yield [item.result() for item in pending.popleft()]
+    except BrokenProcessPool as err:
+        msg = "a worker was killed, maybe for want of memory: use fewer --workers"
+        raise LostError(msg) from err
+
+
+def _pieces(wish: Wish, raster: _Raster, window: Window) -> Pieces:
+    """Return the pieces of one window."""
+    labels = _read(wish.mask, window)
+    left_out = list(wish.without)
+    if raster.nodata is not None and _is_class(raster.nodata, raster.dtype):
+        left_out.append(int(raster.nodata))
+    if raster.is_masked:
+        is_valid = _read(wish.mask, window, masks=True)
+        labels = np.where(is_valid, labels.astype(np.int32), _MASKED)
+        left_out.append(_MASKED)
+    confidence = _read(wish.confidence, window) if wish.confidence else None
+    return polygonise(labels, confidence, window, left_out=left_out)
+
+
+def _is_class(value: float, dtype: str) -> bool:
+    """Return whether pixels of a type can have a value."""
+    return 0 <= value <= np.iinfo(dtype).max and value % 1 == 0
+
+
+def _read(path: str, window: Window, *, masks: bool = False) -> NDArray[Any]:
+    """Return a window of the first band, or of its mask."""
+    try:
+        with gdal_env(), open_dataset(path) as dataset:
+            read = dataset.read_masks if masks else dataset.read
+            pixels: NDArray[Any] = read(1, window=window.slices)
+    except GDAL_ERRORS as err:
+        msg = f"{path}: {window} cannot be read: {err}"
+        raise InputError(msg) from err
+    return pixels
