@@ -51,7 +51,7 @@ ledger.Ledger.record before,torn,after 20
 stitch.stitch before,after 2
 stitch._place before 40
 stitch._assemble before,after 2
-vectorize.join before,after 1
+join.join before 1
 features.write_features before,after 1
 report.quicklook before,after 1
 products.build after 1

@@ -335,7 +335,11 @@ def test_a_rerun_of_a_complete_job_touches_nothing_and_loads_no_network(trial):
 
 @pytest.mark.parametrize(
     "step",
-    ["stitch._place:before:7", "stitch._assemble:before:2", "vectorize.join:after:1"],
+    [
+        "stitch._place:before:7",
+        "stitch._assemble:before:2",
+        "features.write_features:after:1",
+    ],
 )
 def test_products_are_made_from_shards_alone(trial, step):
     code = trial.start(f"{step}:kill").end()
