@@ -10,7 +10,7 @@ from typing import Any
 
 from tileseg.train_settings import Training
 
-__all__ = ["EXAMPLE", "POINTS", "Source", "first", "sources", "training"]
+__all__ = ["EXAMPLE", "POINTS", "Source", "sources", "training"]
 
 POINTS = "examples/itaipu_checkpoints.geojson"
 _CLASSES = (
@@ -25,13 +25,11 @@ _TOGETHER: dict[str, Any] = {
     "block": 160,  # the least: the Sentinel-2 scenes are 400 pixels wide
     "test": 0.2,
     "seed": 1,  # the first with each source's classes in its test blocks
-    "steps": 200,
+    "jitter": 0.7,
+    "steps": 400,
     "epochs": 16,
     "patience": 16,
-    "judged": 400,
 }
-_FIRST = {**_TOGETHER, "jitter": 2.0}
-_THEN = {**_TOGETHER, "jitter": 0.5, "learning_rate": 1e-3, "priors": "labels"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +70,7 @@ def sources(data: Path | None) -> tuple[Source, ...]:
 
 
 def training(data: Path | None, to: str, *, overwrite: bool = False) -> Training:
-    """Return how a model is trained on the example, or at last on all sources.
-
-    Those are seen twice: under skies of many kinds, and from there on nearly as they
-    are.
-    """
-    if data is None:
-        return _training(None, to, _ALONE, overwrite=overwrite)
-    more = {**_THEN, "base": f"{to}.first"}
-    return _training(data, to, more, overwrite=overwrite)
-
-
-def first(data: Path, to: str, *, overwrite: bool = False) -> Training:
-    """Return the training that all sources' goes on from."""
-    return _training(data, f"{to}.first", _FIRST, overwrite=overwrite)
-
-
-def _training(
-    data: Path | None, to: str, more: dict[str, Any], *, overwrite: bool
-) -> Training:
+    """Return how a model is trained on the example, or on all sources."""
     pairs = [pair for source in sources(data) for pair in source.pairs]
     return Training(
         scenes=tuple(scene for scene, _ in pairs),
@@ -99,5 +79,5 @@ def _training(
         bands=("blue", "green", "red"),
         to=to,
         overwrite=overwrite,
-        **more,
+        **(_TOGETHER if data else _ALONE),
     )

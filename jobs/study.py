@@ -37,7 +37,7 @@ from page import (
     draw_failures,
     write_between,
 )
-from sources import POINTS, first, sources
+from sources import POINTS, sources, training
 from tileseg.card import NODATA
 from tileseg.classes import LandClass
 from tileseg.console import one_line_errors
@@ -126,7 +126,7 @@ def main(model: Path | None, data: Path, page: Path) -> None:
 
 def find_places(data: Path, names: tuple[str, ...]) -> list[Place]:
     """Return every scene, divided as it was for training, and the check points."""
-    wanted = first(data, "unused")  # it is divided as the last one
+    wanted = training(data, "unused")
     samples = survey(wanted, None).samples
     of = [source.name for source in sources(data) for _ in source.pairs]
     found = []

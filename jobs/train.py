@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import tileseg
-from sources import EXAMPLE, POINTS, first, training
+from sources import EXAMPLE, POINTS, training
 from tileseg.console import configure_logging, one_line_errors, progress, signals
 from tileseg.evaluate import Question, evaluate
 from tileseg.item import write_card
@@ -57,13 +57,10 @@ _TOGETHER = {
 def main(folder: str, data: Path | None, *, overwrite: bool) -> None:
     """Train, measure at the example's check points, write a model folder."""
     configure_logging(0, is_quiet=False)
-    trainings = [training(data, folder, overwrite=overwrite)]
-    if data:
-        trainings.insert(0, first(data, folder, overwrite=overwrite))
+    wanted = training(data, folder, overwrite=overwrite)
     with one_line_errors():
-        for wanted in trainings:
-            with signals() as stop, progress(wanted.to) as told:
-                card = train(wanted, stop, told)
+        with signals() as stop, progress(folder) as told:
+            card = train(wanted, stop, told)
         score = measure(folder)
     text = f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}"
     click.echo(text)

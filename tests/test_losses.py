@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tileseg.augment import jittered, turned
-from tileseg.calibrate import NONE, Scaling, calibration, cool, fit_scaling, head
+from tileseg.calibrate import calibration, cool, fit_temperature, head
 from tileseg.losses import cross_entropy_and_dice
 from tileseg.unet import UNet
 
@@ -112,62 +112,36 @@ def test_jitter_is_small_and_may_be_none():
     assert 0.01 < np.abs(changed - tile).mean() < 0.5
 
 
-def drawn(logits, random):
-    """Return labels, drawn by the chances of some logits."""
-    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    draws = random.random((len(logits), 1))
-    return (chances.cumsum(axis=1) < draws).sum(axis=1).astype(np.uint8)
-
-
-@pytest.mark.parametrize("with_biases", [False, True])
 @pytest.mark.parametrize("hot", [0.4, 1.0, 3.0])
-def test_the_temperature_is_found_again_and_confidence_becomes_true(hot, with_biases):
+def test_the_temperature_is_found_again_and_confidence_becomes_true(hot):
     """Labels drawn by the chances of some logits; then these are made too sure."""
     random = np.random.default_rng(0)
     logits = random.normal(0, 2, (20_000, 5))
-    labels = drawn(logits, random)
+    chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    draws = random.random((len(logits), 1))
+    labels = (chances.cumsum(axis=1) < draws).sum(axis=1).astype(np.uint8)
     said = (logits * hot).astype(np.float32)
 
-    found = fit_scaling(said, labels, with_biases=with_biases)
+    found = fit_temperature(said, labels)
 
-    assert found.temperature == pytest.approx(hot, rel=0.05)
-    np.testing.assert_allclose(found.biases, 0, atol=0.1)
-    assert calibration(said / found.temperature, labels).error < 0.02
+    assert found == pytest.approx(hot, rel=0.05)
+    assert calibration(said, labels, found).error < 0.02
     if hot != 1:
         assert calibration(said, labels).error > 0.1
 
 
-def test_biases_make_classes_as_common_as_among_the_labels():
-    """And give none to a class that has no label."""
-    random = np.random.default_rng(1)
-    logits, biases = random.normal(0, 2, (20_000, 5)), np.array([2, -1, -1.5, 0.5, -99])
-    labels = drawn(logits + biases, random)
-
-    found = fit_scaling(logits.astype(np.float32), labels, with_biases=True)
-
-    assert not (labels == 4).any()
-    assert found.temperature == pytest.approx(1, rel=0.05)
-    np.testing.assert_allclose(found.biases, [2, -1, -1.5, 0.5, 0], atol=0.1)
+def test_of_no_pixel_the_temperature_is_one():
+    assert fit_temperature(np.empty((0, 3), np.float32), np.empty(0, np.uint8)) == 1
 
 
-def test_of_no_pixel_there_is_no_scaling():
-    none = np.empty((0, 3), np.float32), np.empty(0, np.uint8)
-
-    assert fit_scaling(*none, with_biases=True) == NONE
-
-
-def test_cooling_scales_logits_in_the_weights():
+def test_cooling_divides_logits_and_changes_no_label():
     torch.manual_seed(0)
     network, tiles = UNet(3, 4, width=4, depth=2), torch.randn(2, 3, 16, 16)
-    biases = torch.tensor([0.5, -0.25, 0.0, -0.25])
     with torch.inference_mode():
         before = network(tiles)
-        cool(network, Scaling(2.5))
+        cool(network, 2.5)
         after = network(tiles)
-        cool(network, Scaling(1.0, tuple(biases.tolist())))
-        biased = network(tiles)
 
     assert head(network) is network.final_conv
     torch.testing.assert_close(after, before / 2.5)
     assert torch.equal(after.argmax(dim=1), before.argmax(dim=1))
-    torch.testing.assert_close(biased, after + biases[:, None, None])

@@ -102,26 +102,6 @@ def test_the_card_says_what_it_was_trained_on_and_how_sure_it_is(training):
     assert card.facts().keys().isdisjoint({"temperature", "statistics"})
 
 
-def test_classes_are_as_common_as_among_the_labels_if_asked(training):
-    """In the weights of the last layer, and beside the temperature in the metrics."""
-    common = replace(training, labels=training.labels, priors="labels", batch_size=1)
-
-    train(elsewhere(common, "common"))
-    train(elsewhere(common, "equal", priors="equal"))
-
-    def last(name):
-        folder = training.folder.with_name(name)
-        network = load_module(folder, read_card(folder))
-        metrics = json.loads((folder / "metrics.json").read_text())
-        return metrics, network.final_conv.bias.data * metrics["temperature"]
-
-    (metrics, bias), (plain, other) = last("common"), last("equal")
-    added = torch.tensor(metrics["biases"]) * metrics["temperature"]
-    assert plain["biases"] == []
-    assert abs(added).max() > 0.001
-    torch.testing.assert_close(bias, other + added, rtol=0, atol=1e-3)
-
-
 def test_the_same_again_gives_the_same_bytes_and_another_seed_others(training):
     for name, changes in (("a", {}), ("b", {}), ("c", {"seed": 1})):
         train(elsewhere(training, name, **changes))

@@ -1,80 +1,56 @@
-"""Confidence that can be believed: one temperature for all logits, one bias for each.
+"""Confidence that can be believed: one temperature for all logits.
 
-Guo et al., On Calibration of Modern Neural Networks, ICML 2017; with biases Alexandari
-et al., Maximum Likelihood with Bias-Corrected Calibration, ICML 2020.
+Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from tileseg.card import CONFIDENCE_STEPS
 from tileseg.scores import Calibration
 
-__all__ = ["NONE", "Scaling", "calibration", "cool", "fit_scaling", "head"]
+__all__ = ["calibration", "cool", "fit_temperature", "head"]
 
-_STEPS = 100  # of the search, at most
-_DIGITS = 4  # that a scaling is known to, at best
+_COLDEST, _HOTTEST = 1 / 20, 20.0
+_STEPS = 60  # each narrows the search by 0.62
+_GOLDEN = (5**0.5 - 1) / 2
 
 Logits = NDArray[np.float32]
 """(n, classes), of some pixels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scaling:
-    """What is done to logits: divided by a temperature, then biased."""
+def fit_temperature(logits: Logits, labels: NDArray[np.uint8]) -> float:
+    """Return T so that softmax(logits / T) gives the labels the greatest likelihood.
 
-    temperature: float
-    biases: tuple[float, ...] = ()
-    """Of each class; empty for none."""
-
-
-NONE = Scaling(1.0)
-"""Logits as they are."""
-
-
-def fit_scaling(
-    logits: Logits, labels: NDArray[np.uint8], *, with_biases: bool
-) -> Scaling:
-    """Return the scaling that gives the labels the greatest likelihood.
-
-    With biases, classes come out as common as they are among the labels, whatever a
-    network was trained on; a class without labels has none. The mean negative
-    log-likelihood is convex in 1/T and in the biases. No scaling of no pixels.
+    The mean negative log-likelihood is convex in 1/T, so a golden-section search finds
+    it; 1 of no pixels.
     """
     if not len(labels):
-        return NONE
-    values, truth = torch.from_numpy(logits).double(), torch.from_numpy(labels).long()
-    is_there = torch.bincount(truth, minlength=values.shape[1]) > 0
-    cold = torch.zeros((), dtype=torch.float64, requires_grad=True)  # log 1/T
-    free = torch.zeros(len(is_there), dtype=torch.float64, requires_grad=with_biases)
-    optimizer = torch.optim.LBFGS(
-        [cold, free] if with_biases else [cold],
-        max_iter=_STEPS,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        scaled = values * cold.exp() + free * is_there
-        found = nn.functional.cross_entropy(scaled, truth)
-        found.backward()
-        return found
-
-    optimizer.step(loss)
-    biases = torch.where(is_there, free - free[is_there].mean(), 0).detach()
-    return Scaling(
-        round(float(torch.exp(-cold.detach())), _DIGITS),
-        tuple(round(bias, _DIGITS) for bias in biases.tolist()) if with_biases else (),
-    )
-
-
-def calibration(logits: Logits, labels: NDArray[np.uint8]) -> Calibration:
-    """Return how often softmax(logits) is right where it is so sure."""
+        return 1.0
     values = logits.astype(np.float64)
+    values -= values.max(axis=1, keepdims=True)
+    true = values[np.arange(len(labels)), labels]
+
+    def loss(inverse: float) -> float:
+        sums = np.log(np.exp(values * inverse).sum(axis=1))
+        return float((sums - true * inverse).mean())
+
+    low, high = np.log(1 / _HOTTEST), np.log(1 / _COLDEST)
+    for _ in range(_STEPS):
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        if loss(np.exp(left)) <= loss(np.exp(right)):
+            high = right
+        else:
+            low = left
+    return float(np.exp(-(low + high) / 2))
+
+
+def calibration(
+    logits: Logits, labels: NDArray[np.uint8], temperature: float = 1.0
+) -> Calibration:
+    """Return how often softmax(logits / T) is right where it is so sure."""
+    values = logits.astype(np.float64) / temperature
     chances = np.exp(values - values.max(axis=1, keepdims=True))
     sure = (chances.max(axis=1) / chances.sum(axis=1) * CONFIDENCE_STEPS).round()
     said, bins = sure.astype(np.int64), CONFIDENCE_STEPS + 1
@@ -89,11 +65,9 @@ def head(network: nn.Module) -> nn.Conv2d:
     return last
 
 
-def cool(network: nn.Module, scaling: Scaling) -> None:
-    """Scale a network's logits, once for all: in the weights of its last layer."""
+def cool(network: nn.Module, temperature: float) -> None:
+    """Divide a network's logits by a temperature, once for all: in its weights."""
     last = head(network)
-    assert last.bias is not None, "our own U-Net's has one"
-    last.weight.data /= scaling.temperature
-    last.bias.data /= scaling.temperature
-    if scaling.biases:
-        last.bias.data += torch.tensor(scaling.biases).to(last.bias)
+    last.weight.data /= temperature
+    if last.bias is not None:
+        last.bias.data /= temperature

@@ -107,8 +107,9 @@ def survey(training: Training, base: Card | None) -> Survey:
         )
         closed = _closed(places, parts, training.block)
         cut = Split(training.block, training.keep, tuple(parts), closed)
-        statistics = _statistics(view, cut, counts, bands, training.seed)
-    mean, std = _scaling(training, base, statistics)
+        values = _values(view, cut, counts, training.seed)
+    statistics = _statistics(bands, values)
+    mean, std = _scaling(training, base, statistics, values)
     samples = Samples(
         ground, cut, counts, training.tile, training.halo, mean, std,
         training.jitter, training.seed,
@@ -243,33 +244,23 @@ def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
             raise UsageError(msg)
 
 
-def _statistics(
-    view: View, cut: Split, counts: Sequence[Counts], bands: tuple[str, ...], seed: int
-) -> tuple[Statistics, ...]:
-    """Return the statistics of the valid pixels of training blocks.
+def _values(
+    view: View, cut: Split, counts: Sequence[Counts], seed: int
+) -> list[NDArray[np.float32]]:
+    """Return the valid values of each scene's training blocks, (bands, n).
 
     Of all such blocks, or of some by chance, and of these all pixels, or some.
-
-    Raises:
-        UsageError: none is valid, or a band has one value only.
     """
     random = np.random.default_rng((seed, _LOOK))
     blocks = random.permutation(cut.blocks(TRAINING, counts))[:_BLOCKS]
     most = _VALUES // len(blocks)
-    found = [_values(view, cut, at, most, random) for at in blocks.tolist()]
-    together = np.concatenate(found, axis=1)
-    if not together.size:
-        msg = "no pixel of the labelled training blocks is valid"
-        raise UsageError(msg)
-    statistics = tuple(statistics_of(values) for values in together)
-    for name, band in zip(bands, statistics, strict=True):
-        if not band.std > 0:
-            msg = f"band {name!r}: every training pixel is {band.mean}; leave it out"
-            raise UsageError(msg)
-    return statistics
+    found: dict[int, list[NDArray[np.float32]]] = {}
+    for at in blocks.tolist():
+        found.setdefault(at[0], []).append(_block_values(view, cut, at, most, random))
+    return [np.concatenate(some, axis=1) for some in found.values()]
 
 
-def _values(
+def _block_values(
     view: View, cut: Split, at: Sequence[int], most: int, random: np.random.Generator
 ) -> NDArray[np.float32]:
     """Return valid values of a block, (bands, n); some by chance if there are more."""
@@ -282,13 +273,43 @@ def _values(
     return values
 
 
+def _statistics(
+    bands: tuple[str, ...], values: Sequence[NDArray[np.float32]]
+) -> tuple[Statistics, ...]:
+    """Return the statistics of all scenes together.
+
+    Raises:
+        UsageError: no value is valid, or a band has one only.
+    """
+    together = np.concatenate(values, axis=1)
+    if not together.size:
+        msg = "no pixel of the labelled training blocks is valid"
+        raise UsageError(msg)
+    statistics = tuple(map(statistics_of, together))
+    for name, band in zip(bands, statistics, strict=True):
+        if not band.std > 0:
+            msg = f"band {name!r}: every training pixel is {band.mean}; leave it out"
+            raise UsageError(msg)
+    return statistics
+
+
 def _scaling(
-    training: Training, base: Card | None, statistics: Sequence[Statistics]
+    training: Training,
+    base: Card | None,
+    statistics: Sequence[Statistics],
+    values: Sequence[NDArray[np.float32]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and std per band: the base's, unless told otherwise."""
+    """Return mean and std per band: the base's, unless told otherwise.
+
+    Else those of the scene in the middle: together, scenes of several sensors differ by
+    more than what there is to see in one of them.
+    """
     if base and not training.own_scaling:
         return base.mean, base.std
-    return (
-        tuple(band.mean for band in statistics),
-        tuple(band.std for band in statistics),
-    )
+    scenes = [tuple(map(statistics_of, some)) for some in values if some.size]
+    mean, std = [], []
+    for all_of_it, *band in zip(statistics, *scenes, strict=True):
+        mean.append(float(np.median([one.mean for one in band])))
+        spreads = [one.std for one in band if one.std > 0] or [all_of_it.std]
+        std.append(float(np.median(spreads)))
+    return tuple(mean), tuple(std)

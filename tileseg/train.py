@@ -16,7 +16,7 @@ from torch import nn
 
 from tileseg.address import shown
 from tileseg.architecture import Architecture, unet
-from tileseg.calibrate import Scaling, cool, fit_scaling, head
+from tileseg.calibrate import cool, fit_temperature, head
 from tileseg.card import Card
 from tileseg.classes import LandClass
 from tileseg.curve import draw_curve
@@ -225,11 +225,11 @@ def _finish(training: Training, found: Survey, loop: Loop) -> None:
 
     The card comes last: it makes a folder a model.
     """
-    metrics, scaling = _metrics(training, found, loop)
+    metrics, temperature = _metrics(training, found, loop)
     if loop.team.rank > 0:
         return
     data, sha256 = save(loop.network.cpu())
-    card = _card(training, found, sha256, scaling)
+    card = _card(training, found, sha256, temperature)
     folder = Disk(training.folder)
     folder.remove("card.json")
     folder.write(card.weights, data)
@@ -248,8 +248,8 @@ def _finish(training: Training, found: Survey, loop: Loop) -> None:
 
 def _metrics(
     training: Training, found: Survey, loop: Loop
-) -> tuple[dict[str, Any], Scaling | None]:
-    """Return all that was measured, and what was done to the logits."""
+) -> tuple[dict[str, Any], float | None]:
+    """Return all that was measured, and the temperature that the logits now have."""
     progress = loop.progress
     metrics: dict[str, Any] = {
         "key": found.key,
@@ -265,22 +265,21 @@ def _metrics(
             **asdict(training), "scenes": [shown(path) for path in training.scenes]
         },
     }  # fmt: skip
-    scaling = None
+    temperature = None
     if training.validation:
         seen = loop.judge(VALIDATION)
-        with_biases = training.priors == "labels"
-        scaling = fit_scaling(seen.logits, seen.labels, with_biases=with_biases)
-        cool(loop.network, scaling)
-        metrics |= asdict(scaling)
+        temperature = round(fit_temperature(seen.logits, seen.labels), 4)
+        cool(loop.network, temperature)
+        metrics["temperature"] = temperature
         metrics["calibration_error_before"] = seen.scores()["calibration_error"]
-        metrics["validation"] = loop.judge(VALIDATION).scores()
+        metrics["validation"] = seen.scores(temperature)
     if training.test:
         metrics["test"] = loop.judge(TEST).scores()
-    return metrics, scaling
+    return metrics, temperature
 
 
 def _card(
-    training: Training, found: Survey, sha256: str, scaling: Scaling | None
+    training: Training, found: Survey, sha256: str, temperature: float | None
 ) -> Card:
     """Return the card of what was trained."""
     samples = found.samples
@@ -304,5 +303,5 @@ def _card(
         gsd=found.gsd,
         about=about,
         statistics=found.statistics,
-        temperature=scaling and scaling.temperature,
+        temperature=temperature,
     )

@@ -76,9 +76,6 @@ class Training:
     """Pixels that training tiles keep from blocks for the others; None for the halo."""
     validation: float = 0.15
     """Share of the labels for choosing the best epoch and for calibration."""
-    priors: str = "equal"
-    """How common the model takes classes to be: `equal`, or as in the `labels` of the
-    validation blocks, which is right where these are dense or a random sample."""
     test: float = 0.15
     """Share of the labels that is judged once, at the end."""
     judged: int = 512
@@ -130,7 +127,6 @@ class Training:
             ),
             "renamed": (lambda some: all("=" in text for text in some), "VALUE=CLASS"),
             "unit": (lambda unit: unit in ("reflectance", "dn"), "reflectance or dn"),
-            "priors": (lambda it: it in ("equal", "labels"), "equal or labels"),
             "device": (lambda it: it in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
             "engine": (lambda engine: engine in ("local", "ray"), "local or ray"),
             "workers": (
