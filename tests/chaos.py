@@ -30,7 +30,8 @@ from pathlib import Path
 import faults
 
 SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
-SEGMENT += ("tileseg.engine", "tileseg.stitch", "tileseg.features", "tileseg.report")
+SEGMENT += ("tileseg.engine", "tileseg.stitch", "tileseg.features")
+SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.report")
 HANG_SECONDS = 120
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
 SHARDS = 20
@@ -52,7 +53,8 @@ stitch._place before 40
 stitch._assemble before,after 2
 vectorize.join before,after 1
 features.write_features before,after 1
-report.quicklook before,after 1
+quicklook.quicklook before,after 1
+report.report before,after 1
 products.build after 1
 job._close before,torn,after 1
 job._clean before,after 1

@@ -101,7 +101,8 @@ ORDER = (
     "publish",
     "bucket",
     "glance",
-    "report",
+    "quicklook",
+    "overlay",
     "scores",
     "reference",
     "evaluate",
@@ -122,6 +123,7 @@ ORDER = (
     "adopt",
     "verdict",
     "record",
+    "report",
     "products",
     "job",
     "check",
@@ -135,8 +137,10 @@ ORDER = (
 OWN_NAMES = {"__version__"}
 
 OWNERS = {
+    "PIL": {"overlay"},
     "click": {"cli", "console", "options"},
-    "matplotlib": {"report", "scorecard", "curve"},
+    "jinja2": {"report"},
+    "matplotlib": {"quicklook", "scorecard", "curve"},
     "obstore": {"objects"},
     "onnxruntime": {"foreign"},
     "segmentation_models_pytorch": {"foreign"},
@@ -156,7 +160,7 @@ OWNERS = {
         "reference",
     },
     "safetensors": {"checkpoint", "model", "recognise"},
-    "shapely": {"vectorize", "features", "vectors", "region", "reference"},
+    "shapely": {"vectorize", "features", "vectors", "region", "reference", "overlay"},
     "torch": {
         "unet",
         "kernels",
@@ -188,6 +192,8 @@ OWNERS = {
 }
 
 HEAVY = {
+    "PIL",
+    "jinja2",
     "matplotlib",
     "obstore",
     "pyarrow",

@@ -40,7 +40,7 @@ __all__ = [
     "sketch_of",
 ]
 
-SHARD_FORMAT = 2
+SHARD_FORMAT = 3
 """Of the files that `shard_bytes` makes; another number, and none is used again."""
 
 _BLOCK, _SMALL_BLOCK = 512, 256
