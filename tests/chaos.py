@@ -31,7 +31,8 @@ import faults
 
 SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
 SEGMENT += ("tileseg.job", "tileseg.engine", "tileseg.stitch", "tileseg.features")
-SEGMENT += ("tileseg.report", "tileseg.verify", "tileseg.products")
+SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.report")
+SEGMENT += ("tileseg.verify", "tileseg.products")
 HANG_SECONDS = 120
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
 SHARDS = 20
@@ -53,7 +54,8 @@ stitch._place before 40
 stitch._assemble before,after 2
 join.join before 1
 features.write_features before,after 1
-report.quicklook before,after 1
+quicklook.quicklook before,after 1
+report.report before,after 1
 products.build after 1
 job._close before,torn,after 1
 job._clean before,after 1

@@ -25,7 +25,7 @@ from tileseg.job import run
 from tileseg.objects import Objects
 from tileseg.settings import Job
 
-PRODUCTS = {"mask.tif", "confidence.tif", "quicklook.png"}
+PRODUCTS = {"mask.tif", "confidence.tif", "quicklook.png", "report.html"}
 NUMBERS = count()
 PLAIN = str.maketrans("/?", "--")
 
@@ -185,7 +185,8 @@ def test_another_plan_is_refused_and_replaces_the_old_one_if_asked(job, output):
     new = succeed(job(confidence=False, overwrite=True))
 
     plan_id = new["plan_id"]
-    expected = {"run.json", f"{plan_id}/mask.tif", f"{plan_id}/quicklook.png"}
+    names = ("mask.tif", "quicklook.png", "report.html")
+    expected = {"run.json", *(f"{plan_id}/{name}" for name in names)}
     assert plan_id != old["plan_id"]
     assert expected == set(map(plain, listed(output)))
 

@@ -111,7 +111,8 @@ ORDER = (
     "publish",
     "bucket",
     "glance",
-    "report",
+    "quicklook",
+    "overlay",
     "scores",
     "reference",
     "polygonize",
@@ -136,6 +137,7 @@ ORDER = (
     "adopt",
     "verdict",
     "record",
+    "report",
     "products",
     "job",
     "check",
@@ -153,8 +155,10 @@ ORDER = (
 OWN_NAMES = {"__version__"}
 
 OWNERS = {
+    "PIL": {"overlay"},
     "click": {"cli", "cli_mask", "cli_model", "cli_train", "console", "options"},
-    "matplotlib": {"report", "scorecard", "curve"},
+    "jinja2": {"report"},
+    "matplotlib": {"quicklook", "scorecard", "curve"},
     "obstore": {"objects"},
     "onnxruntime": {"foreign"},
     "segmentation_models_pytorch": {"foreign"},
@@ -207,6 +211,8 @@ OWNERS = {
 }
 
 HEAVY = {
+    "PIL",
+    "jinja2",
     "matplotlib",
     "obstore",
     "pyarrow",

@@ -19,7 +19,7 @@ from making import digests, make_scene, random_pixels, snapshot
 from obstore.exceptions import GenericError
 from s3 import serve
 
-from tileseg import lock, objects, report
+from tileseg import lock, objects, quicklook
 from tileseg.errors import BusyError, ExitCode, OutputError, StorageError
 from tileseg.job import run
 from tileseg.lock import hold, hold_file
@@ -350,7 +350,7 @@ FROZEN = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 from making import after
-import tileseg.report
+import tileseg.quicklook
 from tileseg.job import run
 from tileseg.settings import Job
 
@@ -359,11 +359,11 @@ def freeze(*_args):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 if {point!r} == "products":
-    real = tileseg.report.quicklook
+    real = tileseg.quicklook.quicklook
     def picture(*args):
         freeze()
         return real(*args)
-    tileseg.report.quicklook = picture
+    tileseg.quicklook.quicklook = picture
 job = Job(**{facts!r})
 progress = after(job, 2, freeze) if {point!r} == "shards" else lambda *_: None
 record = run(job, progress)
@@ -491,14 +491,14 @@ def test_a_late_owner_does_not_disturb_its_successor(
 
     def draw(*args):
         wake()
-        return quicklook(*args)
+        return real(*args)
 
-    quicklook = report.quicklook
+    real = quicklook.quicklook
     try:
         assert late.stdout.readline() == "frozen\n"
         monkeypatch.setattr(lock, "_STALE_SECONDS", STALE)
         if point == "products":  # no shard is left to do
-            monkeypatch.setattr(report, "quicklook", draw)
+            monkeypatch.setattr(quicklook, "quicklook", draw)
         time.sleep(LONG_ENOUGH)
         taken = run(job, wake)
     finally:

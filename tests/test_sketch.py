@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from making import make_scene, random_pixels
 from strategies import cuts
 
-from tileseg import report
+from tileseg import glance
 from tileseg.grid import Grid, Run, Shard
 from tileseg.job import run
 from tileseg.reader import Reader
@@ -17,6 +17,13 @@ from tileseg.sketch import Collage, Sampling, Sketch, shown
 from tileseg.window import Window
 
 HEIGHT, WIDTH = 1310, 740  # every third pixel is shown
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_sketches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tileseg.sketch._SIDE", 600)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +85,7 @@ def test_red_green_and_blue_are_shown_or_what_there_is(scene):
 
 def test_a_scene_is_not_read_again_to_be_shown(tmp_path, model_path, monkeypatch):
     path = make_scene(tmp_path / "scene.tif", random_pixels(410, 300))
-    monkeypatch.setattr(report, "glance", None)  # whoever called it would fail
+    monkeypatch.setattr(glance, "glance", None)  # whoever called it would fail
 
     job = Job(input=str(path), model=str(model_path), output=str(tmp_path / "out"))
 

@@ -182,7 +182,7 @@ def test_of_several_workers_the_share_is_that_of_one(ready, tmp_path, monkeypatc
         pytest.param("start", "tileseg.job", "prepare", marks=pytest.mark.slow),
         pytest.param("stitch", "tileseg.stitch", "stitch", marks=pytest.mark.slow),
         pytest.param("verify", "tileseg.verify", "verify_mask", marks=pytest.mark.slow),
-        pytest.param("publish", "tileseg.report", "quicklook", marks=pytest.mark.slow),
+        pytest.param("publish", "tileseg.overlay", "overlays", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_slow_before_and_after_is_what_limits(

@@ -1,6 +1,7 @@
-"""A scene at reduced size, for people: through overviews where there are any."""
+"""Rasters at reduced size, for people: through overviews where there are any."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,19 +9,21 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from tileseg.address import is_address
-from tileseg.errors import InputError
-from tileseg.gdal import GDAL_ERRORS, look_at
+from tileseg.errors import InputError, TilesegError
+from tileseg.gdal import GDAL_ERRORS, gdal_env, look_at, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.raster import Band, Beside, File, Resampled, Scene, Stacked
 from tileseg.warp import needed, resample
 from tileseg.window import Window
 
-__all__ = ["glance"]
+__all__ = ["glance", "labels_of", "stretched", "try_glance"]
 
 logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.float64]
 
+_STRETCH = (1, 99)  # percentiles of the valid pixels
+_SAMPLES = 100_000  # valid pixels that these are taken from, about
 _MOST_FETCHED = 64 << 20  # bytes of a remote file, for a picture that nobody asked for
 
 
@@ -43,6 +46,43 @@ def glance(
             return _of_places(beside, bands, window, shape)
         case Resampled() as resampled:
             return _of_resampled(resampled, scene.geobox, bands, window, shape)
+
+
+def try_glance(
+    scene: Scene, bands: tuple[Band, ...], window: Window, shape: tuple[int, int]
+) -> Picture | None:
+    """Do as `glance` does; return None where that cannot be read."""
+    try:
+        return glance(scene, bands, window, shape)
+    except TilesegError as err:
+        # A damaged block, or a dead server: the mask is there all the same.
+        logger.warning("no picture of the scene: %s", err)
+        return None
+
+
+def labels_of(mask: Path, window: Window, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return a mask decimated to `shape`, from its overviews."""
+    with gdal_env(), open_dataset(mask) as dataset:
+        labels: NDArray[np.uint8] = dataset.read(
+            1, window=window.slices, out_shape=shape
+        )
+    return labels
+
+
+def stretched(
+    picture: NDArray[Any] | None, is_nodata: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Return a picture stretched to 0..1, as `is_nodata` by 3, white where that is."""
+    if picture is None:
+        return np.ones((*is_nodata.shape, 3))
+    pixels = np.where(np.isfinite(picture), picture, 0)
+    valid = pixels[:, ~is_nodata]
+    if valid.size:
+        some = valid[:, :: -(-valid.shape[1] // _SAMPLES)]
+        low, high = np.percentile(some, _STRETCH, axis=1)[:, :, None, None]
+        pixels = ((pixels - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
+    pixels[:, is_nodata] = 1
+    return np.moveaxis(pixels, 0, -1)
 
 
 def _of_file(

@@ -298,10 +298,7 @@ def _close(place: publish.Place, record: Record, folder: Path) -> None:
     """Write the record of what is in `folder`, where it is to be published."""
     plan_id = record.values["plan_id"]
     record.values["outputs"] = place.list_outputs(folder, plan_id)
-    if record.failures:
-        record.close("partial", ExitCode.PARTIAL)
-    else:
-        record.close("complete", ExitCode.OK)
+    record.finish()
     write_whole(folder / publish.RECORD, record.as_bytes())
 
 

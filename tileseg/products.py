@@ -5,12 +5,16 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from threading import Thread
+from typing import TYPE_CHECKING
 
 from tileseg.grid import Shard
 from tileseg.ledger import Ledger, Receipt
 from tileseg.record import Record, count_pixels
 from tileseg.storage import write_whole
 from tileseg.task import Task
+
+if TYPE_CHECKING:
+    from tileseg.sketch import Collage, Picture
 
 __all__ = ["build", "warm_up"]
 
@@ -19,7 +23,12 @@ logger = logging.getLogger(__name__)
 
 def warm_up() -> None:
     """Load what `build` needs, on a thread, while the shards are being made."""
-    Thread(target=import_module, args=("tileseg.report",), daemon=True).start()
+    Thread(target=_load, daemon=True).start()
+
+
+def _load() -> None:
+    for name in ("quicklook", "overlay", "report"):
+        import_module(f"tileseg.{name}")
 
 
 def build(
@@ -31,7 +40,9 @@ def build(
 ) -> None:
     """Make every product in `folder`."""
     from tileseg.encode import looks, sketch_of
-    from tileseg.report import quicklook
+    from tileseg.overlay import overlays
+    from tileseg.quicklook import quicklook
+    from tileseg.report import report
     from tileseg.sketch import Collage
     from tileseg.stitch import stitch
     from tileseg.verify import verify_layer, verify_mask
@@ -58,8 +69,25 @@ def build(
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = quicklook(task, mask, pixels, collage.picture())
-    write_whole(folder / "quicklook.png", picture)
+    picture = _picture(task, collage)
+    drawn = quicklook(task, mask, pixels, picture)
+    write_whole(folder / "quicklook.png", drawn)
+    chart = overlays(task, folder, picture, receipts.values())
+    record.finish()
+    beside = {item.name: item.stat().st_size for item in sorted(folder.iterdir())}
+    page = report(record.told(), chart, task.request["versions"], beside)
+    write_whole(folder / "report.html", page)
+
+
+def _picture(task: Task, collage: "Collage") -> "Picture | None":
+    """Return the scene as its sketches show it; else as its file does, if it can."""
+    from tileseg.glance import try_glance
+    from tileseg.sketch import Sampling, shown
+
+    if (picture := collage.picture()) is not None:
+        return picture
+    bands, shape = shown(task.scene, task.bands), Sampling(task.grid).shape
+    return try_glance(task.scene, bands, task.grid.area, shape)
 
 
 def _vectorize(

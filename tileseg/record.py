@@ -91,6 +91,10 @@ class Record:
         """Return the file's bytes; no secret is in them."""
         return (redact(json.dumps(self.values, indent=1)) + "\n").encode()
 
+    def told(self) -> dict[str, Any]:
+        """Return what the file says: values that hold no secret."""
+        return dict(json.loads(self.as_bytes()))
+
     def add_task(self, task: Task) -> None:
         """Say what the scene and the model are."""
         scene, box, ensemble = task.scene, task.scene.geobox, task.ensemble
@@ -272,6 +276,13 @@ class Record:
         self.values = published
         self.is_news = False
 
+    def finish(self) -> None:
+        """Say that the products are made, with holes or without."""
+        if self.failures:
+            self.close("partial", ExitCode.PARTIAL)
+        else:
+            self.close("complete", ExitCode.OK)
+
     def close(self, status: str, code: int) -> None:
         """Say how it ended."""
         self.values |= {"status": status, "exit_code": int(code)}
@@ -281,8 +292,8 @@ class Record:
             self._above_mb = max(0.0, peak - self._loaded_mb)
         self.values["memory"]["peak_rss_mb"] = max(peak, self._workers_rss_mb)
         self.values["memory"]["above_mb"] = self._above_mb
-        if status in _DONE:
-            self.values["verdict"] = asdict(self._judge())
+        verdict = self._judge() if status in _DONE else Verdict()
+        self.values["verdict"] = asdict(verdict)
 
     def _judge(self) -> Verdict:
         seconds, devices = self.values["seconds"], self.values["engine"]["devices"]

@@ -15,7 +15,7 @@ from tileseg.window import Window
 
 __all__ = ["Collage", "Picture", "Sampling", "Sketch", "shown"]
 
-_SIDE = 600  # pixels of the longer side, at most
+_SIDE = 1024  # pixels of the longer side, at most: what a map shows at once
 _DISPLAY = ("red", "green", "blue")
 
 Picture = NDArray[Any]
@@ -112,7 +112,7 @@ class Collage:
     def __init__(self, grid: Grid) -> None:
         """Hold nothing."""
         self._grid, self._sampling = grid, Sampling(grid)
-        self._pixels = np.zeros((len(_DISPLAY), *self._sampling.shape))
+        self._pixels = np.zeros((len(_DISPLAY), *self._sampling.shape), np.float32)
         self._is_whole = True
 
     def add(self, shard: Shard, data: bytes) -> None:

@@ -20,7 +20,7 @@ _AFTER = {
     "stitch": ("stitching", "put --work and --output on a faster disk"),
     "verify": ("reading what was stitched", "put --output on a faster disk"),
     "vectorize": ("joining polygons", "do without where the mask is enough"),
-    "publish": ("the quicklook and publishing", "put --output on a faster disk"),
+    "publish": ("pictures, report and publishing", "put --output on a faster disk"),
 }
 # Three stages in turn, none overlapping another, are busy for a third each or more.
 _IDLE = 1 / 3

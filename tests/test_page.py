@@ -1,0 +1,182 @@
+"""`report.html` in a browser: it opens without a network, and its map can be used.
+
+Skipped where there is no Chromium: `make browser` brings one.
+"""
+
+import browser
+import matplotlib.image
+import numpy as np
+import pytest
+from test_report import HEIGHT, HOSTILE, WIDTH, make_hostile, page_facts
+
+from tileseg.report import report
+
+pytestmark = pytest.mark.slow
+
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+OPAQUE = """() => {
+    const canvas = document.querySelector("canvas.leaflet-image-layer");
+    const {width, height} = canvas;
+    const copy = new OffscreenCanvas(width, height).getContext("2d");
+    copy.drawImage(canvas, 0, 0);
+    const {data} = copy.getImageData(0, 0, width, height);
+    return data.filter((value, i) => i % 4 === 3 && value > 0).length;
+}"""
+"""Pixels of the first raster, the mask, that are drawn."""
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A browser; what it would say with dialogs is an error."""
+    found = browser.find()
+    if found is None:
+        pytest.skip("no Chromium: make browser")
+    from playwright.sync_api import sync_playwright
+
+    program, environment = found
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(
+            executable_path=program, args=["--no-sandbox"], env=environment
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An output directory with a page that also has holes, and the record's values."""
+    output, record = make_hostile(tmp_path_factory.mktemp("page"))
+    told = record.told()
+    told["failures"] = [
+        {"shard": [0, 1], "window": [0, 96, 96, 96], "reason": HOSTILE[0]},
+    ]
+    told["warnings"] = [HOSTILE[1]]
+    page = report(told, *page_facts(output))
+    (output / "report.html").write_bytes(page)
+    return output, told
+
+
+@pytest.fixture
+def opened(chromium, made):
+    """Open the page; at the end nothing was fetched, said or refused."""
+    said, contexts = [], []
+
+    def open_page(size=WIDE, scheme="light"):
+        context = chromium.new_context(viewport=size, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(dialog.message))
+        page.on("request", lambda request: said.append(request.url))
+        page.goto(address)
+        page.wait_for_selector("body[data-ready]")
+        return page
+
+    address = (made[0] / "report.html").as_uri()
+    yield open_page
+    for context in contexts:
+        context.close()
+    others = [text for text in said if not text.startswith("data:image/webp")]
+    assert others == [address] * len(contexts)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_it_opens_and_fits(opened, size, scheme, tmp_path):
+    """Nothing is wider than the window, and something is drawn."""
+    page = opened(size, scheme)
+
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    picture = matplotlib.image.imread(tmp_path / "page.png")[..., :3]
+    assert picture.shape[1] == size["width"]
+    assert len(np.unique((255 * picture).round() @ (65536, 256, 1))) > 100  # colours
+    is_light = picture[5, 5].mean() > 0.5
+    assert is_light == (scheme == "light")
+
+
+def test_classes_are_shown_one_by_one(opened, made):
+    """By the keyboard; what is drawn is as many pixels as the record counts."""
+    counts = list(made[1]["pixels"]["by_class"].values())
+    page = opened()
+
+    assert page.evaluate(OPAQUE) == sum(counts)
+    for value in (0, 2):
+        page.focus(f"[data-class='{value}']")
+        page.keyboard.press("Space")
+    assert page.evaluate(OPAQUE) == counts[1]
+    page.click("[data-all=false]")
+    assert page.evaluate(OPAQUE) == 0
+    page.click("[data-all=true]")
+    assert page.evaluate(OPAQUE) == sum(counts)
+
+
+def test_every_layer_changes_what_is_seen(opened):
+    page = opened()
+    chart = page.locator("#map")
+    names = page.eval_on_selector_all(
+        "[data-layer]", "boxes => boxes.map(box => box.dataset.layer)"
+    )
+    expected = "picture mask confidence entropy polygons shards failures"
+    assert names == expected.split()
+
+    for name in names:
+        before = chart.screenshot()
+        page.focus(f"[data-layer={name}]")
+        page.keyboard.press("Space")
+        page.wait_for_timeout(100)
+        assert chart.screenshot() != before, name
+
+
+def test_a_layer_can_be_faded(opened):
+    page = opened()
+    layer = page.locator("canvas.leaflet-image-layer").first
+
+    page.focus("[data-opacity=mask]")
+    page.keyboard.press("Home")
+
+    assert layer.evaluate("canvas => canvas.style.opacity") == "0"
+
+
+def test_pointing_tells_what_is_there(opened):
+    """The place in the scene's coordinates, the class and the values."""
+    page = opened()
+    box = page.locator("#map").bounding_box()
+
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+
+    place, *rest = page.locator("#readout").inner_text().split(" · ")
+    x, y = (float(part[2:].replace(",", "")) for part in place.split(", "))
+    assert x == pytest.approx(500_000 + 5 * WIDTH, abs=40)
+    assert y == pytest.approx(4_600_000 - 5 * HEIGHT, abs=40)
+    if rest != ["nodata"]:
+        assert rest[0] in HOSTILE
+        assert [part.split()[0] for part in rest[1:]] == ["confidence", "entropy"]
+
+
+def test_hostile_names_run_nothing(opened):
+    """Neither in the page nor where the map shows them."""
+    page = opened()
+    box = page.locator("#map").bounding_box()
+    page.uncheck("[data-layer=mask]")
+    page.check("[data-layer=polygons]")
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(200)
+
+    assert page.locator("img:not(.leaflet-image-layer)").count() == 0
+    assert page.locator("svg[onload]").count() == 0
+    names = page.locator(".classes tbody th").all_inner_texts()
+    assert [name.strip() for name in names] == list(HOSTILE)
+
+
+def test_everything_that_can_be_used_has_a_name(opened):
+    page = opened()
+
+    unnamed = page.eval_on_selector_all(
+        "input, button, a, [role]",
+        "all => all.filter(it => !(it.labels?.length || it.ariaLabel"
+        " || it.textContent.trim())).map(it => it.outerHTML)",
+    )
+
+    assert unnamed == []
