@@ -1,0 +1,128 @@
+"""`collection.json`: the results in one place as a STAC Collection. Opens no raster."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tileseg.errors import TilesegError
+from tileseg.longitudes import hull
+from tileseg.mlm import EXTENSIONS
+from tileseg.names import slug
+from tileseg.redact import json_bytes
+from tileseg.storage import Storage
+from tileseg.times import SOMETIME, of_properties, spelled, together
+
+__all__ = ["COLLECTION", "ITEM", "collection", "update"]
+
+logger = logging.getLogger(__name__)
+
+COLLECTION, ITEM = "collection.json", "item.json"
+
+_LINK = re.compile(r"\./(?!\.\.?/)([^/]+)/(?:[^/.][^/]*/)?item\.json")
+_OF_ONE_FILE = ("href", "file:size", "file:checksum", "proj:shape", "proj:transform")
+_EARTH = [-180.0, -90.0, 180.0, 90.0]
+
+
+def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
+    """Write the Collection of the results in `storage`, if it is another than before.
+
+    What it holds already stays as long as its Item can be read.
+
+    Args:
+        storage: where the results are, a folder each.
+        name: what to call the series.
+        fresh: folder -> path in it of the Item, of those that are known to be there.
+
+    Raises:
+        TilesegError: it cannot be written.
+    """
+    before = _read(storage, COLLECTION)
+    if before and "tileseg:models" not in before.get("summaries", {}):
+        logger.warning("%s/%s: is not ours, so it stays", storage.address, COLLECTION)
+        return
+    places = {**_listed(before or {}), **fresh}
+    paths = [f"{folder}/{path}" for folder, path in sorted(places.items())]
+    items = {path: item for path in paths if (item := _read(storage, path))}
+    data = json_bytes(collection(name, items))
+    if items and data != json_bytes(before):
+        storage.write(COLLECTION, data)
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any] | None:
+    """Return a JSON object; None where there is none that can be read."""
+    try:
+        value = json.loads(storage.read(name))
+    except (OSError, ValueError, RecursionError, TilesegError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _listed(before: Mapping[str, Any]) -> dict[str, str]:
+    """Return folder -> path in it of the Items that a Collection of ours links."""
+    hrefs = [str(link.get("href")) for link in before.get("links", [])]
+    found = filter(None, map(_LINK.fullmatch, hrefs))
+    return {it[1]: it[0].removeprefix(f"./{it[1]}/") for it in found}
+
+
+def collection(name: str, items: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a Collection.
+
+    Args:
+        name: what to call it.
+        items: path below it -> Item, as `stac.py` makes them.
+    """
+    found = list(items.values())
+    properties = [item["properties"] for item in found]
+    boxes = [item["bbox"] for item in found if "bbox" in item]
+    extensions = "projection", "raster", "classification", "processing", "file"
+    return {
+        "type": "Collection",
+        "stac_version": "1.1.0",
+        "stac_extensions": [EXTENSIONS[name] for name in extensions],
+        "id": slug(name),
+        "description": "What tileseg made of a series of scenes, an Item for each.",
+        "license": "other",
+        "extent": {
+            "spatial": {"bbox": [hull(boxes or [_EARTH])]},
+            "temporal": {"interval": [_interval(properties)]},
+        },
+        "summaries": {
+            "proj:code": _each(it["proj:code"] for it in properties),
+            "processing:version": _each(it["processing:version"] for it in properties),
+            "tileseg:models": _each(
+                model for it in properties for model in it["tileseg:models"]
+            ),
+        },
+        "item_assets": _common([item["assets"] for item in found]),
+        "links": [
+            {"rel": "item", "href": f"./{path}", "type": "application/geo+json"}
+            for path in items
+        ],
+    }
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    """Return each value once, in the order of their first."""
+    return [json.loads(text) for text in dict.fromkeys(map(json.dumps, values))]
+
+
+def _common(assets: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return of each asset what all Items that have it say alike."""
+    common: dict[str, dict[str, Any]] = {}
+    for name, asset in (pair for each in assets for pair in each.items()):
+        known = common.setdefault(name, asset)
+        common[name] = {
+            key: value
+            for key, value in known.items()
+            if key not in _OF_ONE_FILE and asset.get(key) == value
+        }
+    return dict(sorted(common.items()))
+
+
+def _interval(properties: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """Return from when to when the Items are; open where one does not know."""
+    periods = [of_properties(it) for it in properties]
+    found = None if SOMETIME in periods else together(periods)
+    return list(map(spelled, found)) if found else [None, None]
