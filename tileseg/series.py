@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tileseg.errors import TilesegError
@@ -21,6 +21,14 @@ logger = logging.getLogger(__name__)
 COLLECTION, ITEM = "collection.json", "item.json"
 
 _LINK = re.compile(r"\./(?!\.\.?/)([^/]+)/(?:[^/.][^/]*/)?item\.json")
+_WORDS = {
+    "proj": "projection",
+    "raster": "raster",
+    "classification": "classification",
+    "processing": "processing",
+}
+"""What fields of an extension begin with -> its name."""
+
 _OF_ONE_FILE = ("href", "file:size", "file:checksum", "proj:shape", "proj:transform")
 _EARTH = [-180.0, -90.0, 180.0, 90.0]
 
@@ -76,11 +84,19 @@ def collection(name: str, items: Mapping[str, dict[str, Any]]) -> dict[str, Any]
     found = list(items.values())
     properties = [item["properties"] for item in found]
     boxes = [item["bbox"] for item in found if "bbox" in item]
-    extensions = "projection", "raster", "classification", "processing", "file"
+    summaries = {
+        "proj:code": _each(it["proj:code"] for it in properties),
+        "processing:version": _each(it["processing:version"] for it in properties),
+        "tileseg:models": _each(
+            it for all in properties for it in all["tileseg:models"]
+        ),
+    }
+    assets = _common(item["assets"] for item in found)
+    used = {key.partition(":")[0] for key in _keys([summaries, assets])}
     return {
         "type": "Collection",
         "stac_version": "1.1.0",
-        "stac_extensions": [EXTENSIONS[name] for name in extensions],
+        "stac_extensions": [EXTENSIONS[_WORDS[it]] for it in _WORDS if it in used],
         "id": slug(name),
         "description": "What tileseg made of a series of scenes, an Item for each.",
         "license": "other",
@@ -88,14 +104,8 @@ def collection(name: str, items: Mapping[str, dict[str, Any]]) -> dict[str, Any]
             "spatial": {"bbox": [hull(boxes or [_EARTH])]},
             "temporal": {"interval": [_interval(properties)]},
         },
-        "summaries": {
-            "proj:code": _each(it["proj:code"] for it in properties),
-            "processing:version": _each(it["processing:version"] for it in properties),
-            "tileseg:models": _each(
-                model for it in properties for model in it["tileseg:models"]
-            ),
-        },
-        "item_assets": _common([item["assets"] for item in found]),
+        "summaries": summaries,
+        "item_assets": assets,
         "links": [
             {"rel": "item", "href": f"./{path}", "type": "application/geo+json"}
             for path in items
@@ -112,13 +122,32 @@ def _common(assets: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return of each asset what all Items that have it say alike."""
     common: dict[str, dict[str, Any]] = {}
     for name, asset in (pair for each in assets for pair in each.items()):
-        known = common.setdefault(name, asset)
-        common[name] = {
-            key: value
-            for key, value in known.items()
-            if key not in _OF_ONE_FILE and asset.get(key) == value
-        }
+        known = common.get(name, asset)
+        common[name] = {**_alike(known, asset), **_bands(known, asset)}
+        for key in _OF_ONE_FILE:
+            common[name].pop(key, None)
     return dict(sorted(common.items()))
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in one.items() if other.get(key) == value}
+
+
+def _bands(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two assets say alike of their bands."""
+    pairs = zip(one.get("bands", ()), other.get("bands", ()), strict=False)
+    bands = [_alike(*pair) for pair in pairs]
+    return {"bands": bands} if bands else {}
+
+
+def _keys(value: object) -> Iterator[str]:
+    """Yield all names of fields in JSON."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _keys(each)
 
 
 def _interval(properties: Iterable[Mapping[str, Any]]) -> list[str | None]:
