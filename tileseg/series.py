@@ -4,6 +4,8 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from tileseg.errors import TilesegError
@@ -30,6 +32,7 @@ _WORDS = {
 """What fields of an extension begin with -> its name."""
 
 _OF_ONE_FILE = ("href", "file:size", "file:checksum", "proj:shape", "proj:transform")
+_MODELS = itemgetter("tileseg:models")
 _EARTH = [-180.0, -90.0, 180.0, 90.0]
 
 
@@ -87,9 +90,7 @@ def collection(name: str, items: Mapping[str, dict[str, Any]]) -> dict[str, Any]
     summaries = {
         "proj:code": _each(it["proj:code"] for it in properties),
         "processing:version": _each(it["processing:version"] for it in properties),
-        "tileseg:models": _each(
-            it for all in properties for it in all["tileseg:models"]
-        ),
+        "tileseg:models": _each(chain.from_iterable(map(_MODELS, properties))),
     }
     assets = _common(item["assets"] for item in found)
     used = {key.partition(":")[0] for key in _keys([summaries, assets])}
