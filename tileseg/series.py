@@ -8,7 +8,6 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from tileseg.errors import TilesegError
 from tileseg.longitudes import hull
 from tileseg.mlm import EXTENSIONS
 from tileseg.names import slug
@@ -39,7 +38,7 @@ _EARTH = [-180.0, -90.0, 180.0, 90.0]
 def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
     """Write the Collection of the results in `storage`, if it is another than before.
 
-    What it holds already stays as long as its Item can be read.
+    What it holds already stays as long as its Item is there.
 
     Args:
         storage: where the results are, a folder each.
@@ -47,27 +46,35 @@ def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
         fresh: folder -> path in it of the Item, of those that are known to be there.
 
     Raises:
-        TilesegError: it cannot be written.
+        TilesegError: it cannot be written, or the store keeps failing.
     """
     before = _read(storage, COLLECTION)
-    if before and "tileseg:models" not in before.get("summaries", {}):
+    if before is not None and not _is_ours(before, "summaries"):
         logger.warning("%s/%s: is not ours, so it stays", storage.address, COLLECTION)
         return
     places = {**_listed(before or {}), **fresh}
     paths = [f"{folder}/{path}" for folder, path in sorted(places.items())]
-    items = {path: item for path in paths if (item := _read(storage, path))}
+    read = {path: _read(storage, path) for path in paths}
+    items = {at: it for at, it in read.items() if it and _is_ours(it, "properties")}
     data = json_bytes(collection(name, items))
     if items and data != json_bytes(before):
         storage.write(COLLECTION, data)
 
 
 def _read(storage: Storage, name: str) -> dict[str, Any] | None:
-    """Return a JSON object; None where there is none that can be read."""
+    """Return a JSON object, an empty one for what is none; None where nothing is."""
     try:
         value = json.loads(storage.read(name))
-    except (OSError, ValueError, RecursionError, TilesegError):
+    except OSError:
         return None
-    return value if isinstance(value, dict) else None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_ours(document: Mapping[str, Any], field: str) -> bool:
+    facts = document.get(field)
+    return isinstance(facts, dict) and "tileseg:models" in facts
 
 
 def _listed(before: Mapping[str, Any]) -> dict[str, str]:
