@@ -1,11 +1,14 @@
 """When a scene was taken: what files and catalogs say of it, in UTC."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
+import rasterio
 
 from tileseg.times import Period, of_properties, of_tags, spelled, together
 
+EXAMPLE = Path(__file__).parents[1] / "examples" / "itaipu.tif"
 MORNING = datetime(2024, 6, 1, 10, 50, 31, tzinfo=UTC)
 DAY = Period(
     datetime(2024, 6, 1, tzinfo=UTC), datetime(2024, 6, 1, 23, 59, 59, tzinfo=UTC)
@@ -36,6 +39,16 @@ def test_an_acquisition_goes_before_when_the_image_was_made():
 
     assert of_tags(tags) == (MORNING, MORNING)
     assert of_tags({"OTHER": "2024-06-01"}) is None
+
+
+def test_the_example_says_on_which_day_it_was_taken():
+    with rasterio.open(EXAMPLE) as dataset:
+        found = of_tags(dataset.tags())
+
+    assert [spelled(at) for at in found] == [
+        "2020-05-18T00:00:00Z",
+        "2020-05-18T23:59:59Z",
+    ]
 
 
 def test_an_item_says_a_moment_or_a_period():

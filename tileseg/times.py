@@ -7,8 +7,16 @@ from typing import Any, NamedTuple
 
 __all__ = ["SOMETIME", "Period", "of_properties", "of_tags", "spelled", "together"]
 
-# GDAL's word for an acquisition, then TIFF's for when the image was made.
-_TAGS = ("ACQUISITIONDATETIME", "TIFFTAG_DATETIME")
+# GDAL's word for an acquisition, Landsat's and others', then TIFF's for when the image
+# was made, which is about the file where one of the others is there.
+_TAGS = (
+    "ACQUISITIONDATETIME",
+    "ACQUISITION_DATETIME",
+    "ACQUISITION_DATE",
+    "DATE_ACQUIRED",
+    "DATE",
+    "TIFFTAG_DATETIME",
+)
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _TIFF_DAY = re.compile(r"(\d{4}):(\d\d):(\d\d)(?=$|[ T])")
 
