@@ -31,7 +31,7 @@ import faults
 
 SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
 SEGMENT += ("tileseg.job", "tileseg.engine", "tileseg.stitch", "tileseg.features")
-SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.report")
+SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.stac", "tileseg.report")
 SEGMENT += ("tileseg.verify", "tileseg.products")
 HANG_SECONDS = 120
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
@@ -55,6 +55,7 @@ stitch._assemble before,after 2
 join.join before 1
 features.write_features before,after 1
 quicklook.quicklook before,after 1
+stac.item before,after 1
 report.report before,after 1
 products.build after 1
 job._close before,torn,after 1

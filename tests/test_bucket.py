@@ -25,7 +25,13 @@ from tileseg.job import run
 from tileseg.objects import Objects
 from tileseg.settings import Job
 
-PRODUCTS = {"mask.tif", "confidence.tif", "quicklook.png", "report.html"}
+PRODUCTS = {
+    "mask.tif",
+    "confidence.tif",
+    "quicklook.png",
+    "item.json",
+    "report.html",
+}
 NUMBERS = count()
 PLAIN = str.maketrans("/?", "--")
 
@@ -185,7 +191,7 @@ def test_another_plan_is_refused_and_replaces_the_old_one_if_asked(job, output):
     new = succeed(job(confidence=False, overwrite=True))
 
     plan_id = new["plan_id"]
-    names = ("mask.tif", "quicklook.png", "report.html")
+    names = ("mask.tif", "quicklook.png", "item.json", "report.html")
     expected = {"run.json", *(f"{plan_id}/{name}" for name in names)}
     assert plan_id != old["plan_id"]
     assert expected == set(map(plain, listed(output)))
@@ -229,6 +235,9 @@ def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
     assert told["state"] == "unchanged"
     assert told["output"] == f"{output}/scene"
     assert "run.json" in listed(told["output"])
+    (link,) = json.loads(fetch(output, "collection.json"))["links"]
+    item = json.loads(fetch(output, link["href"].removeprefix("./")))
+    assert item["id"] == "scene"
 
 
 def test_what_a_killed_run_built_in_the_temporary_directory_goes(

@@ -1,18 +1,14 @@
 """Every card is a STAC Item of the extensions that it names; no test asks the web."""
 
-import gzip
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jsonschema import Draft7Validator
 from making import make_card
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT7
+from stac_schemas import faults
 from strategies import geometries
 
 from tileseg.architecture import KINDS, Architecture, unet
@@ -22,27 +18,7 @@ from tileseg.drift import PERCENTS, statistics_of
 from tileseg.item import read_card, to_stac
 from tileseg.settings import default_model
 
-FILE = Path(__file__).parent / "schemas" / "stac" / "schemas-1.1.0.json.gz"
-ITEM = "https://schemas.stacspec.org/v1.1.0/item-spec/json-schema/item.json"
 AT = "https://stac-extensions.github.io/{}/schema.json"
-
-
-def registry():
-    schemas = json.loads(gzip.decompress(FILE.read_bytes()))
-    return Registry().with_resources(
-        (address, Resource.from_contents(schema, default_specification=DRAFT7))
-        for address, schema in schemas.items()
-    )
-
-
-REGISTRY = registry()
-
-
-def faults(item):
-    """Return where an Item breaks the schemas of STAC and of what it names."""
-    schemas = ({"$ref": address} for address in (ITEM, *item["stac_extensions"]))
-    each = (Draft7Validator(schema, registry=REGISTRY) for schema in schemas)
-    return [error.json_path for it in each for error in it.iter_errors(item)]
 
 
 def test_the_card_that_comes_with_tileseg_is_valid():

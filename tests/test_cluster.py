@@ -120,8 +120,9 @@ def expected(scene, model_path, tmp_path_factory):
 
 
 def products(folder):
-    """Return the digests of all that depends on the pixels alone."""
-    return {**digests(folder), "gpkg": file_sha256(folder / "polygons.gpkg")}
+    """Return the digests of all that depends on the pixels alone, and its STAC Item."""
+    others = "polygons.gpkg", "item.json"
+    return {**digests(folder), **{it: file_sha256(folder / it) for it in others}}
 
 
 def quiet(_done, _total):

@@ -164,3 +164,17 @@ def test_a_stopped_night_says_who_waits(night, monkeypatch):
         "b.tif": "waiting",
         "c.TIFF": "waiting",
     }
+
+
+def test_a_night_leaves_a_collection_of_its_results(night, archive, tmp_path):
+    """Of those before too, whatever became of them tonight."""
+    night()
+    (archive / "b.tif").unlink()
+    make_scene(archive / "d.tif", random_pixels(64, 80, seed=3))
+
+    night("--confidence")
+
+    found = json.loads((tmp_path / "maps" / "collection.json").read_text())
+    hrefs = [it["href"] for it in found["links"]]
+    assert hrefs == [f"./{name}/item.json" for name in "bcd"]
+    assert "confidence" in found["item_assets"]

@@ -222,9 +222,14 @@ def test_a_night_takes_the_options_of_a_record_but_not_its_places(
     both = call("segment", "--input", scene, "--input", other, *options)
 
     assert (night.exit_code, both.exit_code) == (0, 0)
-    assert {"night.json", "other", "scene", "other.work", "scene.work"} == {
-        item.name for item in (tmp_path / "night").iterdir()
-    }
+    assert {
+        "night.json",
+        "collection.json",
+        "other",
+        "scene",
+        "other.work",
+        "scene.work",
+    } == {item.name for item in (tmp_path / "night").iterdir()}
     made = json.loads((tmp_path / "night/other/run.json").read_text())
     assert made["job"]["shard"] == 96
     assert "confidence.tif" in {item["path"] for item in made["outputs"]}

@@ -15,6 +15,7 @@ from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
 from tileseg.names import DOCUMENT, SUFFIXES
 from tileseg.remote import fetcher
+from tileseg.times import of_properties
 
 if TYPE_CHECKING:
     from pystac import Asset, Item
@@ -104,6 +105,7 @@ def stack_of(
     return tuple(
         Layer(
             href=_href(source, item.assets[key]),
+            taken=of_properties(item.properties),
             bands=tuple(
                 _facts(place, names.get((key, place.at)), with_scale=with_scale)
                 for place in places

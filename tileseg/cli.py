@@ -85,9 +85,10 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
 def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Segment every scene of a folder, list or collection that has no result yet.
 
-    A directory for each goes into --output, beside night.json, the summary. A scene
-    that fails stops no other. One line of JSON per scene goes to stdout, then the
-    summary as the last line.
+    A directory for each goes into --output, beside night.json, the summary, and
+    collection.json, a STAC Collection of all results. A scene that fails stops no
+    other. One line of JSON per scene goes to stdout, then the summary as the last
+    line.
     """
     configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
     scrub()

@@ -14,16 +14,21 @@ from tileseg.card import Card
 from tileseg.classes import LandClass
 from tileseg.drift import Statistics
 from tileseg.errors import ModelError, RefusedError
-from tileseg.mlm import ARTIFACTS, class_object, hyperparameters, model_name, moment
+from tileseg.mlm import (
+    ARTIFACTS,
+    EXTENSIONS,
+    MULTIHASH,
+    class_object,
+    hyperparameters,
+    model_name,
+    moment,
+    multihash,
+)
 from tileseg.storage import write_whole
 
 __all__ = ["from_stac", "own_file", "read_card", "to_stac", "write_card"]
 
-_MLM = "https://stac-extensions.github.io/mlm/v1.5.0/schema.json"
-_CLASSES = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
-_FILE = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 _LONGEST_CARD = 1 << 20  # letters
-_SHA256_MULTIHASH = "1220"  # multihash prefix: sha2-256, 32 bytes
 
 
 def own_file(folder: Path, name: str) -> Path:
@@ -89,7 +94,9 @@ def to_stac(card: Card) -> dict[str, Any]:
     return {
         "type": "Feature",
         "stac_version": "1.1.0",
-        "stac_extensions": [_MLM, _CLASSES, _FILE],
+        "stac_extensions": [
+            EXTENSIONS[name] for name in ("mlm", "classification", "file")
+        ],
         "id": f"{card.name}-{card.version}",
         "geometry": None,
         "properties": {
@@ -117,7 +124,7 @@ def to_stac(card: Card) -> dict[str, Any]:
                 # STAC lets an Item have bands only if an asset has them.
                 "bands": [{"name": name} for name in card.bands],
                 "mlm:artifact_type": artifact,
-                "file:checksum": _SHA256_MULTIHASH + card.sha256,
+                "file:checksum": multihash(card.sha256),
             }
         },
     }
@@ -238,7 +245,7 @@ def from_stac(item: dict[str, Any]) -> Card:
         outputs=int(outputs["result"]["shape"][1]),
         architecture=architecture,
         answers=str(properties.get("tileseg:answers", "logits")),
-        sha256=str(asset["file:checksum"]).removeprefix(_SHA256_MULTIHASH),
+        sha256=str(asset["file:checksum"]).removeprefix(MULTIHASH),
         gsd=_number(properties, "tileseg:gsd"),
         gsd_range=_range(properties.get("tileseg:gsd_range")),
         weights=str(asset["href"]),

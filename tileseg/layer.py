@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tileseg.times import Period
+
 __all__ = ["BandFacts", "Layer", "Mosaic", "Stack"]
 
 
@@ -27,6 +29,8 @@ class Layer:
     """A local path or an address, as the user or a catalog wrote it."""
     bands: tuple[BandFacts, ...] = ()
     """Of each of its bands, in file order; empty where nothing is said."""
+    taken: Period | None = None
+    """When its pixels were taken, as a catalog says; None: as the file itself says."""
 
 
 Stack = tuple[Layer, ...]

@@ -5,7 +5,32 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-__all__ = ["ARTIFACTS", "class_object", "hyperparameters", "model_name", "moment"]
+__all__ = [
+    "ARTIFACTS",
+    "EXTENSIONS",
+    "MULTIHASH",
+    "class_object",
+    "hyperparameters",
+    "model_name",
+    "moment",
+    "multihash",
+]
+
+EXTENSIONS = {
+    name: f"https://stac-extensions.github.io/{name}/{version}/schema.json"
+    for name, version in (
+        ("classification", "v2.0.0"),
+        ("file", "v2.1.0"),
+        ("mlm", "v1.5.0"),
+        ("processing", "v1.2.0"),
+        ("projection", "v2.0.0"),
+        ("raster", "v2.0.0"),
+    )
+}
+"""Extensions of STAC -> where they are defined, in the versions that we write."""
+
+MULTIHASH = "1220"
+"""What a multihash of sha2-256 begins with: that, and 32 bytes."""
 
 _TENSORS = "application/octet-stream; application=safetensors"
 _ONNX = "application/octet-stream; framework=onnx"
@@ -43,6 +68,11 @@ def class_object(value: int, name: str, color: str) -> dict[str, Any]:
         "description": name,  # MLM goes by an older classification, which wants it
         "color_hint": color,
     }
+
+
+def multihash(sha256: str) -> str:
+    """Return a digest as the file extension has it."""
+    return MULTIHASH + sha256
 
 
 def hyperparameters(parameters: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,16 +1,17 @@
 """Many scenes in a night: each new one is segmented, a bad one stops no other."""
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
 
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.record import Record
-from tileseg.redact import redact
+from tileseg.redact import json_bytes
+from tileseg.series import ITEM, update
 
 __all__ = ["SUMMARY", "Night"]
 
@@ -29,6 +30,8 @@ class Night:
     started: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
+    _items: dict[str, str] = field(default_factory=dict)
+    """Folder of a result -> path in it of its STAC Item."""
     _start: float = field(default_factory=perf_counter)
 
     def add(self, scene: str, output: str, record: Record) -> None:
@@ -41,6 +44,9 @@ class Night:
             state = "waiting"
         elif values["exit_code"] != ExitCode.OK:
             state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
+        paths = [PurePosixPath(item["path"]) for item in values["outputs"]]
+        if found := [str(path) for path in paths if path.name == ITEM]:
+            self._items[PurePosixPath(output).name] = found[0]
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
             {
@@ -81,13 +87,14 @@ class Night:
         }
 
     def leave(self, output: str) -> None:
-        """Write the summary beside the scenes' results.
+        """Write the summary, and a STAC Collection, beside the scenes' results.
 
         Raises:
             TilesegError: it cannot be written.
         """
-        data = (redact(json.dumps(self.summary(), indent=1)) + "\n").encode()
-        open_storage(output).write(SUMMARY, data)
+        storage = open_storage(output)
+        storage.write(SUMMARY, json_bytes(self.summary()))
+        update(storage, PurePosixPath(storage.address).name, self._items)
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""

@@ -27,7 +27,7 @@ def warm_up() -> None:
 
 
 def _load() -> None:
-    for name in ("quicklook", "overlay", "report"):
+    for name in ("quicklook", "overlay", "stac", "report"):
         import_module(f"tileseg.{name}")
 
 
@@ -44,6 +44,7 @@ def build(
     from tileseg.quicklook import quicklook
     from tileseg.report import report
     from tileseg.sketch import Collage
+    from tileseg.stac import item
     from tileseg.stitch import stitch
     from tileseg.verify import verify_layer, verify_mask
 
@@ -72,9 +73,10 @@ def build(
     picture = _picture(task, collage)
     drawn = quicklook(task, mask, pixels, picture)
     write_whole(folder / "quicklook.png", drawn)
+    write_whole(folder / "item.json", item(task, folder))
     chart = overlays(task, folder, picture, receipts.values())
     record.finish()
-    beside = {item.name: item.stat().st_size for item in sorted(folder.iterdir())}
+    beside = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     page = report(record.told(), chart, task.request["versions"], beside)
     write_whole(folder / "report.html", page)
 

@@ -13,6 +13,7 @@ from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
 from tileseg.rules import Rule
+from tileseg.times import Period, together
 from tileseg.window import Window
 
 __all__ = ["Band", "Beside", "File", "Mask", "Resampled", "Scene", "Stacked", "Tie"]
@@ -55,6 +56,8 @@ class File:
     """True where values are numbers of colours."""
     is_sparse: bool = False
     """True where a block that the file does not hold counts as GDAL reads it."""
+    taken: Period | None = None
+    """When its pixels were taken, where that is said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +150,17 @@ class Scene:
                 yield from raster._files()  # noqa: SLF001
         for mask in self.masks:
             yield from mask.raster._files()  # noqa: SLF001
+
+    @property
+    def taken(self) -> Period | None:
+        """When its pixels were taken, masks not counted; None where no file says it."""
+        match self.origin:
+            case File():
+                return self.origin.taken
+            case Stacked(rasters) | Beside(_, rasters):
+                return together(raster.taken for raster in rasters)
+            case Resampled(raster):
+                return raster.taken
 
     def facts(self) -> list[Any]:
         """Return how its pixels come from its files, by their number, as JSON has it.

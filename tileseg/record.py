@@ -20,7 +20,7 @@ from tileseg.errors import ExitCode, TilesegError
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
-from tileseg.redact import redact
+from tileseg.redact import json_bytes
 from tileseg.seams import add_up
 from tileseg.task import Task
 from tileseg.verdict import ENDS, Spent, Verdict, judge
@@ -89,7 +89,11 @@ class Record:
 
     def as_bytes(self) -> bytes:
         """Return the file's bytes; no secret is in them."""
-        return (redact(json.dumps(self.values, indent=1)) + "\n").encode()
+        return json_bytes(self.values)
+
+    def told(self) -> dict[str, Any]:
+        """Return what the file says: values that hold no secret."""
+        return dict(json.loads(self.as_bytes()))
 
     def told(self) -> dict[str, Any]:
         """Return what the file says: values that hold no secret."""

@@ -3,11 +3,13 @@
 Used where text leaves the process: the log, the terminal, the records of a run.
 """
 
+import json
 import logging
 import os
 import re
+from typing import Any
 
-__all__ = ["Redacted", "redact"]
+__all__ = ["Redacted", "json_bytes", "redact"]
 
 HIDDEN = "[hidden]"
 
@@ -38,6 +40,11 @@ def redact(text: str) -> str:
     for value in _secrets():
         text = text.replace(value, HIDDEN)
     return text
+
+
+def json_bytes(value: Any) -> bytes:  # noqa: ANN401  (anything that JSON can say)
+    """Return a file of JSON; no secret is in it."""
+    return (redact(json.dumps(value, indent=1)) + "\n").encode()
 
 
 class Redacted(logging.Formatter):

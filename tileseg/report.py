@@ -44,6 +44,7 @@ _NOTES = {
     "polygons": "the mask as polygons",
     "failures": "where shards could not be made",
     "quicklook": "scene and mask at a glance",
+    "item": "all of this for catalogs (STAC)",
     "run": "all of this for programs, with digests",
 }
 

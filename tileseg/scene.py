@@ -20,6 +20,7 @@ from tileseg.layer import BandFacts, Layer, Mosaic
 from tileseg.raster import Band, File, Scene, Tie
 from tileseg.remote import fetcher
 from tileseg.rules import Rule
+from tileseg.times import of_tags
 
 __all__ = ["Band", "Scene", "locate", "open_scene"]
 
@@ -102,7 +103,10 @@ def _open_layer(layer: Layer) -> Scene:
         )
         raise UsageError(msg)
     pairs = zip(scene.bands, layer.bands, strict=True)
-    return replace(scene, bands=tuple(_with_facts(*pair) for pair in pairs))
+    scene = replace(scene, bands=tuple(_with_facts(*pair) for pair in pairs))
+    if layer.taken and isinstance(scene.origin, File):
+        return replace(scene, origin=replace(scene.origin, taken=layer.taken))
+    return scene
 
 
 def _with_facts(band: Band, facts: BandFacts) -> Band:
@@ -201,6 +205,7 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
             has_mask=any(map(_is_mask, dataset.mask_flag_enums)),
             alpha=_alpha(href, dataset),
             is_palette=ColorInterp.palette in dataset.colorinterp,
+            taken=of_tags({**dataset.tags(), **dataset.tags(ns="IMAGERY")}),
         ),
     )
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import yaml
 
 WANTED = ("classification/v1.1.0", "classification/v2.0.0", "file/v2.1.0", "mlm/v1.5.0",
-    "processing/v1.1.0", "raster/v1.1.0")  # fmt: skip
+    "processing/v1.1.0", "processing/v1.2.0", "projection/v2.0.0", "raster/v1.1.0",
+    "raster/v2.0.0")  # fmt: skip
 CORE = ("item", "common", "bands", "basics", "data-values", "datetime", "instrument",
     "licensing", "provider")  # fmt: skip
 _TEXTS = ("$comment", "description", "title", "examples")
@@ -41,7 +42,7 @@ def published(folder):
 
 
 def schemas(folder):
-    """Return the schemas that a model's card goes by, by their addresses."""
+    """Return the schemas that what we write goes by, by their addresses."""
     at = "https://stac-extensions.github.io/{}/schema.json"
     wanted = {at.format(name) for name in WANTED}
     found = {key: value for key, value in published(folder) if key in wanted}
@@ -51,6 +52,9 @@ def schemas(folder):
     for name in CORE:
         path = core / f"stac-spec/v1.1.0/{name}.json"
         found[at.format(name)] = json.loads(path.read_text())
+    at = "https://schemas.stacspec.org/v1.1.0/collection-spec/json-schema/{}.json"
+    path = core / "stac-spec/v1.1.0/collection.json"
+    found[at.format("collection")] = json.loads(path.read_text())
     for name in ("Feature", "Geometry"):
         path = core / f"geojson/{name}.json"
         address = f"https://geojson.org/schema/{name}.json"

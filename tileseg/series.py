@@ -1,0 +1,165 @@
+"""`collection.json`: the results in one place as a STAC Collection. Opens no raster."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from operator import itemgetter
+from typing import Any
+
+from tileseg.longitudes import hull
+from tileseg.mlm import EXTENSIONS
+from tileseg.names import slug
+from tileseg.redact import json_bytes
+from tileseg.storage import Storage
+from tileseg.times import SOMETIME, of_properties, spelled, together
+
+__all__ = ["COLLECTION", "ITEM", "collection", "update"]
+
+logger = logging.getLogger(__name__)
+
+COLLECTION, ITEM = "collection.json", "item.json"
+
+_LINK = re.compile(r"\./(?!\.\.?/)([^/]+)/(?:[^/.][^/]*/)?item\.json")
+_WORDS = {
+    "proj": "projection",
+    "raster": "raster",
+    "classification": "classification",
+    "processing": "processing",
+}
+"""What fields of an extension begin with -> its name."""
+
+_OF_ONE_FILE = ("href", "file:size", "file:checksum", "proj:shape", "proj:transform")
+_MODELS = itemgetter("tileseg:models")
+_EARTH = [-180.0, -90.0, 180.0, 90.0]
+
+
+def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
+    """Write the Collection of the results in `storage`, if it is another than before.
+
+    What it holds already stays as long as its Item is there.
+
+    Args:
+        storage: where the results are, a folder each.
+        name: what to call the series.
+        fresh: folder -> path in it of the Item, of those that are known to be there.
+
+    Raises:
+        TilesegError: it cannot be written, or the store keeps failing.
+    """
+    before = _read(storage, COLLECTION)
+    if before is not None and not _is_ours(before, "summaries"):
+        logger.warning("%s/%s: is not ours, so it stays", storage.address, COLLECTION)
+        return
+    places = {**_listed(before or {}), **fresh}
+    paths = [f"{folder}/{path}" for folder, path in sorted(places.items())]
+    read = {path: _read(storage, path) for path in paths}
+    items = {at: it for at, it in read.items() if it and _is_ours(it, "properties")}
+    data = json_bytes(collection(name, items))
+    if items and data != json_bytes(before):
+        storage.write(COLLECTION, data)
+
+
+def _read(storage: Storage, name: str) -> dict[str, Any] | None:
+    """Return a JSON object, an empty one for what is none; None where nothing is."""
+    try:
+        value = json.loads(storage.read(name))
+    except OSError:
+        return None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_ours(document: Mapping[str, Any], field: str) -> bool:
+    facts = document.get(field)
+    return isinstance(facts, dict) and "tileseg:models" in facts
+
+
+def _listed(before: Mapping[str, Any]) -> dict[str, str]:
+    """Return folder -> path in it of the Items that a Collection of ours links."""
+    hrefs = [str(link.get("href")) for link in before.get("links", [])]
+    found = filter(None, map(_LINK.fullmatch, hrefs))
+    return {it[1]: it[0].removeprefix(f"./{it[1]}/") for it in found}
+
+
+def collection(name: str, items: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a Collection.
+
+    Args:
+        name: what to call it.
+        items: path below it -> Item, as `stac.py` makes them.
+    """
+    found = list(items.values())
+    properties = [item["properties"] for item in found]
+    boxes = [item["bbox"] for item in found if "bbox" in item]
+    summaries = {
+        "proj:code": _each(it["proj:code"] for it in properties),
+        "processing:version": _each(it["processing:version"] for it in properties),
+        "tileseg:models": _each(chain.from_iterable(map(_MODELS, properties))),
+    }
+    assets = _common(item["assets"] for item in found)
+    used = {key.partition(":")[0] for key in _keys([summaries, assets])}
+    return {
+        "type": "Collection",
+        "stac_version": "1.1.0",
+        "stac_extensions": [EXTENSIONS[_WORDS[it]] for it in _WORDS if it in used],
+        "id": slug(name),
+        "description": "What tileseg made of a series of scenes, an Item for each.",
+        "license": "other",
+        "extent": {
+            "spatial": {"bbox": [hull(boxes or [_EARTH])]},
+            "temporal": {"interval": [_interval(properties)]},
+        },
+        "summaries": summaries,
+        "item_assets": assets,
+        "links": [
+            {"rel": "item", "href": f"./{path}", "type": "application/geo+json"}
+            for path in items
+        ],
+    }
+
+
+def _each(values: Iterable[Any]) -> list[Any]:
+    """Return each value once, in the order of their first."""
+    return [json.loads(text) for text in dict.fromkeys(map(json.dumps, values))]
+
+
+def _common(assets: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return of each asset what all Items that have it say alike."""
+    common: dict[str, dict[str, Any]] = {}
+    for name, asset in (pair for each in assets for pair in each.items()):
+        known = common.get(name, asset)
+        common[name] = {**_alike(known, asset), **_bands(known, asset)}
+        for key in _OF_ONE_FILE:
+            common[name].pop(key, None)
+    return dict(sorted(common.items()))
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in one.items() if other.get(key) == value}
+
+
+def _bands(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two assets say alike of their bands."""
+    pairs = zip(one.get("bands", ()), other.get("bands", ()), strict=False)
+    bands = [_alike(*pair) for pair in pairs]
+    return {"bands": bands} if bands else {}
+
+
+def _keys(value: object) -> Iterator[str]:
+    """Yield all names of fields in JSON."""
+    if isinstance(value, dict):
+        yield from value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from _keys(each)
+
+
+def _interval(properties: Iterable[Mapping[str, Any]]) -> list[str | None]:
+    """Return from when to when the Items are; open where one does not know."""
+    periods = [of_properties(it) for it in properties]
+    found = None if SOMETIME in periods else together(periods)
+    return list(map(spelled, found)) if found else [None, None]

@@ -1,0 +1,183 @@
+"""`item.json`: a scene's results as a STAC Item. Opens no raster.
+
+It says nothing that differs between two runs of one plan: no times, and of the report,
+which holds some, no digest. Its files are named beside it, so the folder may be moved.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tileseg.address import is_address
+from tileseg.area import pixel_metres
+from tileseg.card import NODATA
+from tileseg.encode import Look, looks
+from tileseg.ground import authority_code, footprint
+from tileseg.mlm import EXTENSIONS, class_object, multihash
+from tileseg.names import DOCUMENT, is_catalog
+from tileseg.publish import file_sha256
+from tileseg.redact import json_bytes
+from tileseg.settings import called, scene_name
+from tileseg.task import Task
+from tileseg.times import SOMETIME, Period, spelled
+
+__all__ = ["item"]
+
+_ITEM = "application/geo+json"
+_TYPES = {
+    ".tif": "image/tiff; application=geotiff; profile=cloud-optimized",
+    ".parquet": "application/vnd.apache.parquet",
+    ".gpkg": "application/geopackage+sqlite3",
+    ".fgb": "application/vnd.flatgeobuf",
+    ".geojson": "application/geo+json",
+    ".png": "image/png",
+}
+_PURPOSES = {
+    "mask": ("Class of each pixel", "data"),
+    "confidence": ("Probability of the class", "data"),
+    "margin": ("How far the next class is behind", "data"),
+    "entropy": ("How spread out the probabilities are", "data"),
+    "polygons": ("Areas of one class", "data"),
+    "failures": ("Where nothing could be made, and why", "metadata"),
+    "quicklook": ("Scene and mask at a glance", "overview"),
+}
+
+
+def item(task: Task, folder: Path) -> bytes:
+    """Return the Item of the products in `folder`, as JSON; no secret is in it."""
+    box, versions = task.geobox, task.request["versions"]
+    place, code = footprint(box), authority_code(box.crs)
+    names = "projection", "raster", "classification", "processing", "file"
+    return json_bytes(
+        {
+            "type": "Feature",
+            "stac_version": "1.1.0",
+            "stac_extensions": [EXTENSIONS[name] for name in names],
+            "id": scene_name(task.job.inputs[0]),
+            "geometry": place and place.geometry,
+            **({"bbox": list(place.bbox)} if place else {}),
+            "properties": {
+                **_when(task.scene.taken),
+                "proj:code": code,
+                **({"proj:wkt2": box.crs} if box.crs and not code else {}),
+                "processing:lineage": _lineage(task),
+                "processing:version": versions["tileseg"],
+                "processing:software": versions,
+                "tileseg:models": [
+                    {"name": card.name, "version": card.version, "sha256": card.sha256}
+                    for card in task.ensemble.cards
+                ],
+            },
+            "links": [*_origins(task), *_models(task)],
+            "assets": dict(_assets(task, folder)),
+        }
+    )
+
+
+def _when(taken: Period | None) -> dict[str, str | None]:
+    """Return when a scene was taken, in STAC's words."""
+    start, end = map(spelled, taken or SOMETIME)
+    if start == end:
+        return {"datetime": start}
+    return {"datetime": None, "start_datetime": start, "end_datetime": end}
+
+
+def _lineage(task: Task) -> str:
+    """Say in words how the mask was made."""
+    ensemble = task.ensemble
+    averaged = f", mean of {ensemble.forwards} forwards" * (ensemble.forwards > 1)
+    bands = ", ".join(ensemble.bands)
+    return f"Most probable class by {ensemble.title}{averaged}, from bands {bands}"
+
+
+def _assets(task: Task, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and description of each file of the folder, and of the report."""
+    shown = looks(task.ensemble, task.job.layers)
+    for path in sorted(folder.iterdir()):
+        title, role = _PURPOSES[path.stem]
+        asset = {
+            "href": f"./{path.name}",
+            "title": title,
+            "type": _TYPES[path.suffix],
+            "roles": [role],
+            "file:size": path.stat().st_size,
+            "file:checksum": multihash(file_sha256(path)),
+        }
+        if path.stem in shown:
+            asset |= _raster(task, path.stem, shown[path.stem])
+        yield path.stem, asset
+    yield (
+        "report",
+        {
+            "href": "./report.html",
+            "title": "All of it as one page, with a map",
+            "type": "text/html",
+            "roles": ["metadata"],
+        },
+    )
+
+
+def _raster(task: Task, name: str, look: Look) -> dict[str, Any]:
+    """Return what is said of a raster: its grid, its values, their meaning."""
+    box, metres = task.geobox, pixel_metres(task.geobox)
+    scaled = {"raster:scale": look.scale, "raster:offset": 0.0}
+    band = {
+        "name": name,
+        "description": look.description,
+        "data_type": "uint8",
+        "nodata": NODATA,
+        "raster:sampling": "point" if task.scene.point else "area",
+        **({} if metres is None else {"raster:spatial_resolution": metres}),
+        **({} if look.colors else scaled),
+    }
+    grid: dict[str, Any] = {"proj:shape": [box.height, box.width]}
+    if task.scene.tie is None:
+        grid["proj:transform"] = list(box.transform)[:6]
+    return {**grid, "bands": [band], **(_classes(task) if look.colors else {})}
+
+
+def _classes(task: Task) -> dict[str, Any]:
+    nodata = {"value": NODATA, "name": "nodata", "nodata": True}
+    known = [class_object(it.value, it.name, it.color) for it in task.card.classes]
+    return {"classification:classes": [*known, nodata]}
+
+
+def _origins(task: Task) -> Iterator[dict[str, Any]]:
+    """Yield a link to each of the scene's inputs."""
+    pairs = zip(task.scene.files, task.identity.files, strict=True)
+    known = {file.href: identity for file, identity in pairs}
+    for source in task.job.inputs:
+        link = {
+            "rel": "derived_from",
+            "href": _address(source),
+            "type": _ITEM if is_catalog(source) else "image/tiff; application=geotiff",
+            "title": scene_name(source),
+        }
+        if (identity := known.get(called(source))) and identity.sha256:
+            link["file:size"] = identity.size
+            link["file:checksum"] = multihash(identity.sha256)
+        yield link
+
+
+def _models(task: Task) -> Iterator[dict[str, Any]]:
+    """Yield a link to the Item of each model: MLM has them be what this comes from."""
+    ensemble = task.ensemble
+    for folder, card in zip(ensemble.paths, ensemble.cards, strict=True):
+        yield {
+            "rel": "derived_from",
+            "href": (folder / "card.json").absolute().as_uri(),
+            "type": _ITEM,
+            "title": f"{card.name} {card.version}",
+        }
+
+
+def _address(source: str) -> str:
+    """Return an input as a link names it, the same wherever the Item lies."""
+    name = called(source)
+    if is_address(name):
+        return name
+    found = DOCUMENT.fullmatch(name)
+    if not (found and found["item"]):
+        return Path(name).absolute().as_uri()
+    return f"{Path(found['document']).absolute().as_uri()}#{quote(found['item'])}"
