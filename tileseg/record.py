@@ -95,10 +95,6 @@ class Record:
         """Return what the file says: values that hold no secret."""
         return dict(json.loads(self.as_bytes()))
 
-    def told(self) -> dict[str, Any]:
-        """Return what the file says: values that hold no secret."""
-        return dict(json.loads(self.as_bytes()))
-
     def add_task(self, task: Task) -> None:
         """Say what the scene and the model are."""
         scene, box, ensemble = task.scene, task.scene.geobox, task.ensemble
