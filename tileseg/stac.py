@@ -148,7 +148,7 @@ def _origins(task: Task) -> Iterator[dict[str, Any]]:
     pairs = zip(task.scene.files, task.identity.files, strict=True)
     known = {file.href: identity for file, identity in pairs}
     for source in task.job.inputs:
-        link = {
+        link: dict[str, Any] = {
             "rel": "derived_from",
             "href": _address(source),
             "type": _ITEM if is_catalog(source) else "image/tiff; application=geotiff",
