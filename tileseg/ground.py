@@ -70,6 +70,7 @@ def authority_code(wkt: str | None) -> str | None:
 
 def _edge(geobox: GeoBox) -> NDArray[np.float64]:
     """Return longitude and latitude of places along the edge, (n, 2), closed."""
+    assert geobox.crs, "what has no CRS leads to no longitude"
     crs = CRS.from_wkt(geobox.crs)
     inwards = 0.0 if crs.is_geographic else _INWARDS
     unit = shapely.segmentize(shapely.box(0, 0, 1, 1), 1 / _PIECES)
