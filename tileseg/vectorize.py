@@ -57,10 +57,9 @@ class Areas:
         known = [part.sureness for part in parts if part.sureness]
         return cls(
             Outlines.joined([part.outlines for part in parts]),
-            *(
-                np.concatenate([getattr(part, name) for part in parts])
-                for name in ("classes", "pixels", "last")
-            ),
+            np.concatenate([part.classes for part in parts]),
+            np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.last for part in parts]),
             Sureness(
                 np.concatenate([item.total for item in known]),
                 np.concatenate([item.least for item in known]),
@@ -135,7 +134,7 @@ class Pieces:
             ends_of(known["polygons"]),
         )
         sure = Sureness(known["total"], known["least"]) if "total" in known else None
-        numbers = (known[name] for name in ("classes", "pixels", "last"))
+        numbers = known["classes"], known["pixels"], known["last"]
         borders = {side: known[side] for side in _BORDERS}
         window = Window(*known["window"].tolist())
         return cls(Areas(outlines, *numbers, sure), window, **borders)
