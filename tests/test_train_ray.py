@@ -26,7 +26,7 @@ ray = pytest.importorskip("ray")
 train_ray = pytest.importorskip("tileseg.train_ray")
 from tileseg.pool import _on_loopback, demand  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes start slowly
 
 BATCH, STEPS = 5, 4  # of an epoch: the sixth step is after the first checkpoint
 SIXTH = 6 * BATCH
