@@ -28,6 +28,7 @@ PARTS = [
     "&lt;",
     "%s%n",
     "${HOME}",
+    "$x_$",
     "$(touch ran)",
     "../..",
     "\\",
@@ -76,13 +77,14 @@ def test_two_hundred_hostile_names_come_back_as_they_were(suffix, tmp_path):
 def test_a_map_of_hostile_classes_is_made(tmp_path, monkeypatch):
     """The raster's tags, the record and the quicklook, too."""
     monkeypatch.chdir(tmp_path)
-    names = [name for name in hostile_names(200) if name.isprintable()][:3]
+    names = [name for name in hostile_names(200) if name.isprintable()][:2]
+    names.append("$x_$")  # no formula
     model = make_model(tmp_path / "model")
     card = json.loads((model / "card.json").read_text())
     for entry, name in zip(_classes(card), names, strict=True):
         entry["title"] = name
     (model / "card.json").write_text(json.dumps(card))
-    scene = make_scene(tmp_path / "scene.tif", random_pixels(100, 110))
+    scene = make_scene(tmp_path / "$a_$.tif", random_pixels(100, 110))
 
     job = Job(input=str(scene), model=str(model), shard=96, polygons="gpkg")
     values = run(job).values

@@ -10,6 +10,7 @@ from scipy.stats import wasserstein_distance
 from tileseg.drift import (
     PERCENTS,
     drift,
+    known_scenes,
     nearest,
     outside,
     powers_of_ten,
@@ -135,3 +136,13 @@ def test_a_scene_that_is_known_is_the_nearest(scenes, data):
         0,
         0,
     ]
+
+
+def test_a_card_knows_some_of_very_many_scenes_and_none_that_is_flat():
+    flat = (statistics_of(np.ones(9)),)
+    scenes = [(statistics_of(np.arange(9.0) + n),) for n in range(1_000)]
+
+    assert known_scenes([flat, scenes[0], flat]) == ()
+    assert known_scenes([*scenes[:2], flat]) == tuple(scenes[:2])
+    some = known_scenes(scenes)
+    assert (some[0], some[-1], len(some)) == (scenes[0], scenes[-1], 64)

@@ -15,6 +15,7 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 from stac_schemas import faults
 
+from tileseg.errors import OutputError
 from tileseg.item import read_card
 from tileseg.job import run
 from tileseg.publish import file_sha256
@@ -264,7 +265,7 @@ def test_an_item_tells_no_secret(described, scene, monkeypatch):
 
 
 def test_hostile_names_are_data(described, scene, tmp_path):
-    name = 'a "<b>" & été#1'
+    name = 'a "<b>" & été'
     model = make_model(tmp_path / "model", name="</script>\n", version="1 & 2")
 
     found = described(scene(name), model=model)
@@ -357,3 +358,15 @@ def test_a_collection_of_somebody_else_stays(series, collected, tmp_path, caplog
         assert collected(fresh) == theirs
         assert caplog.text.count("is not ours") == 1
         caplog.clear()
+
+
+def test_an_item_that_cannot_be_read_now_is_not_forgotten(series, collected, tmp_path):
+    before = collected(series("a"))
+    path = tmp_path / "maps" / "a" / "item.json"
+    path.unlink()
+    path.mkdir()  # as a share that is away: there, and not to be read
+
+    with pytest.raises(OutputError, match="cannot be read"):
+        collected(series("b"))
+
+    assert json.loads((tmp_path / "maps" / COLLECTION).read_text()) == before

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,16 @@ class Wish:
     overwrite: bool = False
     """Whether another comparison may be replaced."""
 
+    def __post_init__(self) -> None:
+        """Refuse an area that is none.
+
+        Raises:
+            UsageError: see above.
+        """
+        if not 0 <= self.least_hectares < inf:
+            msg = f"--min-area {self.least_hectares}: wanted hectares, 0 or more"
+            raise UsageError(msg)
+
 
 def change(wish: Wish) -> dict[str, Any]:
     """Make the folder, whole or not at all; return what its `change.json` says.
@@ -117,8 +127,11 @@ def change(wish: Wish) -> dict[str, Any]:
         ground = Ground.of(pair.box)
         rule = _rule(wish, pair, ground)
         sides = wish.old.identities(), wish.new.identities()
-        facts = _facts(wish, pair, sides)
-        request = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        facts = _facts(wish, pair)
+        # Wherever the files lie, and whatever made them.
+        bytes_of = [[file.facts() for file in files] for files in sides]
+        question = json.dumps([__version__, facts, bytes_of])
+        request = hashlib.sha256(question.encode()).hexdigest()
         held = published(wish.output, RECORD)
         if held and is_complete(wish.output, held, request, _RASTER):
             return held
@@ -132,7 +145,14 @@ def change(wish: Wish) -> dict[str, Any]:
             for file in (file for side in sides for file in side):
                 file.check_unchanged()
             count = _polygons(wish, codes, folder)
-            found = {**facts, **tally.as_dict(), "polygons": count}
+            found = {
+                "version": __version__,
+                "old": _described(wish.old, sides[0]),
+                "new": _described(wish.new, sides[1]),
+                **facts,
+                **tally.as_dict(),
+                "polygons": count,
+            }
             write_whole(folder / _PICTURE, as_picture(found, codes, tally.map))
             ids = {"status": "complete", "request_id": request, "plan_id": request}
             record = {**ids, **found, "outputs": list_outputs(folder)}
@@ -182,22 +202,17 @@ def _steps(share: float) -> int:
     return ceil(round(share * CONFIDENCE_STEPS, 9))
 
 
-def _facts(
-    wish: Wish, pair: Pair, sides: Sequence[tuple[Identity, ...]]
-) -> dict[str, Any]:
-    """Return all that decides what the answer is."""
+def _described(side: Side, files: Sequence[Identity]) -> dict[str, Any]:
+    """Return what is said of a mask."""
+    known = {"mask": shown(side.mask), "files": [file.facts() for file in files]}
+    return asdict(side) | known
+
+
+def _facts(wish: Wish, pair: Pair) -> dict[str, Any]:
+    """Return what decides the answer beside the files' bytes."""
     high, low = _thresholds(wish, pair)
     box = pair.box
-    described = {
-        name: asdict(side)
-        | {"mask": shown(side.mask), "files": [file.facts() for file in files]}
-        for name, side, files in zip(
-            ("old", "new"), (wish.old, wish.new), sides, strict=True
-        )
-    }
     return {
-        "version": __version__,
-        **described,
         "classes": list(pair.classes),
         "grid": {
             "width": box.width,

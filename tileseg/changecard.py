@@ -1,17 +1,15 @@
 """What changed, to be read by a person: a table for a terminal, and a picture."""
 
-import warnings
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from tileseg.codes import Codes
+from tileseg.figures import plain_text, png
 
 __all__ = ["as_picture", "as_text"]
 
@@ -83,6 +81,7 @@ def _amount(value: float, unit: str) -> str:
     return f"{value:,}" if unit == "px" else f"{value:,.2f}"
 
 
+@plain_text()
 def as_picture(
     record: Mapping[str, Any], codes: Codes, cells: NDArray[np.uint16]
 ) -> bytes:
@@ -100,14 +99,8 @@ def as_picture(
     _draw_map(right, record, codes, cells)
     handles = list(_handles(record, codes))
     figure.legend(handles=handles, loc="outside lower center", ncols=5)
-    buffer = BytesIO()
-    with warnings.catch_warnings():
-        # A class's name may be of letters that the font has not.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        canvas = FigureCanvasAgg(figure)
-        figure.draw_without_rendering()  # at first titles have no room
-        canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib's
-    return buffer.getvalue()
+    figure.draw_without_rendering()  # at first titles have no room
+    return png(figure)
 
 
 def _draw_matrix(axes: Any, record: Mapping[str, Any]) -> None:  # noqa: ANN401  (matplotlib's)

@@ -1,10 +1,10 @@
 """How a training went, as a picture."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from tileseg.figures import png
 
 __all__ = ["draw_curve"]
 
@@ -33,7 +33,4 @@ def draw_curve(epochs: Sequence[Mapping[str, float]], best: int) -> bytes:
         axes.legend(fontsize="small")
     left.set_title("loss")
     right.set_title("validation blocks")
-    buffer = BytesIO()
-    canvas = FigureCanvasAgg(figure)
-    canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib's
-    return buffer.getvalue()
+    return png(figure)

@@ -13,6 +13,7 @@ __all__ = [
     "PERCENTS",
     "Statistics",
     "drift",
+    "known_scenes",
     "nearest",
     "outside",
     "powers_of_ten",
@@ -32,6 +33,7 @@ half of one.
 
 _QUANTILES = "tileseg:quantiles"
 _DIGITS = 6
+_SCENES = 64  # that a card says something of, at most
 _MIDDLE = PERCENTS.index(50)
 
 
@@ -141,6 +143,21 @@ def drift(known: Statistics, seen: Statistics) -> float:
     )
     mean = np.where(left * right < 0, crossed, size) / 2
     return float(np.average(mean, weights=np.diff(PERCENTS)) / known.std)
+
+
+def known_scenes(
+    scenes: Sequence[tuple[Statistics, ...]],
+) -> tuple[tuple[Statistics, ...], ...]:
+    """Return what a card says of scenes, each by itself.
+
+    Of those that vary in every band; of very many, of some; nothing of one alone, which
+    the statistics of all are those of.
+    """
+    found = [bands for bands in scenes if all(band.std > 0 for band in bands)]
+    if len(found) < 2:  # noqa: PLR2004
+        return ()
+    some = np.linspace(0, len(found) - 1, min(len(found), _SCENES)).round().astype(int)
+    return tuple(found[at] for at in some.tolist())
 
 
 def nearest(

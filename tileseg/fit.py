@@ -14,6 +14,7 @@ from tileseg.card import Card
 from tileseg.drift import (
     LARGE,
     drift,
+    known_scenes,
     nearest,
     outside,
     powers_of_ten,
@@ -158,8 +159,8 @@ def with_statistics(jobs: Sequence[Job]) -> Card:
             msg = f"{job.href}: no valid pixel at the places looked at"
             raise UsageError(msg)
     together = tuple(map(statistics_of, np.concatenate(found, axis=1)))
-    scenes = tuple(tuple(map(statistics_of, values)) for values in found)
-    return replace(card, statistics=together, scenes=scenes if len(scenes) > 1 else ())
+    scenes = [tuple(map(statistics_of, values)) for values in found]
+    return replace(card, statistics=together, scenes=known_scenes(scenes))
 
 
 def _area(job: Job, scene: Scene) -> Window | None:

@@ -82,8 +82,15 @@ def read_card(folder: Path) -> Card:
 
 
 def write_card(folder: Path, card: Card) -> None:
-    """Write `card.json` of a model folder."""
+    """Write `card.json` of a model folder.
+
+    Raises:
+        ModelError: it would be too long to be read again.
+    """
     text = json.dumps(to_stac(card), indent=1) + "\n"
+    if len(text) > _LONGEST_CARD:
+        msg = f"{folder}: the card would have {len(text):,} letters, more than are read"
+        raise ModelError(msg)
     write_whole(folder / "card.json", text.encode())
 
 

@@ -23,7 +23,7 @@ _API = re.compile(r"https?://[^?#]+/collections/[^/?#]+/items/[^/?#]+/?")
 
 _LONGEST = 200  # bytes: with what we put round a name, below what file systems take
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-_UNPLAIN = frozenset("/\\%")
+_UNPLAIN = frozenset("/\\%#?")  # the last two end a path in an address
 _UNSEEN = ("C", "Zl", "Zp")  # control, direction, unassigned; ends of lines
 
 

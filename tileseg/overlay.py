@@ -38,7 +38,7 @@ _BYTES = 2_200_000  # of all rasters together when packed, at most
 _QUALITY = 80  # of the scene's picture: WebP's
 _OUTLINED = 1024  # pixels of the longer side of the mask that outlines are of, at most
 _POLYGONS = 1500  # the largest ones
-_VERTICES = 200_000  # of all of them
+_VERTICES = 100_000  # of all of them
 _STAGES = ("wait", "forward", "hold")  # what the network's thread does, in turn
 
 
@@ -93,7 +93,7 @@ def overlays(
         "transform": list(box.transform)[:6],
         "picture": _picture(task, folder / "mask.tif", picture, most),
         "rasters": {name: layer.to_json() for name, layer in rasters.items()},
-        "shards": shards(task.grid, seconds).to_json()
+        "shards": _shards(task.grid, seconds).to_json()
         | {"low": min(seconds.values()), "high": max(seconds.values())},
         "colors": {item.value: f"#{item.color}" for item in card.classes},
         "polygons": outlines(rasters["mask"], box, card.left_out)
@@ -121,7 +121,7 @@ def _read(path: Path, shrink: Shrink, most: int) -> Overlay:
     return fitted(pixels, shrink, most, 2**level)
 
 
-def shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:
+def _shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:
     """Return how long each shard took, 254 the longest; 255 where none is done."""
     area, cells = grid.area, grid.shape
     longest = max(seconds.values()) or 1.0

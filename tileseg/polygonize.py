@@ -115,13 +115,17 @@ def polygonize(wish: Wish) -> int:
 
 def windows(box: GeoBox, block: tuple[int, int]) -> Iterator[list[Window]]:
     """Yield windows of whole blocks, row by row; together they are all of a raster."""
-    rows = min(_SIDE, max(_LEAST_SIDE, _ROW_PIXELS // box.width))
-    columns = _SIDE
+    rows, columns = _rows_of(box), _SIDE
     if block[1] >= box.width:  # strips: none is read twice
         rows, columns = max(1, _SIDE**2 // box.width), box.width
     sides = zip((rows, columns), block, strict=True)
     high, wide = (-(-side // unit) * unit for side, unit in sides)
     return _cut(box, high, wide)
+
+
+def _rows_of(box: GeoBox) -> int:
+    """Return how high a row of windows may be: less where the raster is very wide."""
+    return min(_SIDE, max(_LEAST_SIDE, _ROW_PIXELS // box.width))
 
 
 def _cut(box: GeoBox, high: int, wide: int) -> Iterator[list[Window]]:
@@ -204,7 +208,7 @@ def _rows(wish: Wish, raster: _Raster) -> Iterator[Iterator[list[Pieces]]]:
     rows = windows(raster.box, raster.block)
     if wish.simplify is not None:
         # Corners on their borders stay: not where depends on how the mask is stored.
-        rows = _cut(raster.box, _SIDE, _SIDE)
+        rows = _cut(raster.box, _rows_of(raster.box), _SIDE)
     if wish.workers == 1:
         yield ([make(window) for window in row] for row in rows)
         return

@@ -1,19 +1,17 @@
 """What a person looks at: the scene beside its mask, with a legend."""
 
-import warnings
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
 from tileseg.card import NODATA, Card
+from tileseg.figures import plain_text, png
 from tileseg.glance import labels_of, stretched, try_glance
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
 from tileseg.sketch import Picture, Sampling, shown
@@ -28,6 +26,7 @@ _LEGEND = 20  # classes that the legend names, the commonest
 _DETAIL = 256  # pixels of the side of what is shown with polygons
 
 
+@plain_text()
 def quicklook(
     task: Task,
     mask: Path,
@@ -69,15 +68,7 @@ def quicklook(
         more[0].add_collection(_outlines(mask, at, task), autolim=False)
         more[0].set_title(f"polygons: the {at.width} x {at.height} pixels framed")
     figure.legend(handles=_legend(pixels, card), loc="outside lower center", ncols=5)
-    buffer = BytesIO()
-    with warnings.catch_warnings():
-        # A scene's name may be of letters that the font has not.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        metadata, fast = {"Software": None}, {"compress_level": 1}
-        # `savefig` would draw everything twice.
-        canvas = FigureCanvasAgg(figure)
-        canvas.print_png(buffer, metadata=metadata, pil_kwargs=fast)  # type: ignore[no-untyped-call]  # matplotlib's
-    return buffer.getvalue()
+    return png(figure, compress_level=1)
 
 
 def _show(axes: Any, picture: NDArray[Any], window: Window) -> None:  # noqa: ANN401  (matplotlib's)

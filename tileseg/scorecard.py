@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tileseg.evaluate import Evaluation
+from tileseg.figures import plain_text, png
 
 __all__ = ["as_picture", "as_text"]
 
@@ -87,6 +86,7 @@ def _number(value: float | None) -> str:
     return "\u2013" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
+@plain_text()
 def as_picture(evaluation: Evaluation) -> bytes:
     """Return a PNG: who is taken for whom, scores, areas, and calibration if known."""
     panels = 3 + (evaluation.calibration is not None)
@@ -97,10 +97,7 @@ def as_picture(evaluation: Evaluation) -> bytes:
     _draw_areas(next(axes), evaluation)
     if evaluation.calibration:
         _draw_calibration(next(axes), evaluation)
-    buffer = BytesIO()
-    canvas = FigureCanvasAgg(figure)
-    canvas.print_png(buffer, metadata={"Software": None})  # type: ignore[no-untyped-call]  # matplotlib's
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _draw_confusion(axes: Any, evaluation: Evaluation) -> None:  # noqa: ANN401  (matplotlib's)

@@ -8,6 +8,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
+from tileseg.errors import OutputError
 from tileseg.longitudes import hull
 from tileseg.mlm import EXTENSIONS
 from tileseg.names import slug
@@ -46,7 +47,8 @@ def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
         fresh: folder -> path in it of the Item, of those that are known to be there.
 
     Raises:
-        TilesegError: it cannot be written, or the store keeps failing.
+        TilesegError: it, or an Item, cannot be read; it cannot be written; the store
+            keeps failing.
     """
     before = _read(storage, COLLECTION)
     if before is not None and not _is_ours(before, "summaries"):
@@ -65,8 +67,12 @@ def _read(storage: Storage, name: str) -> dict[str, Any] | None:
     """Return a JSON object, an empty one for what is none; None where nothing is."""
     try:
         value = json.loads(storage.read(name))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as err:
+        # Not taken for a result that is gone: its link would go, too.
+        msg = f"{storage.address}/{name}: cannot be read: {err.strerror or err}"
+        raise OutputError(msg) from err
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

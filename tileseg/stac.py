@@ -1,7 +1,8 @@
 """`item.json`: a scene's results as a STAC Item. Opens no raster.
 
-It says nothing that differs between two runs of one plan: no times, and of the report,
-which holds some, no digest. Its files are named beside it, so the folder may be moved.
+It says nothing that differs between two runs of one plan by one installation: no times,
+and of the report, which holds some, no digest. Its files are named beside it, so the
+folder may be moved.
 """
 
 from collections.abc import Iterator

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tileseg import __version__
 from tileseg.area import pixel_metres
 from tileseg.card import NODATA, Card
-from tileseg.drift import Statistics, statistics_of
+from tileseg.drift import Statistics, known_scenes, statistics_of
 from tileseg.errors import UsageError
 from tileseg.identity import Identities, identify
 from tileseg.reference import named_classes
@@ -143,7 +143,7 @@ def survey(training: Settled, base: Card | None, work: Storage) -> Survey:
         classes=classes,
         bands=bands,
         statistics=statistics,
-        scenes=_known(each),
+        scenes=known_scenes(each),
         gsd=median_low(sides) if sides else None,
         gsd_range=(sides[0], sides[-1]) if len(set(sides)) > 1 else None,
         base=base,
@@ -343,14 +343,6 @@ def _statistics(
             msg = f"band {name!r}: every training pixel is {band.mean}; leave it out"
             raise UsageError(msg)
     return statistics
-
-
-def _known(
-    scenes: tuple[tuple[Statistics, ...], ...],
-) -> tuple[tuple[Statistics, ...], ...]:
-    """Return the scenes whose values vary in every band; none of one only."""
-    found = tuple(bands for bands in scenes if all(band.std > 0 for band in bands))
-    return found if len(found) > 1 else ()
 
 
 def _scaling(

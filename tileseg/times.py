@@ -18,7 +18,7 @@ _TAGS = (
     "TIFFTAG_DATETIME",
 )
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_TIFF_DAY = re.compile(r"(\d{4}):(\d\d):(\d\d)(?=$|[ T])")
+_OTHER_DAY = re.compile(r"(\d{4}):?(\d\d):?(\d\d)(?=$|[ T])")  # TIFF's, and the basic
 
 
 class Period(NamedTuple):
@@ -64,7 +64,9 @@ def spelled(at: datetime) -> str:
 
 def _period(said: object) -> Period | None:
     """Return what a text says, a moment or a day; None if it says neither."""
-    text = _TIFF_DAY.sub(r"\1-\2-\3", said.strip()) if isinstance(said, str) else ""
+    text = _OTHER_DAY.sub(r"\1-\2-\3", said.strip()) if isinstance(said, str) else ""
+    if not _DAY.match(text):
+        return None
     try:
         at = datetime.fromisoformat(text)
         at = at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)

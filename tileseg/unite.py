@@ -36,7 +36,7 @@ def unite(outlines: Outlines, group: Indices, seams: _Seams) -> Outlines:
     rings, owner = _linked(*_loose(shells, group, seams), seams)
     # Holes stay: what is enclosed within seams does not reach them.
     holes = outlines.of_rings(
-        spread(outlines.polygons[:-1] + 1, counts - 1), np.ones(sum(counts - 1), int)
+        spread(outlines.polygons[:-1] + 1, counts - 1), np.ones((counts - 1).sum(), int)
     )
     is_hole = np.concatenate([rings.pixels < 0, np.ones(len(holes), np.bool_)])
     rings = Outlines.joined([rings, holes])
