@@ -209,6 +209,7 @@ def test_each_worker_has_a_tile_of_the_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(train_ray, "_check_room", lambda *_: None)
     monkeypatch.setattr(train_ray, "_Board", Mock())
+    monkeypatch.setattr(train_ray, "_groups", set)
     asked = {"labels": ("a",), "batch_size": 5, "engine": "ray", "device": "cpu"}
     training = Training(scenes=("a",), to=str(tmp_path / "model"), **asked)
 

@@ -16,6 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 import ray
+from ray import PlacementGroupID
 from ray.train import (
     FailureConfig,
     RunConfig,
@@ -25,6 +26,11 @@ from ray.train import (
     get_context,
 )
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from tileseg.actor import NONCE, check_folder
 from tileseg.environment import scrub
@@ -129,6 +135,7 @@ class _Run:
         nonce = uuid4().hex
         Disk(training.work).write(NONCE, nonce.encode())
         self._board: Any = _Board.remote()
+        self._others = _groups()
         self._folder = str(training.work)
         self._facts = {
             "member": member, "board": self._board, "nonce": nonce,
@@ -145,6 +152,7 @@ class _Run:
             try:
                 self._attend(self._begin())
             except TrainingFailedError as err:
+                _free(_groups() - self._others)
                 self._stop.obey(0)
                 logger.debug("Ray Train: %s", err)
                 said = last_line(self._loss(err))
@@ -220,6 +228,25 @@ class _Run:
                 )
                 raise LostError(msg) from error
         return causes[0]
+
+
+def _groups() -> set[str]:
+    """Return the ids of the groups of places that this driver has."""
+    job = ray.get_runtime_context().get_job_id()  # which ends the id of what it made
+    table = placement_group_table().items()
+    return {
+        key for key, facts in table if key.endswith(job) and facts["state"] != "REMOVED"
+    }
+
+
+def _free(groups: set[str]) -> None:
+    """Give places back.
+
+    Ray Train keeps those of a team of which one died when all were there but none had
+    begun (seen with 2.60), and the next team would wait for them in vain.
+    """
+    for key in groups:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(key))))
 
 
 def _causes(error: TrainingFailedError) -> list[Exception]:
