@@ -213,7 +213,8 @@ class _Measure:
         if self._area is None:
             return None
         first, more = self._area
-        return outlines.pixels * first + outlines.area(more)
+        hectares: NDArray[np.float64] = outlines.pixels * first + outlines.area(more)
+        return hectares
 
     def metres(self, outlines: Outlines) -> NDArray[np.float64] | None:
         return None if self._sides is None else outlines.perimeter(*self._sides)
