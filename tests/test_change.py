@@ -278,6 +278,34 @@ def test_a_value_that_no_class_has_and_a_folder_without_a_mask_are_refused(tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_no_comparison_is_put_into_a_run(runs):
+    result = invoke(*runs, runs[1] / "change")
+
+    assert result.exit_code == ExitCode.USAGE
+    assert "a run's output" in result.stderr
+    assert {item.name for item in runs[1].iterdir()} == {
+        "mask.tif",
+        "confidence.tif",
+        "run.json",
+    }
+
+
+def test_what_a_mask_in_the_file_hides_is_not_known(tmp_path, arrays):
+    """And nothing that `evaluate` would compare."""
+    old, new, *_ = arrays
+    plain = write(tmp_path / "new.tif", new)
+    first = write(tmp_path / "old.tif", old)
+    masked = write(tmp_path / "masked.tif", np.where(new == VOID, 0, new), nodata=None)
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(masked, "r+") as it:
+        it.write_mask(new != VOID)
+
+    records = [made(first, it, tmp_path / it[-8:-4]) for it in (plain, masked)]
+
+    assert records[0]["pixels"] == records[1]["pixels"]
+    scores = [evaluate(Question(mask=it, reference=first)) for it in (plain, masked)]
+    assert_array_equal(*(score.confusion.counts for score in scores))
+
+
 @pytest.mark.parametrize("text", ["2", "0.5,0.8", "x", "0.8,", "0.1.2", "0.8,0.5,0.2"])
 def test_thresholds_are_two_shares(runs, tmp_path, text):
     result = invoke(*runs, tmp_path / "out", "--confidence", text)

@@ -28,6 +28,7 @@ from tileseg.identity import Identity
 from tileseg.pair import Pair, Side, open_pair
 from tileseg.polygonize import Wish as Polygons
 from tileseg.polygonize import polygonize, windows
+from tileseg.publish import RECORD as RUN
 from tileseg.publish import check_free, is_complete, list_outputs, published, staging
 from tileseg.storage import write_whole
 from tileseg.transitions import Ground, Tally, changed
@@ -132,6 +133,7 @@ def change(wish: Wish) -> dict[str, Any]:
         bytes_of = [[file.facts() for file in files] for files in sides]
         question = json.dumps([__version__, facts, bytes_of])
         request = hashlib.sha256(question.encode()).hexdigest()
+        _check_place(wish.output)
         held = published(wish.output, RECORD)
         if held and is_complete(wish.output, held, request, _RASTER):
             return held
@@ -162,6 +164,18 @@ def change(wish: Wish) -> dict[str, Any]:
 
 
 # What is asked
+
+
+def _check_place(output: Path) -> None:
+    """Refuse a folder within a run's, which would hold more than it lists.
+
+    Raises:
+        UsageError: see above.
+    """
+    for parent in output.resolve().parents:
+        if (parent / RUN).is_file():
+            msg = f"--output {output}: lies in {parent}, a run's output; choose another"
+            raise UsageError(msg)
 
 
 def _rule(wish: Wish, pair: Pair, ground: Ground) -> Rule:

@@ -15,7 +15,7 @@ from rasterio.errors import CRSError
 from tileseg.area import row_hectares
 from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.errors import InputError, UsageError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, hidden, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.reference import Points, class_tags, open_reference
 from tileseg.scores import (
@@ -150,6 +150,8 @@ def _compare(question: Question, mask: Any) -> Evaluation:  # noqa: ANN401  (ras
         for window in _windows(box):
             seen = window.pad(question.tolerance + 1).intersect(box.window)
             labels, own = mask.read(1, window=seen.slices), window.relative_to(seen)
+            if (unseen := hidden(mask, seen)) is not None:
+                labels[unseen] = NODATA
             check_labels(question.mask, labels, len(names))
             tally.measure(labels[own.slices], window)
             sure = confidence and confidence.read(1, window=window.slices)

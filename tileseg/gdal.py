@@ -12,7 +12,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.abc import FileContainer
-from rasterio.enums import Interleaving
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import MemoryFile
 
@@ -27,6 +27,7 @@ __all__ = [
     "GDAL_ERRORS",
     "gdal_env",
     "held_blocks",
+    "hidden",
     "is_out_of_memory",
     "look_at",
     "open_bytes",
@@ -56,6 +57,18 @@ _GDAL_OPTIONS = {
     # one that could would ask a proxy that is not there.
     "GDAL_HTTP_PROXY": "127.0.0.1:9",
 }
+
+
+def hidden(dataset: Any, window: Window) -> NDArray[np.bool_] | None:  # noqa: ANN401  (rasterio is untyped)
+    """Return where a mask in the file hides pixels of its first band; None without one.
+
+    Raises:
+        `GDAL_ERRORS`: it cannot be read.
+    """
+    if MaskFlags.per_dataset not in dataset.mask_flag_enums[0]:
+        return None
+    found: NDArray[np.bool_] = dataset.read_masks(1, window=window.slices) == 0
+    return found
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

@@ -15,7 +15,7 @@ from tileseg.card import CONFIDENCE_STEPS, NODATA
 from tileseg.classes import LandClass, color_of
 from tileseg.errors import InputError, UsageError
 from tileseg.evaluate import check_labels, mask_classes
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, hidden, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.identity import Identity, look
 from tileseg.window import Window
@@ -234,6 +234,8 @@ def _box(dataset: Any) -> GeoBox:  # noqa: ANN401  (rasterio is untyped)
 def _read(dataset: Any, path: str, window: Window) -> NDArray[np.uint8]:  # noqa: ANN401  (rasterio is untyped)
     try:
         pixels: NDArray[np.uint8] = dataset.read(1, window=window.slices)
+        if (unseen := hidden(dataset, window)) is not None:
+            pixels[unseen] = NODATA
     except GDAL_ERRORS as err:
         msg = f"{shown(path)}: {window} cannot be read: {err}"
         raise InputError(msg) from err

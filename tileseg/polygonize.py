@@ -12,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,6 +28,7 @@ from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.join import join
 from tileseg.reference import class_tags
+from tileseg.settings import MOST_METRES
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
 from tileseg.vectorize import Pieces
 from tileseg.window import Window
@@ -190,8 +190,11 @@ def _check_metres(wish: Wish, box: GeoBox) -> None:
     """Refuse to simplify by what is no length on the ground."""
     if wish.simplify is None:
         return
-    if not 0 < wish.simplify < inf:
-        msg = f"--simplify {wish.simplify}: wanted metres, more than 0"
+    if not 0 < wish.simplify <= MOST_METRES:
+        msg = (
+            f"--simplify {wish.simplify}: wanted metres, more than 0, at most "
+            f"{MOST_METRES:,}"
+        )
         raise UsageError(msg)
     if pixel_metres(box) is None:
         msg = (

@@ -18,6 +18,7 @@ from tileseg.rules import parse_rule
 
 __all__ = [
     "LAYERS",
+    "MOST_METRES",
     "SYMMETRIES",
     "Job",
     "called",
@@ -32,6 +33,9 @@ __all__ = [
 
 LAYERS = ("confidence", "margin", "entropy")
 """What there may be of each pixel beside its class: each a raster, a field of a job."""
+
+MOST_METRES = 1_000_000
+"""That borders may be simplified by."""
 
 SYMMETRIES = {"none": 1, "d4": 8}
 """Ways to look at a tile -> how often the network sees it."""
@@ -243,7 +247,10 @@ class Job:
                 lambda name: name in ("", *formats),
                 one_of(*formats)[1],
             ),
-            "simplify": (lambda metres: 0 < metres < inf, "metres, more than 0"),
+            "simplify": (
+                lambda metres: 0 < metres <= MOST_METRES,
+                f"metres, more than 0, at most {MOST_METRES:,}",
+            ),
             "workers": positive,
             "batch_size": positive,
             "shard": positive,
