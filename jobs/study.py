@@ -1,0 +1,332 @@
+"""How good the model that comes with tileseg is, where, and with which settings.
+
+python jobs/study.py --data DATA --write docs/models.md
+
+Each source is judged on blocks that training never saw, beside random forests that
+learnt from pixels of the same training blocks; then all scenes are segmented with other
+halos and blends. The tables, and pictures beside them, are written into the page.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shutil import copytree
+from tempfile import TemporaryDirectory
+
+import click
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter
+from sklearn.ensemble import RandomForestClassifier
+
+import tileseg
+from landcover.page import (
+    NETWORK,
+    SIDE,
+    Failure,
+    Score,
+    Setting,
+    as_classes,
+    as_scores,
+    as_settings,
+    draw_calibration,
+    draw_failures,
+    write_between,
+)
+from landcover.sources import POINTS, sources, training
+from tileseg.card import NODATA
+from tileseg.classes import LandClass
+from tileseg.console import one_line_errors
+from tileseg.evaluate import Evaluation, Question, evaluate
+from tileseg.item import read_card, write_card
+from tileseg.reference import Points, open_reference
+from tileseg.scene import open_scene
+from tileseg.scores import Calibration, Confusion
+from tileseg.seams import add_up, look_at
+from tileseg.settings import default_model
+from tileseg.split import TEST, TRAINING
+from tileseg.storage import Disk
+from tileseg.survey import survey
+from tileseg.window import Window
+
+HALOS = 8, 16, 24, 32
+BLENDS = "crop", "cosine"
+TREES = 100
+MOST = 40_000  # pixels of a scene that a forest learns from
+FAILURES = 7  # are shown
+AROUND = 5  # pixels: side of the square that a forest sees
+CHECKS = "itaipu, check points"
+
+Labels = NDArray[np.uint8]
+"""(height, width), of a whole scene; 255 where nothing is known."""
+Features = NDArray[np.float32]
+"""(features, height, width)"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """A scene of a source, whole."""
+
+    source: str
+    href: str
+    learnt: Labels
+    """In training blocks."""
+    known: Labels
+    """In test blocks, or at check points."""
+    reflectance: Features
+    """0 where invalid."""
+
+    def features(self, *, is_wide: bool) -> Features:
+        """Return what a forest sees of each pixel: its bands, or its surroundings too.
+
+        Those are mean and standard deviation of each band in a square.
+        """
+        if not is_wide:
+            return self.reflectance
+        size = 1, AROUND, AROUND
+        mean = uniform_filter(self.reflectance, size)
+        square = uniform_filter(self.reflectance**2, size)
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        return np.concatenate((self.reflectance, mean, deviation))
+
+
+@click.command()
+@click.option("--model", type=click.Path(path_type=Path), help="[default: ours]")
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--write", "page", type=click.Path(path_type=Path), required=True)
+def main(model: Path | None, data: Path, page: Path) -> None:
+    """Judge a model that `jobs/train.py --data` made; write tables into a page."""
+    folder = model or default_model()
+    classes = read_card(folder).classes
+    names = tuple(item.name for item in classes)
+    with one_line_errors():
+        places = find_places(data, names)
+        with mapped(places, folder) as maps:
+            found = [by_network(place, maps[place.href], names) for place in places]
+            failures = find_failures(places[-1], maps, classes)
+        scores = by_source([*found, *by_forests(places, names)])
+        settings = [
+            by_setting(places, folder, names, blend, halo)
+            for blend in BLENDS
+            for halo in HALOS
+        ]
+    tables = {
+        "scores": as_scores(scores),
+        "classes": as_classes(scores, names),
+        "settings": as_settings(settings),
+    }
+    for name, table in tables.items():
+        click.echo(f"{table}\n")
+        write_between(page, name, table)
+    draw_calibration(scores, page.with_name("models_calibration.png"))
+    draw_failures(failures, classes, page.with_name("models_failures.png"))
+
+
+def find_places(data: Path, names: tuple[str, ...]) -> list[Place]:
+    """Return every scene, divided as it was for training, and the check points."""
+    wanted = training(data, "unused").settled()
+    samples = survey(wanted, None, Disk(Path(wanted.to))).samples
+    of = [source.name for source in sources(data) for _ in source.pairs]
+    found = []
+    with samples.ground.open() as view:
+        for n, name in enumerate(of):
+            whole = view.box(n).window
+            pixels, is_valid = view.pixels(n, whole)
+            labels = np.where(is_valid, view.labels(n, whole), np.uint8(NODATA))
+            parts = samples.split.parts[n].repeat(wanted.block, axis=0)
+            parts = parts.repeat(wanted.block, axis=1)[whole.slices]
+            learnt, known = (
+                np.where(parts == part, labels, np.uint8(NODATA))
+                for part in (TRAINING, TEST)
+            )
+            found.append(Place(name, wanted.scenes[n], learnt, known, pixels))
+    example = found[0]
+    return [*found, replace(example, source=CHECKS, known=check_points(example, names))]
+
+
+def check_points(example: Place, names: tuple[str, ...]) -> Labels:
+    """Return the classes of the example's check points."""
+    box = open_scene(example.href).geobox
+    labels = np.full((box.height, box.width), NODATA, np.uint8)
+    with open_reference(POINTS, box, names, {}, "class") as points:
+        assert isinstance(points, Points), "the file has points"
+        rows, cols, classes = points.within(box.window)
+    labels[rows, cols] = classes
+    return labels
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """What was made of a scene."""
+
+    folder: Path
+    """With the products."""
+    tiles: int
+    """Forwarded."""
+
+    @property
+    def mask(self) -> Labels:
+        """The class of each pixel."""
+        with rasterio.open(self.folder / "mask.tif") as raster:
+            labels: Labels = raster.read(1)
+        return labels
+
+
+@contextmanager
+def mapped(
+    places: Iterable[Place], model: Path, blend: str = "crop"
+) -> Iterator[dict[str, Map]]:
+    """Map each place's scene once; the maps go again."""
+    with TemporaryDirectory() as home:
+        maps = {}
+        for n, href in enumerate(dict.fromkeys(place.href for place in places)):
+            made = Path(home) / f"{n}"
+            record = tileseg.segment(
+                href, model=model, output=str(made), blend=blend, confidence=True
+            )
+            maps[href] = Map(made, record["counts"]["tiles"])
+        yield maps
+
+
+def by_network(place: Place, made: Map, names: tuple[str, ...]) -> Score:
+    """Say how right the network is at a place, and how right it thinks it is."""
+    found = compared(place, made, names)
+    return Score(place.source, NETWORK, found.confusion, found.calibration)
+
+
+def compared(place: Place, made: Map, names: tuple[str, ...]) -> Evaluation:
+    """Evaluate a mask and its confidence where the truth is known."""
+    mask, truth, sure = (
+        str(made.folder / f"{name}.tif") for name in ("mask", "known", "confidence")
+    )
+    with rasterio.open(mask) as raster:
+        profile = {**raster.profile, "driver": "GTiff"}
+    with rasterio.open(truth, "w", **profile) as raster:
+        raster.write(place.known, 1)
+        raster.update_tags(**{f"CLASS_{n}": name for n, name in enumerate(names)})
+    return evaluate(Question(mask=mask, reference=truth, confidence=sure))
+
+
+def by_setting(
+    places: Sequence[Place], folder: Path, names: tuple[str, ...], blend: str, halo: int
+) -> Setting:
+    """Say what a blend and a halo give."""
+    card = replace(read_card(folder), halo=halo)
+    stride = card.tile - 2 * halo
+    scores, seams, tiles = [], [], 0
+    with TemporaryDirectory() as parent:
+        variant = Path(parent) / folder.name
+        copytree(folder, variant)
+        write_card(variant, card)
+        with mapped(places, variant, blend) as maps:
+            for place in places:
+                found = compared(place, maps[place.href], names)
+                scores.append(Score(place.source, NETWORK, found.confusion))
+            for made in maps.values():
+                labels = made.mask
+                seams.append(look_at(labels, Window(0, 0, *labels.shape), stride))
+                tiles += made.tiles
+    by_place = by_source(scores).values()
+    macro_f1 = float(np.mean([score.confusion.macro_f1 for score in by_place]))
+    ratio = add_up(seams).ratio or math.nan
+    return Setting(blend, halo, ratio, macro_f1, tiles)
+
+
+def find_failures(
+    place: Place, maps: Mapping[str, Map], classes: Sequence[LandClass]
+) -> list[Failure]:
+    """Return some of the known places that are mapped wrong, and what is around."""
+    labels = maps[place.href].mask
+    colors = place.reflectance[::-1]  # red, green, blue
+    low, high = np.percentile(colors[:, place.reflectance[0] > 0], (1, 99), axis=1)
+    pixels = ((colors.T - low) / (high - low)).clip(0, 1).transpose(1, 0, 2)
+    wrong = np.argwhere((place.known != NODATA) & (labels != place.known))
+    found = []
+    for row, col in wrong[np.linspace(0, len(wrong) - 1, FAILURES).round().astype(int)]:
+        around = Window(row - SIDE // 2, col - SIDE // 2, SIDE, SIDE)
+        inner = around.intersect(Window(0, 0, *labels.shape))
+        at = inner.relative_to(around).slices
+        seen = np.ones((SIDE, SIDE, 3)), np.full((SIDE, SIDE), NODATA, np.uint8)
+        seen[0][at], seen[1][at] = pixels[inner.slices], labels[inner.slices]
+        true, mapped = place.known[row, col], labels[row, col]
+        found.append(Failure(classes[true], classes[mapped], *seen))
+    return found
+
+
+def by_forests(places: Sequence[Place], names: tuple[str, ...]) -> Iterator[Score]:
+    """Yield how right random forests are: of a source, or all; seeing a square or not.
+
+    The check points' forest is the example's.
+    """
+    own = {place.source: [place] for place in places}
+    for place in places[:-1]:
+        own[place.source] = [p for p in places[:-1] if p.source == place.source]
+    own[CHECKS] = own[places[0].source]
+    for is_wide, seen in ((False, "pixel"), (True, f"{AROUND} × {AROUND}")):
+        together = forest(places[:-1], is_wide=is_wide)
+        for source, learnt in own.items():
+            alone = forest(learnt, is_wide=is_wide)
+            for place in (p for p in places if p.source == source):
+                for way, trees in (("all", together), ("own", alone)):
+                    found = by_forest(place, trees, names, is_wide=is_wide)
+                    yield Score(source, f"forest, {seen}, {way}", found)
+
+
+def forest(places: Iterable[Place], *, is_wide: bool) -> RandomForestClassifier:
+    """Return a forest that learnt from some pixels of each place, by chance."""
+    random, pixels, labels = np.random.default_rng(0), [], []
+    for place in places:
+        rows, cols = (place.learnt != NODATA).nonzero()
+        some = random.permutation(len(rows))[:MOST]
+        at = rows[some], cols[some]
+        pixels.append(place.features(is_wide=is_wide)[:, *at].T)
+        labels.append(place.learnt[at])
+    trees = RandomForestClassifier(TREES, min_samples_leaf=2, n_jobs=-1, random_state=0)
+    return trees.fit(np.concatenate(pixels), np.concatenate(labels))
+
+
+def by_forest(
+    place: Place,
+    trees: RandomForestClassifier,
+    names: tuple[str, ...],
+    *,
+    is_wide: bool,
+) -> Confusion:
+    """Say how right a forest is at a place."""
+    at = place.known != NODATA
+    said = trees.predict(place.features(is_wide=is_wide)[:, at].T)
+    counts = np.zeros((len(names), len(names) + 1), np.int64)
+    np.add.at(counts, (place.known[at], said), 1)
+    return Confusion(names, counts)
+
+
+def by_source(scores: Iterable[Score]) -> dict[tuple[str, str], Score]:
+    """Return scores by source and way, the dates of a source taken together."""
+    found: dict[tuple[str, str], Score] = {}
+    for score in scores:
+        key = score.source, score.way
+        found[key] = together(found[key], score) if key in found else score
+    return found
+
+
+def together(one: Score, other: Score) -> Score:
+    """Return the score of two places as of one."""
+    counts = one.confusion.counts + other.confusion.counts
+    calibration = None
+    if one.calibration and other.calibration:
+        calibration = Calibration(
+            one.calibration.right + other.calibration.right,
+            one.calibration.total + other.calibration.total,
+        )
+    return replace(
+        one,
+        confusion=replace(one.confusion, counts=counts),
+        calibration=calibration,
+    )
+
+
+if __name__ == "__main__":
+    main()
