@@ -127,7 +127,7 @@ def survey(training: Settled, base: Card | None, work: Storage) -> Survey:
     mean, std = _scaling(training, base, statistics, each)
     samples = Samples(
         ground, cut, counts, training.tile, training.halo, mean, std,
-        training.jitter, training.seed,
+        training.jitter, training.weights, training.seed,
     )  # fmt: skip
     facts = {
         **_training_facts(training),

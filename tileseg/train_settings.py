@@ -78,6 +78,8 @@ class Training:
     """Of the labels, in the cross-entropy."""
     jitter: float = 1.0
     """How much brightness, haze and noise are varied; 0 for not."""
+    weights: tuple[float, ...] = ()
+    """How often tiles are drawn of each scene, in their order; empty for 1 of all."""
     block: int = 256
     """Side in pixels of the blocks that are for training, validation or test."""
     margin: int | None = None
@@ -129,6 +131,11 @@ class Training:
             "to": (
                 lambda path: Path(path).name not in ("", "..") and "://" not in path,
                 "a model folder, on a disk: --to DIR",
+            ),
+            "weights": (
+                lambda some: not some
+                or (len(some) == len(self.scenes) and all(0 < it < inf for it in some)),
+                "a number above 0 for each scene, or none",
             ),
             "classes": (
                 lambda some: not some or _are_classes(some),

@@ -208,6 +208,8 @@ class Samples:
     """Likewise."""
     jitter: float
     """How much brightness, haze and noise are varied."""
+    weights: tuple[float, ...]
+    """How often a tile is drawn of each scene, beside 1; none for 1 of all."""
     seed: int
 
     def batches(self, steps: range, size: int, team: Team = ALONE) -> Generator[Batch]:
@@ -216,7 +218,7 @@ class Samples:
         A tile is one that lies by chance over a pixel of its class, which itself is
         drawn from all of the class in training blocks.
         """
-        lots = _Lots(self.split, self.counts)
+        lots = _Lots(self.split, self.counts, self.weights)
         with self.ground.open() as view:
             kept = _Blocks(view, self.split)
             for step in steps:
@@ -326,16 +328,20 @@ class _Lots:
     """Training blocks, to be drawn by class.
 
     A scene counts by the root of how much it has of the class, so that a large one does
-    not drown the others.
+    not drown the others, and by its weight.
     """
 
-    def __init__(self, split: Split, counts: Sequence[Counts]) -> None:
+    def __init__(
+        self, split: Split, counts: Sequence[Counts], weights: Sequence[float]
+    ) -> None:
         self._blocks = split.blocks(TRAINING, counts)
         found = np.array([counts[at][row, col] for at, row, col in self._blocks])
         scenes = self._blocks[:, 0]
         totals = np.zeros((len(counts), found.shape[1]))
         np.add.at(totals, scenes, found)
         chances = found / np.sqrt(np.maximum(totals, 1))[scenes]
+        if weights:
+            chances *= np.array(weights)[scenes, None]
         self._sums = np.cumsum(chances, axis=0)
         self._classes = np.flatnonzero(self._sums[-1])
 
