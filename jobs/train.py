@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import tileseg
-from landcover.sources import EXAMPLE, POINTS, training
+from landcover.sources import EXAMPLE, POINTS, trainings
 from tileseg.console import configure_logging, one_line_errors, progress, signals
 from tileseg.evaluate import Question, evaluate
 from tileseg.item import write_card
@@ -57,10 +57,11 @@ _TOGETHER = {
 def main(folder: str, data: Path | None, *, overwrite: bool) -> None:
     """Train, measure at the example's check points, write a model folder."""
     configure_logging(0, is_quiet=False)
-    wanted = training(data, folder, overwrite=overwrite)
+    wanted = trainings(data, folder, overwrite=overwrite)
     with one_line_errors():
-        with signals() as stop, progress(folder) as told:
-            card = train(wanted, stop, told)
+        for part in wanted:
+            with signals() as stop, progress(part.to) as told:
+                card = train(part, stop, told)
         score = measure(folder)
     text = f"accuracy {score.accuracy:.3f}, macro-F1 {score.macro_f1:.3f}"
     click.echo(text)

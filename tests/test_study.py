@@ -36,6 +36,23 @@ def test_scenes_and_labels_go_together(tmp_path):
     assert together.block >= together.tile + 2 * together.keep
 
 
+def test_the_last_training_goes_on_from_the_first_one_on_the_same_blocks(tmp_path):
+    first, last = sources.trainings(tmp_path, "model")
+
+    assert (last.base, last.to) == (first.to, "model")
+    assert (first.scenes, first.labels, first.seed) == (
+        last.scenes,
+        last.labels,
+        last.seed,
+    )
+    assert (first.block, first.test, first.validation) == (
+        last.block,
+        last.test,
+        last.validation,
+    )
+    assert [part.to for part in sources.trainings(None, "model")] == ["model"]
+
+
 def test_the_dates_of_a_source_count_as_one():
     first = confusion((5, 1, 0), (0, 4, 0))
     second = confusion((1, 1, 1), (2, 2, 0))
