@@ -11,13 +11,14 @@ from making import NORTH_UP, make_scene
 from rasterio.warp import calculate_default_transform, reproject
 from test_evaluate import UTM, patchy, write, write_points
 
+from tileseg.drift import statistics_of
 from tileseg.errors import InputError, UsageError
-from tileseg.split import TRAINING, VALIDATION
+from tileseg.split import TRAINING, VALIDATION, Split
 from tileseg.storage import Disk
 from tileseg.survey import _scaling, _statistics, survey
 from tileseg.team import Team
 from tileseg.train_settings import Training
-from tileseg.train_tiles import count_classes
+from tileseg.train_tiles import _Lots, count_classes
 from tileseg.window import Window
 
 SHAPE = 211, 170
@@ -338,10 +339,28 @@ def test_values_are_scaled_as_the_scene_in_the_middle_asks(training):
         np.array([[10, 16], [7, 7]], np.float32),
     ]
 
-    mean, std = _scaling(training, None, _statistics(("a", "b"), scenes), scenes)
+    each = [tuple(map(statistics_of, some)) for some in scenes]
+    mean, std = _scaling(training, None, _statistics(("a", "b"), scenes), each)
 
     assert mean == (13, 5)
     assert std == (2, 3)
+
+
+def test_tiles_are_drawn_of_a_scene_as_often_as_its_weight_says():
+    """Of each class; without weights alike."""
+    counts = (np.full((2, 3, 2), 50), np.full((3, 1, 2), 100))
+    parts = tuple(np.full(some.shape[:2], TRAINING, np.uint8) for some in counts)
+    closed = (np.empty((0, 4), np.int64),) * 2
+    split = Split(32, 0, parts, closed)
+
+    def shares(weights):
+        lots, random = _Lots(split, counts, weights), np.random.default_rng(0)
+        drawn = [lots.draw(random) for _ in range(4_000)]
+        scenes = np.array([[value, place] for value, (place, _, _) in drawn])
+        return [scenes[scenes[:, 0] == value, 1].mean() for value in (0, 1)]
+
+    assert shares(()) == pytest.approx([0.5, 0.5], abs=0.05)
+    assert shares((1.0, 3.0)) == pytest.approx([0.75, 0.75], abs=0.05)
 
 
 def test_classes_are_those_that_the_labels_name(training):
