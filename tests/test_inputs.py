@@ -175,8 +175,8 @@ def test_a_collection_names_a_scene_for_each_item(archive):
         ("found.json#S2B_31TDG", "S2B_31TDG"),
         ("s3://maps/found.json#a/../b", "a_.._b"),
         ("found.json#..", "_"),
-        ("https://example.org/found.json#a?b", "a?b"),
-        ("a#b.tif", "a#b"),
+        ("https://example.org/found.json#a?b", "a_b"),
+        ("a#b.tif", "a_b"),
     ],
 )
 def test_a_scene_has_a_name_that_is_one_folder(source, expected):

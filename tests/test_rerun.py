@@ -32,6 +32,7 @@ EVERYTHING = {
     "blend": "cosine",
     "confidence": True,
     "polygons": "fgb",
+    "simplify": 12.5,
     "scale": 1.0,
     "offset": -0.1,
     "bands": ("red", 2),

@@ -31,7 +31,7 @@ from tileseg.task import Task
 from tileseg.vectorize import Areas, polygonise
 from tileseg.window import Window
 
-__all__ = ["Overlay", "fitted", "outlines", "overlays"]
+__all__ = ["Overlay", "fitted", "outlines", "overlays", "shards"]
 
 _SIDE = 2048  # pixels of the longer side of a raster, at most
 _BYTES = 2_200_000  # of all rasters together when packed, at most
@@ -93,7 +93,7 @@ def overlays(
         "transform": list(box.transform)[:6],
         "picture": _picture(task, folder / "mask.tif", picture, most),
         "rasters": {name: layer.to_json() for name, layer in rasters.items()},
-        "shards": _shards(task.grid, seconds).to_json()
+        "shards": shards(task.grid, seconds).to_json()
         | {"low": min(seconds.values()), "high": max(seconds.values())},
         "colors": {item.value: f"#{item.color}" for item in card.classes},
         "polygons": outlines(rasters["mask"], box, card.left_out)
@@ -121,7 +121,7 @@ def _read(path: Path, shrink: Shrink, most: int) -> Overlay:
     return fitted(pixels, shrink, most, 2**level)
 
 
-def _shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:
+def shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:
     """Return how long each shard took, 254 the longest; 255 where none is done."""
     area, cells = grid.area, grid.shape
     longest = max(seconds.values()) or 1.0
