@@ -136,7 +136,7 @@ def draw_calibration(scores: Scores, path: Path) -> None:
     for score in scores.values():
         if score.calibration:
             sure, right, count = score.calibration.curve()
-            is_seen = count >= count.sum() / 1000  # fewer say nothing
+            is_seen = count >= max(20, count.sum() / 1000)  # fewer say nothing
             axes.plot(sure[is_seen], right[is_seen], marker="o", label=score.source)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set(xlabel="confidence", ylabel="share that is right")
