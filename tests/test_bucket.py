@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 from making import make_scene, random_pixels
 from obstore.exceptions import GenericError
-from s3 import SECRET, next_second, plain, serve
+from s3 import SECRET, contents, next_second, plain, serve
 
 from tileseg import objects
 from tileseg.bucket import Bucket, open_place
@@ -82,6 +82,31 @@ def succeed(job):
     assert record.error is None
     assert record.values["exit_code"] == ExitCode.OK
     return record.values
+
+
+def test_a_scene_that_came_again_is_brought_up_to_date(job, output, server, tmp_path):
+    pixels = random_pixels(130, 171)
+    facts = {"input": str(tmp_path / "scene.tif"), "incremental": True}
+    make_scene(tmp_path / "scene.tif", pixels)
+    succeed(job(**facts))
+    pixels[:, 110:115, 150:160] = 4321  # of the last of four shards
+    make_scene(tmp_path / "scene.tif", pixels)
+
+    values = succeed(job(**facts))
+    other = succeed(job(**facts, output=f"{output} too"))
+
+    assert values["counts"]["shards_unchanged"] == 3
+    assert other["counts"]["shards_unchanged"] == 0
+    found, wanted = (
+        {
+            path.rpartition("/")[2]: data
+            for path, data in contents(place, server).items()
+            if path.endswith((".tif", "shards.json"))
+        }
+        for place in (output, f"{output} too")
+    )
+    assert found == wanted
+    assert found.keys() == {"mask.tif", "confidence.tif", "shards.json"}
 
 
 def listed(output):

@@ -28,13 +28,13 @@ KEYS = {
     "grid engine counts pixels hectares seams rates decode precision_check memory "
     "verdict failures outputs",
     "seconds": "total open plan work load read wait forward hold write stitch verify "
-    "vectorize",
+    "vectorize compare",
     "scene": "href width height bands dtype crs transform nodata sha256",
     "model": "name version sha256 classes",
     "grid": "tile halo stride shard blend",
     "engine": "kind workers devices precision batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
-    "shards_failed retries worker_restarts",
+    "shards_unchanged shards_failed retries worker_restarts",
     "pixels": "total nodata by_class",
     "seams": "border inside ratio",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",

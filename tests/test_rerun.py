@@ -56,6 +56,7 @@ EVERYTHING = {
     "tta": "d4",
     "margin": True,
     "entropy": True,
+    "incremental": True,
 }
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from making import make_model, make_scene, random_pixels
 
 from tileseg.job import run
+from tileseg.maker import Maker
 from tileseg.model import Network
 from tileseg.reader import Reader
 from tileseg.settings import Job
 from tileseg.verdict import ENDS, STAGES, Spent, Verdict, judge
-from tileseg.worker import Worker
 
 SECONDS = st.floats(0, 1e6)
 LIMITS = {"start", *STAGES, "idle", *ENDS, "publish"}
@@ -148,7 +148,7 @@ def judged(facts, tmp_path, **options):
     [
         ("read", Reader, "_read", 1.2),  # of three runs
         ("forward", Network, "__call__", 0.5),  # of 12 batches, two at a time
-        ("write", Worker, "_write_layer", 0.3),  # of 12 shards
+        ("write", Maker, "_write_layer", 0.3),  # of 12 shards
     ],
 )
 def test_a_stage_that_is_slow_is_what_limits(

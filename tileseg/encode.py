@@ -40,7 +40,7 @@ __all__ = [
     "sketch_of",
 ]
 
-SHARD_FORMAT = 5
+SHARD_FORMAT = 6
 """Of the files that workers make; another number, and none is used again."""
 
 _BLOCK, _SMALL_BLOCK = 512, 256

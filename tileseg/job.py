@@ -169,7 +169,9 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 _check_free(place, held, task)
                 task.identity.remember(work)
                 watched = _while(lock, progress)
-                ledger, receipts = carry_out(task, plan, staff, record, watched)
+                ledger, receipts = carry_out(
+                    task, plan, staff, record, watched, held=held
+                )
                 task.identity.check_unchanged()
                 build(task, ledger, receipts, record, folder)
                 _close(place, record, folder)
@@ -185,7 +187,9 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
 
 def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -> None:
     job, request = task.job, task.request_id
-    publish.check_free(place, held, request, href=job.href, overwrite=job.overwrite)
+    is_same_scene = (held or {}).get("scene", {}).get("href") == job.href
+    overwrite = job.overwrite or (job.incremental and is_same_scene)
+    publish.check_free(place, held, request, href=job.href, overwrite=overwrite)
 
 
 def _plan(task: Task, staff: Staff, record: Record) -> Plan:
@@ -224,14 +228,32 @@ def _while(lock: Hold, progress: Progress) -> Progress:
     return checked
 
 
-def carry_out(
-    task: Task, plan: Plan, staff: Staff, record: Record, progress: Progress
+def carry_out(  # noqa: PLR0913  (a job's five, and what it may begin with)
+    task: Task,
+    plan: Plan,
+    staff: Staff,
+    record: Record,
+    progress: Progress,
+    *,
+    held: dict[str, Any] | None = None,
 ) -> tuple[Ledger, dict[Shard, Receipt]]:
-    """Make every shard, with smaller batches where the device's memory demands it."""
+    """Make every shard, with smaller batches where the device's memory demands it.
+
+    Args:
+        task: the job.
+        plan: what is done.
+        staff: who does it.
+        record: told of it.
+        progress: likewise, while it goes on.
+        held: the record of what is published, for a job that is `incremental`.
+    """
     while True:
         ledger = Ledger(open_storage(task.job.workplace), plan)
         try:
-            return ledger, _process(task, ledger, staff, record, progress)
+            receipts = _begin(task, ledger, record, held)
+            return ledger, _process(
+                task, ledger, staff, record, progress, receipts=receipts
+            )
         except DeviceMemoryError as err:
             plan = halved(plan, err)
         # Not within `except`: the error's frames hold what filled the memory, and what
@@ -241,16 +263,45 @@ def carry_out(
         record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
 
 
-def _process(
-    task: Task, ledger: Ledger, staff: Staff, record: Record, progress: Progress
+def _begin(
+    task: Task, ledger: Ledger, record: Record, held: dict[str, Any] | None
 ) -> dict[Shard, Receipt]:
-    """Make every shard that is not done yet; return all receipts."""
+    """Return receipts of the shards that need no network."""
+    receipts = ledger.open()
+    record.reused, record.distrusted = frozenset(receipts), ledger.distrusted
+    if not (held and task.job.incremental):
+        return receipts
+    from tileseg.incremental import find, unchanged
+    from tileseg.worker import Recipe
+
+    before = find(task, ledger.plan, held)
+    if before is None:
+        return receipts
+    maker = Recipe.of(task, ledger, device_of(ledger.plan)).maker()
+    with record.stage("compare"):
+        for receipt in unchanged(task, maker, before, frozenset(receipts)):
+            task.identity.check_unchanged()
+            ledger.record(receipt)
+            receipts[receipt.shard] = receipt
+    record.unchanged = frozenset(receipts) - record.reused
+    logger.info("%s: %d shards as before", task.job.href, len(record.unchanged))
+    return receipts
+
+
+def _process(  # noqa: PLR0913  (see `carry_out`)
+    task: Task,
+    ledger: Ledger,
+    staff: Staff,
+    record: Record,
+    progress: Progress,
+    *,
+    receipts: dict[Shard, Receipt],
+) -> dict[Shard, Receipt]:
+    """Make every shard without a receipt; return all receipts."""
     from tileseg.crew import Failure
     from tileseg.worker import Recipe
 
     engine, stop = staff.engine(task.job), staff.stop
-    receipts = ledger.open()
-    record.reused, record.distrusted = frozenset(receipts), ledger.distrusted
     shards = list(Run(task.grid.shape))
     todo = [shard for shard in shards if shard not in receipts]
     device = device_of(ledger.plan)

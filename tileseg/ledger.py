@@ -98,6 +98,8 @@ class Receipt:
     """Tiles, seconds by stage and pixels decoded since the worker's last receipt."""
     seams: Seams
     """Whether the borders of cores show in it."""
+    seen: str = ""
+    """Digest of what the network saw for it; empty where nobody asked."""
     outside: int = 0
     """Pixels that lie outside the polygons asked for; nodata, whatever they are."""
 
@@ -113,6 +115,7 @@ class Receipt:
             hectares=hectares and {int(k): float(x) for k, x in hectares.items()},
             seams=Seams(*map(int, value["seams"])),
             outside=int(value["outside"]),
+            seen=str(value["seen"]),
             work=dict(value["work"]),
         )
 
@@ -130,6 +133,7 @@ class Receipt:
             "hectares": self.hectares,
             "seams": self.seams,
             "outside": self.outside,
+            "seen": self.seen,
             "work": self.work,
         }
 

@@ -164,6 +164,13 @@ _OPTIONS = (
         help="Replace the result of another plan.",
     ),
     click.option(
+        "--incremental",
+        is_flag=True,
+        default=None,
+        help="Bring the scene's result up to date: only shards whose pixels are others"
+        " than before are computed. Also make shards.json, for the next time.",
+    ),
+    click.option(
         "--allow-partial",
         is_flag=True,
         default=None,

@@ -40,6 +40,7 @@ def build(
 ) -> None:
     """Make every product in `folder`."""
     from tileseg.encode import looks, sketch_of
+    from tileseg.incremental import SHARDS, list_shards
     from tileseg.overlay import overlays
     from tileseg.quicklook import quicklook
     from tileseg.report import report
@@ -74,6 +75,9 @@ def build(
     drawn = quicklook(task, mask, pixels, picture)
     write_whole(folder / "quicklook.png", drawn)
     write_whole(folder / "item.json", item(task, folder))
+    if task.job.incremental:
+        shards = list_shards(ledger.plan, receipts.values())
+        write_whole(folder / SHARDS, shards)
     chart = overlays(task, folder, picture, receipts.values())
     record.finish()
     beside = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}

@@ -33,13 +33,14 @@ __all__ = ["Record", "count_pixels"]
 
 _KEYS: dict[str, str] = {
     "seconds": "total open plan work load read wait forward hold write stitch verify "
-    "vectorize",
+    "vectorize compare",
     "scene": "href width height bands dtype crs transform nodata sha256 etag files",
     "model": "name version sha256 classes members tta",
     "grid": "tile halo stride shard blend area",
     "engine": "kind workers devices precision precision_asked network batch_size",
     "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
-    "shards_distrusted shards_failed retries worker_restarts requests read_retries",
+    "shards_unchanged shards_distrusted shards_failed retries worker_restarts requests "
+    "read_retries",
     "pixels": "total nodata masked outside by_class",
     "seams": "border inside ratio",
     "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
@@ -61,6 +62,7 @@ class Record:
         self.error: Exception | None = None
         self.failures: list[Failure] = []
         self.reused: frozenset[Shard] = frozenset()
+        self.unchanged: frozenset[Shard] = frozenset()
         self.distrusted = 0
         self.is_news = True  # False: it was published before
         self._start = perf_counter()
@@ -221,6 +223,7 @@ class Record:
             "tiles": int(_work(done, "tiles")),
             "tiles_skipped": int(_work(done, "tiles_skipped")),
             "shards_reused": len(self.reused),
+            "shards_unchanged": len(self.unchanged),
             "shards_distrusted": self.distrusted,
             "shards_failed": len(self.failures),
             "requests": int(_work(done, "requests")),
@@ -252,7 +255,8 @@ class Record:
             "decoded_pixels": int(_work(done, "decoded_pixels")),
             "bytes_fetched": int(_work(done, "bytes_fetched")),
         }
-        fresh = [item for item in done if item.shard not in self.reused]
+        old = self.reused | self.unchanged
+        fresh = [item for item in done if item.shard not in old]
         self._spent = replace(
             self._spent, stages={key: _work(fresh, key) for key in _STAGES}
         )

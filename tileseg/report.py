@@ -45,6 +45,7 @@ _NOTES = {
     "failures": "where shards could not be made",
     "quicklook": "scene and mask at a glance",
     "item": "all of this for catalogs (STAC)",
+    "shards": "what the network saw of each shard, for --incremental",
     "run": "all of this for programs, with digests",
 }
 

@@ -116,6 +116,10 @@ class Job:
     """Replace the result of another plan."""
     allow_partial: bool = False
     """Publish with holes where shards failed."""
+    incremental: bool = False
+    """Bring the scene's result up to date: compute only what looks as it did not.
+
+    Also make shards.json, which is needed for it the next time."""
     dry_run: bool = False
     """Say what would be done and do nothing."""
     keep_work: bool = False

@@ -90,6 +90,8 @@ class Task:
         products = ["mask", *job.layers]
         if job.polygons:
             products.append(f"polygons.{job.polygons}")
+        if job.incremental:
+            products.append("shards")
         return {
             "input": self.identity.facts(),
             "scene": digest(self.scene.facts()),

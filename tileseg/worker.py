@@ -1,6 +1,5 @@
 """Read, forward and write overlapped, for one device: runs in, receipts out."""
 
-import hashlib
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator
@@ -9,36 +8,30 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tileseg import averaging, remote, seams
+from tileseg import averaging, remote
 from tileseg.address import is_address
-from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.bus import Ring
-from tileseg.card import NODATA, Card
+from tileseg.card import Card
 from tileseg.device import Device
-from tileseg.encode import block_side, looks, shard_bytes
 from tileseg.ensemble import Ensemble
-from tileseg.gdal import gdal_env
-from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identities
 from tileseg.lanes import ALONE, Threads
-from tileseg.ledger import Artifact, Ledger, Receipt
+from tileseg.ledger import Ledger, Receipt
+from tileseg.maker import Maker
 from tileseg.memory import rss_mb
 from tileseg.model import Network
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
 from tileseg.predict import Predictor, Scaling
+from tileseg.prints import Prints
 from tileseg.reader import Reader
 from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
-from tileseg.settings import LAYERS, is_remote
+from tileseg.settings import is_remote
 from tileseg.shelf import cut
-from tileseg.simplify import Manner, polygonise_simply, tolerance_of
 from tileseg.sketch import Sketch
 from tileseg.task import Task
 
@@ -76,6 +69,8 @@ class Recipe:
     """Metres that their borders are simplified by."""
     folder: str
     """The plan's directory, wherever it is."""
+    prints: bool = False
+    """Whether receipts are to say what was seen, see `Prints`."""
     hosts: tuple[str, ...] = ()
     """Those that may be read from, wherever they are."""
     threads: Threads = ALONE
@@ -99,6 +94,7 @@ class Recipe:
             polygons=bool(task.job.polygons),
             simplify=task.job.simplify,
             folder=ledger.folder.address,
+            prints=task.job.incremental,
             hosts=task.job.hosts,
         )
 
@@ -126,6 +122,18 @@ class Recipe:
         """Return the recipe for a worker on a device of its own."""
         return replace(self, device=device, threads=threads)
 
+    def maker(self) -> Maker:
+        """Return what makes shards' files of labels."""
+        return Maker(
+            grid=self.grid,
+            geobox=self.scene.geobox,
+            ensemble=self.ensemble,
+            polygons=self.polygons,
+            simplify=self.simplify,
+            folder=open_storage(self.folder),
+            outline=self.outline,
+        )
+
     def network(self) -> Network:
         """Load the networks of the ensemble, which answer as one."""
         return averaging.load(self.ensemble, self.device)
@@ -144,7 +152,6 @@ class Worker:
         start = perf_counter()
         self._recipe = recipe
         self._enough = enough or threading.Event()
-        self._folder = open_storage(recipe.folder)
         grid = recipe.grid
         self._blend = Blend(grid.stride, grid.halo, recipe.blend)
         self._predictor = Predictor(
@@ -164,7 +171,9 @@ class Worker:
             empty=Ring(self._predictor.bus.buffer, _STRIPS),
         )
         self._sketch = Sketch(grid, recipe.scene, recipe.bands)
+        self._prints = Prints(grid, ring=self._blend.ring) if recipe.prints else None
         self._stencil = Stencil(recipe.outline) if recipe.outline else None
+        self._maker = recipe.maker()
         self.loaded_mb = rss_mb()
         """What this process held when the network was loaded."""
         self._seconds = dict.fromkeys(("read", "wait", "hold", "write"), 0.0)
@@ -216,6 +225,8 @@ class Worker:
             strips = self._reader.strips(run, ring=self._blend.ring)
             for strip in self._timed(strips, "read"):
                 self._sketch.add(run, strip)
+                if self._prints:
+                    self._prints.add(run, strip)
                 yield run, self._asked(strip)
 
     def _rest(
@@ -258,63 +269,16 @@ class Worker:
         """Write a shard's files and return its receipt."""
         start = perf_counter()
         shard, rows = item
-        window = self._recipe.grid.pixels(shard)
-        box = self._recipe.scene.geobox.crop(window)
-        artifacts = {
-            product: self._write_layer(shard, product, pixels, box)
-            for product, pixels in {"mask": rows.labels, **rows.layers}.items()
-        }
-        if self._recipe.polygons:
-            artifacts["polygons"] = self._write_pieces(shard, rows)
-        pixels, hectares = _tally(rows.labels, box, len(self._recipe.card.classes))
-        outside = 0
-        if self._stencil:
-            outside = int((~self._stencil.inside(window)).sum())
+        receipt = self._maker.make(
+            shard,
+            rows,
+            masked=0 if rows.masked is None else int(rows.masked.sum()),
+            sketch=self._sketch.take(shard),
+            seen=self._prints.take(shard) if self._prints else "",
+        )
         with self._lock:
             self._seconds["write"] += (perf_counter() - start) / _WRITERS
-            work = self._since_last()
-        return Receipt(
-            shard=shard,
-            artifacts=artifacts,
-            pixels=pixels,
-            masked=0 if rows.masked is None else int(rows.masked.sum()),
-            hectares=hectares,
-            seams=seams.look_at(rows.labels, window, self._recipe.grid.stride),
-            outside=outside,
-            work=work,
-        )
-
-    def _write_layer(
-        self, shard: Shard, product: str, pixels: NDArray[np.uint8], box: GeoBox
-    ) -> Artifact:
-        suffix = "" if product == "mask" else f".{product}"
-        look = looks(self._recipe.ensemble, LAYERS)[product]
-        with gdal_env():
-            data = shard_bytes(
-                pixels,
-                box,
-                overviews=look.overviews,
-                block=block_side(self._recipe.grid.shard),
-                sketch=self._sketch.take(shard) if product == "mask" else b"",
-            )
-        return self._write_artifact(f"shards/{shard.name}{suffix}.tif", data)
-
-    def _write_pieces(self, shard: Shard, rows: LabelRows) -> Artifact:
-        window = self._recipe.grid.pixels(shard)
-        box = self._recipe.scene.geobox.crop(window)
-        manner = Manner(
-            nodata=(NODATA,),
-            left_out=self._recipe.card.left_out,
-            tolerance=tolerance_of(self._recipe.simplify, box),
-        )
-        pieces = polygonise_simply(rows.labels, rows.confidence, window, manner)
-        return self._write_artifact(
-            f"shards/{shard.name}.polygons.npz", pieces.to_bytes()
-        )
-
-    def _write_artifact(self, name: str, data: bytes) -> Artifact:
-        self._folder.write(name, data)
-        return Artifact(name, len(data), hashlib.sha256(data).hexdigest())
+            return replace(receipt, work=self._since_last())
 
     def _since_last(self) -> dict[str, float]:
         """Return what was counted since the last receipt."""
@@ -331,16 +295,3 @@ class Worker:
         since = {key: n - self._reported.get(key, 0) for key, n in total.items()}
         self._reported = total
         return since
-
-
-def _tally(
-    labels: NDArray[np.uint8], box: GeoBox, classes: int
-) -> tuple[dict[int, int], dict[int, float] | None]:
-    """Return pixels by mask value (nodata too) and hectares by class value."""
-    counts = np.stack([np.bincount(row, minlength=NODATA + 1) for row in labels])
-    area = row_hectares(box)
-    values = (*range(classes), NODATA)
-    pixels = {value: int(counts[:, value].sum()) for value in values}
-    if area is None:
-        return pixels, None
-    return pixels, {value: float(area @ counts[:, value]) for value in range(classes)}

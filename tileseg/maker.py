@@ -1,0 +1,128 @@
+"""A shard's labels and layers -> its files, and the receipt for them."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tileseg import seams
+from tileseg.area import row_hectares
+from tileseg.card import NODATA
+from tileseg.encode import block_side, looks, shard_bytes
+from tileseg.ensemble import Ensemble
+from tileseg.gdal import gdal_env
+from tileseg.geobox import GeoBox
+from tileseg.grid import Grid, Shard
+from tileseg.ledger import Artifact, Receipt
+from tileseg.picture import LabelRows
+from tileseg.region import Stencil
+from tileseg.settings import LAYERS
+from tileseg.simplify import Manner, polygonise_simply, tolerance_of
+from tileseg.storage import Storage
+
+__all__ = ["Maker"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Maker:
+    """What a shard's files depend on, beside its pixels."""
+
+    grid: Grid
+    geobox: GeoBox
+    """Of the scene."""
+    ensemble: Ensemble
+    polygons: bool
+    simplify: float | None
+    """Metres that their borders are simplified by."""
+    folder: Storage
+    """The plan's directory."""
+    outline: bytes | None
+    """What of the grid's area is asked for, see `Region`; None for all."""
+    _stencil: Stencil | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Unpack the outline, once."""
+        stencil = Stencil(self.outline) if self.outline else None
+        object.__setattr__(self, "_stencil", stencil)
+
+    def make(
+        self, shard: Shard, rows: LabelRows, *, masked: int, sketch: bytes, seen: str
+    ) -> Receipt:
+        """Write a shard's files; what its making took is not in the receipt.
+
+        Args:
+            shard: which one.
+            rows: all of its pixels.
+            masked: how many of them only a mask makes invalid.
+            sketch: what of the scene is shown there, see `Sketch`.
+            seen: digest of what the network saw, see `Prints`; empty for none.
+        """
+        window = self.grid.pixels(shard)
+        box = self.geobox.crop(window)
+        artifacts = {
+            product: self._write_layer(shard, product, pixels, box, sketch)
+            for product, pixels in {"mask": rows.labels, **rows.layers}.items()
+        }
+        if self.polygons:
+            artifacts["polygons"] = self._write_pieces(shard, rows, box)
+        pixels, hectares = _tally(rows.labels, box, len(self.ensemble.card.classes))
+        outside = self._stencil and int((~self._stencil.inside(window)).sum())
+        return Receipt(
+            shard=shard,
+            artifacts=artifacts,
+            pixels=pixels,
+            masked=masked,
+            hectares=hectares,
+            seams=seams.look_at(rows.labels, window, self.grid.stride),
+            outside=outside or 0,
+            seen=seen,
+            work={},
+        )
+
+    def _write_layer(
+        self,
+        shard: Shard,
+        product: str,
+        pixels: NDArray[np.uint8],
+        box: GeoBox,
+        sketch: bytes,
+    ) -> Artifact:
+        suffix = "" if product == "mask" else f".{product}"
+        look = looks(self.ensemble, LAYERS)[product]
+        with gdal_env():
+            data = shard_bytes(
+                pixels,
+                box,
+                overviews=look.overviews,
+                block=block_side(self.grid.shard),
+                sketch=sketch if product == "mask" else b"",
+            )
+        return self._write(f"shards/{shard.name}{suffix}.tif", data)
+
+    def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:
+        manner = Manner(
+            nodata=(NODATA,),
+            left_out=self.ensemble.card.left_out,
+            tolerance=tolerance_of(self.simplify, box),
+        )
+        window = self.grid.pixels(shard)
+        pieces = polygonise_simply(rows.labels, rows.confidence, window, manner)
+        return self._write(f"shards/{shard.name}.polygons.npz", pieces.to_bytes())
+
+    def _write(self, name: str, data: bytes) -> Artifact:
+        self.folder.write(name, data)
+        return Artifact(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _tally(
+    labels: NDArray[np.uint8], box: GeoBox, classes: int
+) -> tuple[dict[int, int], dict[int, float] | None]:
+    """Return pixels by mask value (nodata too) and hectares by class value."""
+    counts = np.stack([np.bincount(row, minlength=NODATA + 1) for row in labels])
+    area = row_hectares(box)
+    values = (*range(classes), NODATA)
+    pixels = {value: int(counts[:, value].sum()) for value in values}
+    if area is None:
+        return pixels, None
+    return pixels, {value: float(area @ counts[:, value]) for value in range(classes)}
