@@ -144,6 +144,31 @@ def test_a_raster_of_another_grid_is_read_by_its_nearest_pixel(mask, tmp_path):
     assert_array_equal(found.confusion.counts, counted(patchy(1), patchy(0)))
 
 
+def test_the_same_numbers_in_another_zone_are_another_place(mask, tmp_path):
+    """Tiles of Sentinel-2 are called alike in every zone of UTM."""
+    truth = write(tmp_path / "truth.tif", patchy(1), crs="EPSG:32632")
+
+    with pytest.raises(UsageError, match="says nothing of any pixel"):
+        evaluate(Question(mask=mask, reference=truth))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_what_a_mask_in_the_file_hides_is_not_known(mask, tmp_path, shift):
+    """On the mask's grid, and on another one."""
+    place = NORTH_UP @ Affine.translation(0, -shift)
+    labels = np.pad(patchy(1), ((shift, 0), (0, 0))).clip(0, 2)
+    truth = write(tmp_path / "truth.tif", labels, place=place, nodata=None)
+    is_seen = np.indices(SHAPE).sum(axis=0) % 3 > 0
+    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
+    with inside, rasterio.open(truth, "r+") as dataset:
+        dataset.write_mask(np.pad(is_seen, ((shift, 0), (0, 0))))
+
+    found = evaluate(Question(mask=mask, reference=truth))
+
+    wanted = np.where(is_seen, patchy(1).clip(0, 2), 255)
+    assert_array_equal(found.confusion.counts, counted(wanted, patchy(0)))
+
+
 def test_beyond_a_smaller_raster_nothing_is_known(mask, tmp_path):
     """Not even where it has no nodata value."""
     part = np.where(patchy(1) == 255, 1, patchy(1))[:20, 10:30]

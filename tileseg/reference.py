@@ -12,6 +12,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
+from rasterio.crs import CRS as RasterioCRS  # noqa: N811  (pyproj has a CRS too)
 from rasterio.enums import Resampling
 from rasterio.errors import CRSError
 from rasterio.features import rasterize
@@ -19,7 +20,7 @@ from rasterio.vrt import WarpedVRT
 
 from tileseg.card import NODATA
 from tileseg.errors import InputError, UsageError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, hidden, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.vectors import Features, read_features
 from tileseg.window import Window
@@ -208,7 +209,9 @@ def _raster(path: str, box: GeoBox, legend: Legend) -> Iterator["_Raster"]:
 def _warped(dataset: Any, box: GeoBox, path: str) -> Iterator[Any]:  # noqa: ANN401  (rasterio is untyped)
     """Yield the dataset on the mask's grid."""
     here = dataset.transform, dataset.shape
-    if here == (box.transform, (box.height, box.width)):
+    is_one_grid = here == (box.transform, (box.height, box.width))
+    # The same numbers in another zone are another place: of Sentinel-2's tiles, say.
+    if is_one_grid and _is_one_crs(dataset.crs, box.crs):
         yield dataset
         return
     if box.crs is None or dataset.crs is None:
@@ -219,6 +222,11 @@ def _warped(dataset: Any, box: GeoBox, path: str) -> Iterator[Any]:  # noqa: ANN
         width=box.width, resampling=Resampling.nearest, add_alpha=True,
     ) as there:  # fmt: skip
         yield there
+
+
+def _is_one_crs(crs: Any, wkt: str | None) -> bool:  # noqa: ANN401  (rasterio is untyped)
+    """Return whether two are the same, or one of them is not known."""
+    return crs is None or wkt is None or crs == RasterioCRS.from_wkt(wkt)
 
 
 class _Raster:
@@ -241,6 +249,8 @@ class _Raster:
         is_known = np.ones(stored.shape, np.bool_)
         if self._dataset.count > 1 and isinstance(self._dataset, WarpedVRT):
             is_known = self._dataset.read(self._dataset.count, window=window.slices) > 0
+        elif (unseen := hidden(self._dataset, window)) is not None:
+            is_known = ~unseen
         if self._nodata is not None:
             is_known &= stored != self._nodata
         labels = np.full(stored.shape, NODATA, np.uint8)
