@@ -347,6 +347,23 @@ def test_the_command_prints_tables_json_and_a_picture(mask, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_sample_that_is_too_small_says_what_it_lacks(mask, tmp_path):
+    """Two places of each mapped class estimate areas, and draw them; else who lacks."""
+    labels, places = patchy(0), []
+    for value in range(3):
+        places += [(*at, "water") for at in np.argwhere(labels == value)[:2].tolist()]
+
+    whole, part = (
+        evaluate(Question(mask=mask, reference=write_points(tmp_path / "p", some)))
+        for some in (places, places[:-1])
+    )
+
+    assert "of the area is mapped right" in as_text(whole)
+    assert "no areas" not in as_text(whole)
+    assert as_text(part).endswith("no areas: fewer than 2 places are mapped rock")
+    assert len(as_picture(whole)) > len(as_picture(part))
+
+
 def test_every_class_is_named_in_text_and_picture(mask):
     found = evaluate(Question(mask=mask, reference=mask))
 
