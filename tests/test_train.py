@@ -409,6 +409,30 @@ def test_what_cannot_be_gone_on_from_is_refused(training, tmp_path):
         train(replace(training, base=str(tmp_path)))
 
 
+def test_the_time_left_counts_all_that_takes_time(training, caplog):
+    """Not the steps alone: on a GPU reading may take longer."""
+    caplog.set_level("INFO")
+
+    train(replace(training, epochs=1), told=lambda *_: time.sleep(0.2))
+
+    (said,) = re.findall(r"epoch 1 of 1: .*; (\d+) ms a step", caplog.text)
+    metrics = json.loads((training.folder / "metrics.json").read_text())
+    assert int(said) > 200 + metrics["ms_per_step"]
+
+
+def test_a_class_that_no_score_speaks_of_is_named(training, caplog):
+    """All of it lies in one block, which is for training, as every class must be."""
+    classes = rasterio.open(training.labels[0]).read(1)
+    classes[40:44, 40:44] = 2
+    path = training.folder.with_name("three.tif")
+    rare = write(path, classes, tags=("dark", "bright", "rare"))
+
+    train(replace(training, labels=(rare,), epochs=1, steps=1, test=0.0))
+
+    assert "no label of rare lies in blocks for validation" in caplog.text
+    assert "for test" not in caplog.text
+
+
 def test_training_ends_when_nothing_gets_better(training):
     still = replace(training, learning_rate=1e-12, epochs=9, patience=2)
 

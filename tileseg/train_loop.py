@@ -65,6 +65,7 @@ class Loop:
             OtherPlanError: the work is another training's.
         """
         self._training, self._found, self._stop = training, found, stop
+        self._began, self._first = monotonic(), 0  # of this attempt: time, and step
         self.team = team
         self._device = resolve_device(training.device)
         with _faults(self._device.name):
@@ -95,6 +96,7 @@ class Loop:
         Raises:
             StopSignal: somebody asked to stop; where it stands is written.
         """
+        self._began, self._first = monotonic(), self.progress.step
         with _faults(self._device.name), self._stop.patient():
             while not (self._is_over() or self._stop.error):
                 self._epoch(told)
@@ -214,7 +216,7 @@ class Loop:
     def _line(self, epoch: dict[str, float]) -> str:
         """Say how an epoch went, and how long the others may take."""
         epochs, training = self.progress.epochs, self._training
-        pace = self.progress.seconds / self.progress.step
+        pace = self._pace()
         left = (training.epochs - len(epochs)) * training.steps * pace
         text = f"epoch {len(epochs)} of {training.epochs}: loss {epoch['loss']:.3f}"
         if "macro_f1" in epoch:
@@ -222,6 +224,13 @@ class Loop:
             text += f", macro-F1 {epoch['macro_f1']:.3f}"
             text += f" (best {best:.3f}, epoch {self.best_epoch})"
         return f"{text}; {1000 * pace:.0f} ms a step, about {left / 60:.0f} min left"
+
+    def _pace(self) -> float:
+        """Return seconds a step, with all around it: reading, judging, waiting."""
+        steps = self.progress.step - self._first
+        if not steps:  # an attempt that had only to judge
+            return self.progress.seconds / self.progress.step
+        return (monotonic() - self._began) / steps
 
     def _save(self) -> None:
         if self.team.rank == 0:
