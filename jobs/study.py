@@ -266,11 +266,11 @@ def by_forests(places: Sequence[Place], names: tuple[str, ...]) -> Iterator[Scor
         own[place.source] = [p for p in places[:-1] if p.source == place.source]
     own[CHECKS] = own[places[0].source]
     for is_wide, seen in ((False, "pixel"), (True, f"{AROUND} × {AROUND}")):
-        together = forest(places[:-1], is_wide=is_wide)
+        of_all = forest(places[:-1], is_wide=is_wide)
         for source, learnt in own.items():
             alone = forest(learnt, is_wide=is_wide)
             for place in (p for p in places if p.source == source):
-                for way, trees in (("all", together), ("own", alone)):
+                for way, trees in (("all", of_all), ("own", alone)):
                     found = by_forest(place, trees, names, is_wide=is_wide)
                     yield Score(source, f"forest, {seen}, {way}", found)
 

@@ -402,6 +402,8 @@ def test_labels_may_be_points(training, tmp_path):
     ("changes", "words"),
     [
         ({"unit": "reflectance", "scale": None}, "scale and offset tags"),
+        ({"unit": "reflectance", "scale": 0.0}, "scale 0 and offset 0 .* tags"),
+        ({"unit": "reflectance", "scale": np.inf}, "scale inf and offset 0 .* tags"),
         ({"classes": ("water", "land")}, "class 'rock' is not"),
         ({"classes": (*CLASSES, "ice")}, "no labels of class 'ice'"),
         ({"bands": ("row", "nir")}, "no band 'nir'"),

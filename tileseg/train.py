@@ -32,7 +32,7 @@ from tileseg.survey import Survey, survey
 from tileseg.task import refuse_vanishing
 from tileseg.team import ALONE, Team
 from tileseg.train_checkpoint import forget_checkpoint
-from tileseg.train_loop import Loop, Told
+from tileseg.train_loop import Listener, Loop
 from tileseg.train_settings import Settled, Training
 from tileseg.unet import UNet
 
@@ -50,7 +50,9 @@ def _nobody(_done: int, _total: int) -> None:
     """Tell nobody."""
 
 
-def train(training: Training, stop: Stop | None = None, told: Told = _nobody) -> Card:
+def train(
+    training: Training, stop: Stop | None = None, told: Listener = _nobody
+) -> Card:
     """Train a network and write its model folder; go on where a killed one stopped.
 
     The same inputs, options and numbers of workers and threads give the same weights on
@@ -100,7 +102,7 @@ def _learn(
     found: Survey,
     team: Team,
     stop: Stop,
-    told: Told,
+    told: Listener,
 ) -> None:
     """Train a network, as one of a team, and write its folder."""
     torch.manual_seed(training.seed)
@@ -110,7 +112,7 @@ def _learn(
     _finish(training, found, loop)
 
 
-def _on_ray(learn: "Member", training: Training, stop: Stop, told: Told) -> None:
+def _on_ray(learn: "Member", training: Training, stop: Stop, told: Listener) -> None:
     """Let Ray's workers learn.
 
     Raises:

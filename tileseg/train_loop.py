@@ -28,7 +28,7 @@ from tileseg.train_checkpoint import read_checkpoint, write_checkpoint
 from tileseg.train_settings import Training
 from tileseg.train_tiles import Batch
 
-__all__ = ["Loop", "Told", "rate_at"]
+__all__ = ["Listener", "Loop", "rate_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _AHEAD = 3  # batches that are drawn meanwhile
 _SAVE_SECONDS = 60.0  # between checkpoints, at most
 _PIXELS = 1 << 18  # judged, whose logits are kept for the calibration, about
 
-Told = Callable[[int, int], None]
+Listener = Callable[[int, int], None]
 """Is told the tiles seen, and all tiles."""
 
 
@@ -90,7 +90,7 @@ class Loop:
         scores = [epoch.get("macro_f1", n) for n, epoch in enumerate(epochs)]
         return int(np.argmax(np.nan_to_num(scores))) + 1 if scores else 0
 
-    def run(self, told: Told) -> None:
+    def run(self, told: Listener) -> None:
         """Train until all epochs are done, or the last ones brought nothing.
 
         Raises:
@@ -130,7 +130,7 @@ class Loop:
         is_stale = epochs - self.best_epoch >= training.patience
         return epochs >= training.epochs or (is_stale and training.validation > 0)
 
-    def _epoch(self, told: Told) -> None:
+    def _epoch(self, told: Listener) -> None:
         """Train from where it stands to the epoch's end, and judge; or stop."""
         training, progress = self._training, self.progress
         end = (len(progress.epochs) + 1) * training.steps

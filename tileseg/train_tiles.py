@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,11 +155,13 @@ def check_scales(place: Place) -> None:
         UsageError: it does not.
     """
     for band in place.bands:
-        if (band.scale, band.offset) == (1.0, 0.0):
+        says = band.scale, band.offset
+        if says == (1.0, 0.0) or not (all(map(isfinite, says)) and band.scale):
             msg = (
-                f"{place.scene.href}: band {band.index} has no GDAL scale and offset "
-                "tags, by which values become reflectance; set them, or train on the "
-                "values as stored (--unit dn)"
+                f"{place.scene.href}: band {band.index} says scale {band.scale:g} and "
+                f"offset {band.offset:g} (1 and 0: nothing), by which values become no "
+                "reflectance: set its GDAL scale and offset tags, or train on the "
+                "values as they are (--unit dn)"
             )
             raise UsageError(msg)
 
