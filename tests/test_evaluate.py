@@ -153,19 +153,30 @@ def test_the_same_numbers_in_another_zone_are_another_place(mask, tmp_path):
 
 
 @pytest.mark.parametrize("shift", [0, 1])
-def test_what_a_mask_in_the_file_hides_is_not_known(mask, tmp_path, shift):
+@pytest.mark.parametrize("way", ["mask", "alpha"])
+def test_what_the_file_itself_hides_is_not_known(mask, tmp_path, way, shift):
     """On the mask's grid, and on another one."""
-    place = NORTH_UP @ Affine.translation(0, -shift)
     labels = np.pad(patchy(1), ((shift, 0), (0, 0))).clip(0, 2)
-    truth = write(tmp_path / "truth.tif", labels, place=place, nodata=None)
-    is_seen = np.indices(SHAPE).sum(axis=0) % 3 > 0
-    inside = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True)
-    with inside, rasterio.open(truth, "r+") as dataset:
-        dataset.write_mask(np.pad(is_seen, ((shift, 0), (0, 0))))
+    is_seen = np.indices(labels.shape).sum(axis=0) % 3 > 0
+    truth = tmp_path / "truth.tif"
+    alpha = {"count": 2, "alpha": "yes"} if way == "alpha" else {"count": 1}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            truth, "w", driver="GTiff", height=labels.shape[0], width=labels.shape[1],
+            dtype="uint8", crs=UTM, **alpha,
+            transform=NORTH_UP @ Affine.translation(0, -shift),
+        ) as dataset,
+    ):  # fmt: skip
+        dataset.write(labels, 1)
+        if way == "alpha":
+            dataset.write(np.where(is_seen, 255, 0).astype(np.uint8), 2)
+        else:
+            dataset.write_mask(is_seen)
 
-    found = evaluate(Question(mask=mask, reference=truth))
+    found = evaluate(Question(mask=mask, reference=str(truth)))
 
-    wanted = np.where(is_seen, patchy(1).clip(0, 2), 255)
+    wanted = np.where(is_seen, labels, 255)[shift:]
     assert_array_equal(found.confusion.counts, counted(wanted, patchy(0)))
 
 
@@ -194,6 +205,8 @@ def test_classes_are_told_by_name_and_may_be_renamed(mask, tmp_path):
 
     with pytest.raises(UsageError, match=r"class 41 .*0 water.*--rename 41=CLASS"):
         evaluate(Question(mask=mask, reference=truth))
+    with pytest.raises(UsageError, match=r"class 41, renamed 'wet', is not one of"):
+        evaluate(Question(mask=mask, reference=truth, renamed={"41": "wet"}))
     renamed = {"41": "water", "42": "1", "300": "255"}
     found = evaluate(Question(mask=mask, reference=truth, renamed=renamed))
     by_name = evaluate(Question(mask=mask, reference=named))

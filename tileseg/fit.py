@@ -125,7 +125,7 @@ def _as_dict(item: Answer | BandFit) -> dict[str, Any]:
 def compare(job: Job) -> Fit:
     """Compare a job's scene, or what is asked for of it, with its model.
 
-    Some hundred blocks are read at most.
+    Blocks in 64 places are read at most.
 
     Raises:
         TilesegError: one of them cannot be opened.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS as RasterioCRS  # noqa: N811  (pyproj has a CRS too)
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
@@ -92,9 +92,10 @@ class Legend:
         if text.isdecimal() and (int(text) < len(self.names) or int(text) == NODATA):
             return int(text)
         known = ", ".join(f"{n} {name}" for n, name in enumerate(self.names))
+        renamed = f", renamed {text!r}," if text != str(value) else ""
         msg = (
-            f"{self.path}: class {value!r} is not one of {known}; say which of these "
-            f"it is, or 255 for none: --rename {value}=CLASS"
+            f"{self.path}: class {value!r}{renamed} is not one of {known}; say which "
+            f"of these it is, or 255 for none: --rename {value}=CLASS"
         )
         raise UsageError(msg)
 
@@ -217,9 +218,10 @@ def _warped(dataset: Any, box: GeoBox, path: str) -> Iterator[Any]:  # noqa: ANN
     if box.crs is None or dataset.crs is None:
         msg = f"{path}: is on another grid than its raster, and not both have a CRS"
         raise UsageError(msg)
+    has_alpha = ColorInterp.alpha in dataset.colorinterp
     with WarpedVRT(
         dataset, crs=box.crs, transform=box.transform, height=box.height,
-        width=box.width, resampling=Resampling.nearest, add_alpha=True,
+        width=box.width, resampling=Resampling.nearest, add_alpha=not has_alpha,
     ) as there:  # fmt: skip
         yield there
 
@@ -246,11 +248,8 @@ class _Raster:
 
     def labels(self, window: Window) -> NDArray[np.uint8]:
         stored = self._dataset.read(1, window=window.slices)
-        is_known = np.ones(stored.shape, np.bool_)
-        if self._dataset.count > 1 and isinstance(self._dataset, WarpedVRT):
-            is_known = self._dataset.read(self._dataset.count, window=window.slices) > 0
-        elif (unseen := hidden(self._dataset, window)) is not None:
-            is_known = ~unseen
+        unseen = hidden(self._dataset, window)  # by its alpha, where it was warped
+        is_known = np.ones(stored.shape, np.bool_) if unseen is None else ~unseen
         if self._nodata is not None:
             is_known &= stored != self._nodata
         labels = np.full(stored.shape, NODATA, np.uint8)
