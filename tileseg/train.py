@@ -226,18 +226,32 @@ def _say(found: Survey) -> None:
 def _network(training: Settled, found: Survey) -> nn.Module:
     """Return a network with random weights, or the base's.
 
-    That gets a new last layer where the classes are others.
+    That gets a new last layer where the classes are others, and of one logit a second.
     """
     outputs, base = len(found.classes), found.base
     if base is None:
         width, depth = training.width, training.depth
         return UNet(len(found.bands), outputs, width=width, depth=depth)
     network = load_module(training.base_folder, base)
-    names = [item.name for item in base.classes]
-    if base.outputs != outputs or names != [name for name, _ in found.classes]:
-        last = head(network)
+    last, names = head(network), [item.name for item in base.classes]
+    if names != [name for name, _ in found.classes]:
+        logger.info("%s: other classes, so its last layer is new", training.base)
         network.final_conv = nn.Conv2d(last.in_channels, outputs, kernel_size=1)
+    elif base.outputs == 1:
+        network.final_conv = _with_background(last)
     return network
+
+
+def _with_background(last: nn.Conv2d) -> nn.Conv2d:
+    """Return a layer of two logits, 0 and that of `last`: softmax is its sigmoid."""
+    both = nn.Conv2d(last.in_channels, 2, kernel_size=1)
+    assert both.bias is not None, "it was made with one"
+    assert last.bias is not None, "our U-Net's last layer has one"
+    nn.init.zeros_(both.weight)
+    nn.init.zeros_(both.bias)
+    both.weight.data[1:] = last.weight.data
+    both.bias.data[1:] = last.bias.data
+    return both
 
 
 def _finish(training: Settled, found: Survey, loop: Loop) -> None:
