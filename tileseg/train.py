@@ -212,10 +212,12 @@ def _is_done(training: Training, key: str) -> bool:
 def _say(found: Survey) -> None:
     """Log what there is to learn from, and what no score will speak of."""
     for part, classes in found.labelled().items():
+        if not any(classes.values()):  # nothing was asked for
+            continue
         text = ", ".join(f"{name} {pixels:,}" for name, pixels in classes.items())
         logger.info("%s pixels: %s", part, text)
         missing = [name for name, pixels in classes.items() if not pixels]
-        if 0 < len(missing) < len(classes):
+        if missing:
             text = (
                 "no label of %s lies in blocks for %s, whose scores do not speak of "
                 "it: label more places, or cut other blocks (--block, --seed)"
