@@ -44,7 +44,7 @@ from tileseg.evaluate import Evaluation, Question, evaluate
 from tileseg.item import read_card, write_card
 from tileseg.reference import Points, open_reference
 from tileseg.scene import open_scene
-from tileseg.scores import Calibration, Confusion
+from tileseg.scores import Calibration, Confusion, count_pairs
 from tileseg.seams import add_up, look_at
 from tileseg.settings import default_model
 from tileseg.split import TEST, TRAINING
@@ -266,11 +266,11 @@ def by_forests(places: Sequence[Place], names: tuple[str, ...]) -> Iterator[Scor
         own[place.source] = [p for p in places[:-1] if p.source == place.source]
     own[CHECKS] = own[places[0].source]
     for is_wide, seen in ((False, "pixel"), (True, f"{AROUND} × {AROUND}")):
-        together = forest(places[:-1], is_wide=is_wide)
+        of_all = forest(places[:-1], is_wide=is_wide)
         for source, learnt in own.items():
             alone = forest(learnt, is_wide=is_wide)
             for place in (p for p in places if p.source == source):
-                for way, trees in (("all", together), ("own", alone)):
+                for way, trees in (("all", of_all), ("own", alone)):
                     found = by_forest(place, trees, names, is_wide=is_wide)
                     yield Score(source, f"forest, {seen}, {way}", found)
 
@@ -298,9 +298,7 @@ def by_forest(
     """Say how right a forest is at a place."""
     at = place.known != NODATA
     said = trees.predict(place.features(is_wide=is_wide)[:, at].T)
-    counts = np.zeros((len(names), len(names) + 1), np.int64)
-    np.add.at(counts, (place.known[at], said), 1)
-    return Confusion(names, counts)
+    return Confusion(names, count_pairs(place.known[at], said, len(names)))
 
 
 def by_source(scores: Iterable[Score]) -> dict[tuple[str, str], Score]:

@@ -9,6 +9,7 @@ from making import make_model, make_scene, random_pixels, snapshot
 from tileseg import task
 from tileseg.check import check
 from tileseg.cli import main
+from tileseg.drift import statistics_of
 from tileseg.job import run
 from tileseg.settings import Job
 
@@ -54,7 +55,8 @@ def test_a_plain_scene_has_nothing_odd(ask, tmp_path):
         ({"dtype": "uint32"}, "are rounded"),
         ({"tiled": False, "blockysize": 230}, "strips of 230 rows"),
         ({"transform": Affine.identity(), "crs": None}, "does not say where it lies"),
-        ({"scale": 1.0, "offset": 1.0}, "far from what the model knows"),
+        ({"scale": 1.0, "offset": 1.0}, "1e4 times too large"),
+        ({"offset": 3.0}, "far from what the model knows"),
     ],
 )
 def test_what_is_odd_is_said(ask, tmp_path, profile, said):
@@ -66,6 +68,22 @@ def test_what_is_odd_is_said(ask, tmp_path, profile, said):
     assert code == 0
     assert said in told
     assert all("odd" in line for line in told.splitlines() if said in line)
+
+
+def test_it_doubts_of_values_what_the_job_would(tmp_path):
+    """Another range and a drift, word by word."""
+    valid = (PLAIN > 0).all(axis=0)
+    known = tuple(map(statistics_of, PLAIN[:, valid] * np.float32(1e-4)))
+    model = make_model(tmp_path / "model", statistics=known)
+    scene = make_scene(tmp_path / "scene.tif", PLAIN, offset=0.4)
+    job = Job(input=str(scene), model=str(model), output=str(tmp_path / "out"))
+
+    found = [item.text for item in check(job) if item.topic == "odd"]
+    warned = run(job).values["warnings"]
+
+    assert len(found) == len(warned) == 2
+    for text, warning in zip(found, warned, strict=True):
+        assert warning.endswith(text)
 
 
 def test_sidecars_are_named(ask, tmp_path):

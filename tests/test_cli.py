@@ -537,6 +537,7 @@ def test_info_says_what_a_model_eats(model_path):
     result = CliRunner().invoke(main, ["model", "info", str(model_path)])
 
     assert result.exit_code == 0
+    assert result.stdout.split()[:2] == ["folder", str(model_path)]
     for text in ("blue, green, red", "reflectance", "32", "2 class 2", "sha256"):
         assert text in result.stdout
 

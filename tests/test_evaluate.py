@@ -144,6 +144,42 @@ def test_a_raster_of_another_grid_is_read_by_its_nearest_pixel(mask, tmp_path):
     assert_array_equal(found.confusion.counts, counted(patchy(1), patchy(0)))
 
 
+def test_the_same_numbers_in_another_zone_are_another_place(mask, tmp_path):
+    """Tiles of Sentinel-2 are called alike in every zone of UTM."""
+    truth = write(tmp_path / "truth.tif", patchy(1), crs="EPSG:32632")
+
+    with pytest.raises(UsageError, match="says nothing of any pixel"):
+        evaluate(Question(mask=mask, reference=truth))
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("way", ["mask", "alpha"])
+def test_what_the_file_itself_hides_is_not_known(mask, tmp_path, way, shift):
+    """On the mask's grid, and on another one."""
+    labels = np.pad(patchy(1), ((shift, 0), (0, 0))).clip(0, 2)
+    is_seen = np.indices(labels.shape).sum(axis=0) % 3 > 0
+    truth = tmp_path / "truth.tif"
+    alpha = {"count": 2, "alpha": "yes"} if way == "alpha" else {"count": 1}
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            truth, "w", driver="GTiff", height=labels.shape[0], width=labels.shape[1],
+            dtype="uint8", crs=UTM, **alpha,
+            transform=NORTH_UP @ Affine.translation(0, -shift),
+        ) as dataset,
+    ):  # fmt: skip
+        dataset.write(labels, 1)
+        if way == "alpha":
+            dataset.write(np.where(is_seen, 255, 0).astype(np.uint8), 2)
+        else:
+            dataset.write_mask(is_seen)
+
+    found = evaluate(Question(mask=mask, reference=str(truth)))
+
+    wanted = np.where(is_seen, labels, 255)[shift:]
+    assert_array_equal(found.confusion.counts, counted(wanted, patchy(0)))
+
+
 def test_beyond_a_smaller_raster_nothing_is_known(mask, tmp_path):
     """Not even where it has no nodata value."""
     part = np.where(patchy(1) == 255, 1, patchy(1))[:20, 10:30]
@@ -169,6 +205,8 @@ def test_classes_are_told_by_name_and_may_be_renamed(mask, tmp_path):
 
     with pytest.raises(UsageError, match=r"class 41 .*0 water.*--rename 41=CLASS"):
         evaluate(Question(mask=mask, reference=truth))
+    with pytest.raises(UsageError, match=r"class 41, renamed 'wet', is not one of"):
+        evaluate(Question(mask=mask, reference=truth, renamed={"41": "wet"}))
     renamed = {"41": "water", "42": "1", "300": "255"}
     found = evaluate(Question(mask=mask, reference=truth, renamed=renamed))
     by_name = evaluate(Question(mask=mask, reference=named))
@@ -320,6 +358,23 @@ def test_the_command_prints_tables_json_and_a_picture(mask, tmp_path):
     assert "(ECE)" in tables.stdout
     assert found["classes"][0]["estimated_error"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sample_that_is_too_small_says_what_it_lacks(mask, tmp_path):
+    """Two places of each mapped class estimate areas, and draw them; else who lacks."""
+    labels, places = patchy(0), []
+    for value in range(3):
+        places += [(*at, "water") for at in np.argwhere(labels == value)[:2].tolist()]
+
+    whole, part = (
+        evaluate(Question(mask=mask, reference=write_points(tmp_path / "p", some)))
+        for some in (places, places[:-1])
+    )
+
+    assert "of the area is mapped right" in as_text(whole)
+    assert "no areas" not in as_text(whole)
+    assert as_text(part).endswith("no areas: fewer than 2 places are mapped rock")
+    assert len(as_picture(whole)) > len(as_picture(part))
 
 
 def test_every_class_is_named_in_text_and_picture(mask):

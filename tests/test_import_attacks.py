@@ -91,6 +91,30 @@ def test_code_beside_good_weights_is_refused(tmp_path, attempt):
     assert "posix.system" in attempt(tmp_path / "net.ckpt")
 
 
+# Arguments of a network that are none
+
+
+@pytest.mark.usefixtures("smp")
+@pytest.mark.parametrize("depth", [100, 900, 5_000])
+def test_arguments_in_arguments_without_end_are_refused(tmp_path, attempt, depth):
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    text = f'{{"_model_class": "Unet", "x": {"[" * depth}{"]" * depth}}}'
+    put(saved, "config.json", text.encode())
+    put(saved, "model.safetensors", save({"x": torch.zeros(1)}))
+
+    attempt(saved, codes=(3, 7))
+
+
+def test_a_number_of_bands_without_end_is_refused(tmp_path, attempt):
+    facts = {"model": "unet", "backbone": "resnet18", "in_channels": float("inf")}
+    state = {"model.x": torch.zeros(1)}
+    file = {"state_dict": state, "hyper_parameters": facts}
+    torch.save(file, tmp_path / "net.ckpt")
+
+    assert "no plain value" in attempt(tmp_path / "net.ckpt", codes=(7,))
+
+
 # Bombs
 
 
@@ -409,6 +433,12 @@ FOLDERS = {
         "name": "weights.safetensors",
         "data": save({"x": torch.zeros(1)}),
         "parameters": {"arch": "unet", "decoder_channels": [10**9] * 5},
+    },
+    "too deep": lambda: {
+        "kind": "smp",
+        "name": "weights.safetensors",
+        "data": save({"x": torch.zeros(1)}),
+        "parameters": {"arch": "unet", "x": json.loads("[" * 300 + "]" * 300)},
     },
 }
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tileseg.adopt import Told, adopt
-from tileseg.errors import ModelError
+from tileseg.errors import ModelError, UsageError
 from tileseg.foreign import OnnxNetwork
 from tileseg.recognise import _unwrapped
 from tileseg.unet import UNet
@@ -60,7 +60,7 @@ ANSWERS = {
 }
 
 
-def save_onnx(path, *answers):
+def save_onnx(path, *answers, **says):
     """Write a network with some of these answers: maps, and a vector."""
     onnx = quiet_import("onnx")
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
@@ -84,6 +84,7 @@ def save_onnx(path, *answers):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 9
+    onnx.helper.set_model_props(model, says)
     path.write_bytes(model.SerializeToString())
     return path
 
@@ -125,3 +126,20 @@ def test_of_one_answer_nothing_is_said(tmp_path, caplog):
     adopt(path, TOLD, folder_name="net")
 
     assert not caplog.text
+
+
+@pytest.mark.parametrize("tile", ["Infinity", "[64]", "1e999", '"wide"'])
+def test_metadata_that_is_none_is_said_to_be(tmp_path, tile):
+    path = save_onnx(tmp_path / "net.onnx", "classes", tiles_size=tile)
+
+    with pytest.raises(ModelError, match="its metadata cannot be read"):
+        adopt(path, TOLD, folder_name="net")
+
+
+@pytest.mark.parametrize("tile", [8, 10**12])
+def test_a_tile_that_no_job_could_use_is_asked_for(tmp_path, tile):
+    """Before anything is tried with it: memory, and time, would not end."""
+    path = save_onnx(tmp_path / "net.onnx", "classes", tiles_size=f"{tile}")
+
+    with pytest.raises(UsageError, match=f"tile is of {tile} pixels.*--tile"):
+        adopt(path, TOLD, folder_name="net")

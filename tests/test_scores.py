@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import metrics
 
-from tileseg.scores import Calibration, Confusion, estimate_areas
+from tileseg.scores import Calibration, Confusion, count_pairs, estimate_areas
 
 NODATA = 255
 
@@ -38,6 +38,7 @@ def test_scores_are_scikit_learns(drawn):
     """Nodata is a class that nothing truly is."""
     truth, mapped, classes = drawn
     found = counted(*drawn)
+    assert_array_equal(count_pairs(*drawn), found.counts)
     present = sorted(set(truth) | set(mapped) - {NODATA})
     others = {"labels": present, "zero_division": 0}
 

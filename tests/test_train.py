@@ -400,6 +400,30 @@ def test_going_on_with_other_classes_makes_a_new_head_only(training):
         assert is_same != key.startswith("final_conv"), key
 
 
+def test_going_on_from_one_logit_keeps_what_it_says(training, tmp_path):
+    """A class and its background, as the tutorial's network, are two logits then."""
+    base = make_model(tmp_path / "base", outputs=1)
+    names = tuple(item.name for item in read_card(base).classes)
+    same = {"width": None, "depth": None, "tile": None, "halo": None, "block": 64}
+    renamed = tuple(f"{n}={name}" for n, name in enumerate(names))
+    more = replace(
+        training, base=str(base), classes=names, renamed=renamed, epochs=1, steps=1,
+        learning_rate=1e-12, validation=0.0, test=0.0, **same,
+    )  # fmt: skip
+
+    card = train(more)
+
+    one, two = (
+        load_module(folder, read_card(folder)) for folder in (base, more.folder)
+    )
+    tiles = torch.randn(2, 3, 32, 48)
+    with torch.inference_mode():
+        logits, both = one(tiles), two(tiles)
+    assert card.outputs == 2
+    assert logits.std() > 0.01
+    torch.testing.assert_close(both[:, 1:] - both[:, :1], logits, atol=1e-5, rtol=1e-5)
+
+
 def test_what_cannot_be_gone_on_from_is_refused(training, tmp_path):
     two = make_model(tmp_path / "two", bands=("blue", "green"))
     many = replace(training, base=str(two), bands=("blue", "green", "red"))
@@ -407,6 +431,30 @@ def test_what_cannot_be_gone_on_from_is_refused(training, tmp_path):
         train(many)
     with pytest.raises(ModelError, match="no model here"):
         train(replace(training, base=str(tmp_path)))
+
+
+def test_the_time_left_counts_all_that_takes_time(training, caplog):
+    """Not the steps alone: on a GPU reading may take longer."""
+    caplog.set_level("INFO")
+
+    train(replace(training, epochs=1), told=lambda *_: time.sleep(0.2))
+
+    (said,) = re.findall(r"epoch 1 of 1: .*; (\d+) ms a step", caplog.text)
+    metrics = json.loads((training.folder / "metrics.json").read_text())
+    assert int(said) > 200 + metrics["ms_per_step"]
+
+
+def test_a_class_that_no_score_speaks_of_is_named(training, caplog):
+    """All of it lies in one block, which is for training, as every class must be."""
+    classes = rasterio.open(training.labels[0]).read(1)
+    classes[40:44, 40:44] = 2
+    path = training.folder.with_name("three.tif")
+    rare = write(path, classes, tags=("dark", "bright", "rare"))
+
+    train(replace(training, labels=(rare,), epochs=1, steps=1, test=0.0))
+
+    assert "no label of rare lies in blocks for validation" in caplog.text
+    assert "for test" not in caplog.text
 
 
 def test_training_ends_when_nothing_gets_better(training):

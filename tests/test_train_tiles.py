@@ -141,6 +141,19 @@ def test_training_tiles_see_no_pixel_near_another_block_and_know_what_lies_there
     assert seen > 10_000
 
 
+def test_tiles_are_drawn_where_the_scene_has_data(training, tmp_path):
+    """Labels that cover the file's empty half too would give tiles of nothing."""
+    pixels = np.indices(SHAPE).astype("uint16") + 1
+    pixels[:, :, 80:] = 0
+    scene = str(make_scene(tmp_path / "half.tif", pixels, names=("row", "col")))
+    changed = Training(**{**facts(training), "scenes": (scene,)})
+
+    ((tiles, labels),) = looked_at(changed).samples.batches(range(1), 60)
+
+    assert (tiles != 0).any(axis=(1, 2, 3)).all()
+    assert (labels != 255).any(axis=(1, 2)).all()
+
+
 def test_ground_that_another_scene_keeps_is_not_trained_on(training, tmp_path, caplog):
     """A scene over it on another grid: rasterio says where its blocks lie."""
     height, width = SHAPE
@@ -389,6 +402,8 @@ def test_labels_may_be_points(training, tmp_path):
     ("changes", "words"),
     [
         ({"unit": "reflectance", "scale": None}, "scale and offset tags"),
+        ({"unit": "reflectance", "scale": 0.0}, "scale 0 and offset 0 .* tags"),
+        ({"unit": "reflectance", "scale": np.inf}, "scale inf and offset 0 .* tags"),
         ({"classes": ("water", "land")}, "class 'rock' is not"),
         ({"classes": (*CLASSES, "ice")}, "no labels of class 'ice'"),
         ({"bands": ("row", "nir")}, "no band 'nir'"),

@@ -87,6 +87,14 @@ def test_trace_says_the_shape_of_every_stage(full):
     assert TRACE.splitlines() == list(trace(full, 3, 128))
 
 
+def test_trace_takes_a_network_that_normalises_a_pooled_tile():
+    """As DeepLabV3+ does: in training that needs two tiles, and would change it."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+
+    assert list(trace(network, 3, 48))[-1] == "Output: [1, 3, 1, 1]"
+    assert network[1].num_batches_tracked == 0
+
+
 def test_trace_leaves_the_network_as_it_was(full):
     list(trace(full, 3, 32))
     assert list(trace(full, 3, 32)) == list(trace(full, 3, 32))

@@ -29,6 +29,7 @@ __all__ = ["Adopted", "Told", "adopt", "lay"]
 
 _TRIED = 2  # tiles
 _TILE = 256  # pixels, where nobody says
+_LEAST_TILE, _MOST_TILE = 16, 4096  # a file may say any; it is tried with two
 _FP32_BYTES = 4
 _SUM_OFF = 1e-3  # that probabilities of a pixel may be from 1
 
@@ -168,6 +169,12 @@ def _described(found: Found, told: Told, source: Path, folder_name: str) -> Card
         )
         raise UsageError(msg)
     tile = int(value("tile") or _TILE)
+    if not _LEAST_TILE <= tile <= _MOST_TILE:
+        msg = (
+            f"its tile is of {tile} pixels, wanted {_LEAST_TILE} to {_MOST_TILE}: "
+            "say another with --tile"
+        )
+        raise UsageError(msg)
     halo = told.halo
     if halo is None:
         halo = _halo(tile, found.architecture.multiple, found.says.get("halo"))

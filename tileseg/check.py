@@ -16,12 +16,13 @@ from tileseg.blend import Blend
 from tileseg.budget import budget_of
 from tileseg.device import default_batch, resolve_device, worker_devices
 from tileseg.errors import InputError
+from tileseg.fit import doubts_of
 from tileseg.grid import Run
 from tileseg.precision import settle, spots
 from tileseg.predict import Predictor, Scaling
 from tileseg.raster import Scene
 from tileseg.reader import Reader
-from tileseg.sample import sample
+from tileseg.sample import affordable, sample
 from tileseg.settings import Job
 from tileseg.task import Task, draft, meet
 
@@ -31,8 +32,7 @@ _SIDECARS = (".aux.xml", ".ovr", ".msk")
 _WORLD_FILES = (".tfw", ".tifw", ".wld")
 _EXACT = 1 << 24  # whole numbers up to here are exact in fp32
 _WIDE = ("int32", "uint32", "int64", "uint64", "float64")
-_PLACES = 9  # that are looked at
-_FAR = 3.0  # of the model's standard deviations
+_PLACES = 9  # that are looked at, at least
 _TALL = 64  # rows of a strip, from where a person should know
 
 
@@ -143,7 +143,9 @@ def _fit(task: Task) -> Iterator[Finding]:
     for card in ensemble.cards:
         text = f"{card.name} {card.version}, {len(card.classes)} classes"
         yield Finding("model", text)
-    found = sample(task.scene, task.bands, task.scale, area, places=_PLACES)
+    # At least where the job itself would look, so that it doubts nothing else.
+    most = max(affordable(task.scene, area), _PLACES)
+    found = sample(task.scene, task.bands, task.scale, area, places=most)
     pixels = found.pixels
     if found.unreadable:
         text = f"cannot be read at {found.unreadable} of the places tried"
@@ -154,19 +156,18 @@ def _fit(task: Task) -> Iterator[Finding]:
     share = pixels.shape[1] / found.looked_at
     text = f"{share:.0%} of {found.looked_at:,} pixels looked at are valid"
     yield Finding("data", text)
-    places = [np.percentile(values, (2, 50, 98)) for values in pixels]
+    spreads = [np.percentile(values, (2, 50, 98)) for values in pixels]
     for channel in ensemble.channels:
         name, band = ensemble.bands[channel.band], task.bands[channel.band]
-        low, middle, high = places[channel.band]
+        low, middle, high = spreads[channel.band]
         text = (
             f"{name} from band {band.index}: {low:.4g} to {high:.4g} "
             f"{task.card.unit}, median {middle:.4g}; "
             f"trained on {channel.mean:.4g} ± {channel.std:.4g}"
         )
         yield Finding("data", text)
-        if abs(middle - channel.mean) > _FAR * channel.std:
-            text = f"{name} is far from what the model knows: look at scale and offset"
-            yield Finding("odd", text)
+    for text in doubts_of(task, found, ensemble.cards):
+        yield Finding("odd", text)
 
 
 def _cost(task: Task) -> Iterator[Finding]:

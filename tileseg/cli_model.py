@@ -122,11 +122,13 @@ def info(folder: str) -> None:
     from tileseg.settings import default_model
 
     with one_line_errors():
-        card = read_card(Path(folder) if folder else default_model())
+        path = Path(folder) if folder else default_model()
+        card = read_card(path)
     more = {"gsd_range": card.gsd_range, "temperature": card.temperature}
     known = {key: item for key, item in more.items() if item is not None}
-    lines = [*card.facts().items(), *known.items(), *card.about.items()]
-    # ^ Pairs: free words of a card must not take a fact's place.
+    # Pairs: free words of a card must not take a fact's place.
+    lines: list[tuple[str, object]] = [("folder", path), *card.facts().items()]
+    lines += [*known.items(), *card.about.items()]
     for name, values in zip(card.bands, card.statistics or (), strict=False):
         lines.append((f"values of {name}", str(values)))
     width = max(len(key) for key, _ in lines)

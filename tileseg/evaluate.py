@@ -23,7 +23,9 @@ from tileseg.scores import (
     Boundary,
     Calibration,
     Confusion,
+    count_pairs,
     estimate_areas,
+    few_places,
     plain,
 )
 from tileseg.window import Window
@@ -77,6 +79,15 @@ class Evaluation:
     """None without a confidence raster."""
     boundary: Boundary | None
     """None where there is no border to compare: of points, say."""
+
+    @property
+    def unsampled(self) -> tuple[str, ...]:
+        """Classes because of which no areas are estimated from a sample; else none."""
+        if self.areas is None:
+            return ()
+        few = few_places(self.confusion.counts[:, :-1].T, self.mapped)
+        names = zip(self.confusion.names, few.tolist(), strict=True)
+        return tuple(name for name, is_few in names if is_few)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all as plain values; null for what is NaN or was not asked."""
@@ -257,9 +268,8 @@ class _Tally:
         sure: Labels | None,
     ) -> None:
         """Compare labels with the true classes at some places."""
-        mapped = labels[rows, cols].astype(np.int64)
-        column = np.where(mapped == NODATA, self._classes, mapped)
-        np.add.at(self.counts, (truth.astype(np.int64), column), 1)
+        mapped = labels[rows, cols]
+        self.counts += count_pairs(truth, mapped, self._classes)
         if sure is not None:
             said = sure[rows, cols]
             has_answer = said <= CONFIDENCE_STEPS

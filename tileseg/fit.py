@@ -27,7 +27,15 @@ from tileseg.settings import Job
 from tileseg.task import FAR, Task, meet, region_of, scale_of
 from tileseg.window import Window
 
-__all__ = ["Answer", "BandFit", "Fit", "compare", "doubts", "with_statistics"]
+__all__ = [
+    "Answer",
+    "BandFit",
+    "Fit",
+    "compare",
+    "doubts",
+    "doubts_of",
+    "with_statistics",
+]
 
 _MUCH = 0.1  # of a band's pixels outside the values that it knows, where 2 % are usual
 _COARSE = 0.5  # of a standard deviation: from there a step of whole numbers shows
@@ -117,7 +125,7 @@ def _as_dict(item: Answer | BandFit) -> dict[str, Any]:
 def compare(job: Job) -> Fit:
     """Compare a job's scene, or what is asked for of it, with its model.
 
-    Some hundred blocks are read at most.
+    Blocks in 64 places are read at most.
 
     Raises:
         TilesegError: one of them cannot be opened.
@@ -181,7 +189,12 @@ def doubts(task: Task) -> list[str]:
     if not (cards and places):
         return []
     found = sample(task.scene, task.bands, task.scale, area, places=places)
-    texts = []
+    return doubts_of(task, found, cards)
+
+
+def doubts_of(task: Task, found: Sample, cards: Sequence[Card]) -> list[str]:
+    """Return what is to be doubted of values that were found, by some of the models."""
+    ensemble, texts = task.ensemble, []
     for card in cards:
         own = ensemble.places(card)
         bands = tuple(task.bands[place] for place in own)

@@ -19,6 +19,7 @@ __all__ = ["CodeNetwork", "OnnxNetwork", "build_smp", "open_onnx"]
 
 _LARGEST = 2048  # channels, and any other number that a network is built of
 _LONGEST = 32  # such numbers in a row
+_LEVELS = 8  # of rows in rows
 _WORD = re.compile(r"[\w.+-]{1,100}")
 
 # A text of 8 letters, that number in any of the lengths that protobuf lets it have: the
@@ -63,16 +64,15 @@ def build_smp(architecture: Architecture) -> nn.Module:
     return module
 
 
-def _is_modest(value: object) -> bool:
+def _is_modest(value: object, levels: int = _LEVELS) -> bool:
     """Return whether an argument is a word, a small number, or some of these."""
     if isinstance(value, str):  # `hf-hub:` and `local-dir:` would be followed
         return _WORD.fullmatch(value) is not None
     if isinstance(value, Mapping):
-        return len(value) <= _LONGEST and all(
-            _is_modest(item) for pair in value.items() for item in pair
-        )
+        value = list(value.items())
     if isinstance(value, list | tuple):
-        return len(value) <= _LONGEST and all(map(_is_modest, value))
+        is_short = levels > 0 and len(value) <= _LONGEST
+        return is_short and all(_is_modest(item, levels - 1) for item in value)
     return value is None or (isinstance(value, int | float) and abs(value) <= _LARGEST)
 
 

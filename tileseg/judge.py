@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tileseg.calibrate import calibration
 from tileseg.card import NODATA
-from tileseg.scores import Confusion
+from tileseg.scores import Confusion, count_pairs
 from tileseg.train_tiles import Batch
 
 __all__ = ["Judged", "judged", "look"]
@@ -110,8 +110,7 @@ def _look(
     logits, labels = logits_NKHW.movedim(1, -1)[is_known], labels_NHW[is_known]
     loss = nn.functional.cross_entropy(logits, labels.long(), reduction="sum")
     truth, said = labels.cpu().numpy(), logits.argmax(dim=1).cpu().numpy()
-    counts = _nothing(classes)[0]
-    np.add.at(counts, (truth, said), 1)
+    counts = count_pairs(truth, said, classes)
     few = min(len(truth), most * len(labels_NHW))
     some = random.choice(len(truth), few, replace=False)
     return counts, float(loss), logits.cpu().numpy()[some], truth[some]

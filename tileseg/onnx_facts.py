@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 _AXES = 4  # tiles, bands, height, width
 
+_ODD = TypeError, ValueError, AttributeError, OverflowError, RecursionError
+
 Value = Any
 """An input or an answer of a session, as onnxruntime, which is untyped, gives it."""
 Sizes = list[int | None]
@@ -118,7 +120,7 @@ def _deepness(facts: Mapping[str, str]) -> dict[str, Any]:
         if "tiles_size" in found:
             says["tile"] = int(found["tiles_size"])
             if "tiles_overlap" in found:  # percent of a tile
-                says["halo"] = round(says["tile"] * found["tiles_overlap"] / 200)
+                says["halo"] = round(says["tile"] * float(found["tiles_overlap"]) / 200)
         if "resolution" in found:  # centimetres
             says["gsd"] = float(found["resolution"]) / 100
         if "class_names" in found:
@@ -128,7 +130,7 @@ def _deepness(facts: Mapping[str, str]) -> dict[str, Any]:
             says["unit"] = "dn"
             says["mean"] = tuple(255.0 * n for n in found["standardization_mean"])
             says["std"] = tuple(255.0 * n for n in found["standardization_std"])
-    except (TypeError, ValueError, AttributeError, RecursionError) as err:
+    except _ODD as err:
         msg = f"its metadata cannot be read: {last_line(err)}"
         raise ModelError(msg) from err
     return says

@@ -233,7 +233,7 @@ def _smp(state: State, parameters: Mapping[str, Any]) -> Found:
         known = json.loads(json.dumps({**parameters, "encoder_weights": None}))
         known["arch"] = str(known.get("arch", "Unet")).lower()
         bands, outputs = int(known["in_channels"]), int(known["classes"])
-    except (TypeError, ValueError) as err:
+    except (TypeError, ValueError, OverflowError, RecursionError) as err:
         msg = f"an argument of its network is no plain value: {err}"
         raise ModelError(msg) from err
     asked = Architecture("smp", known["arch"][:60], known, multiple=1, floats=1)

@@ -12,14 +12,15 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import ProjError
-from rasterio.enums import Resampling
+from rasterio.crs import CRS as RasterioCRS  # noqa: N811  (pyproj has a CRS too)
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.vrt import WarpedVRT
 
 from tileseg.card import NODATA
 from tileseg.errors import InputError, UsageError
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.gdal import GDAL_ERRORS, gdal_env, hidden, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.vectors import Features, read_features
 from tileseg.window import Window
@@ -91,9 +92,10 @@ class Legend:
         if text.isdecimal() and (int(text) < len(self.names) or int(text) == NODATA):
             return int(text)
         known = ", ".join(f"{n} {name}" for n, name in enumerate(self.names))
+        renamed = f", renamed {text!r}," if text != str(value) else ""
         msg = (
-            f"{self.path}: class {value!r} is not one of {known}; say which of these "
-            f"it is, or 255 for none: --rename {value}=CLASS"
+            f"{self.path}: class {value!r}{renamed} is not one of {known}; say which "
+            f"of these it is, or 255 for none: --rename {value}=CLASS"
         )
         raise UsageError(msg)
 
@@ -208,17 +210,25 @@ def _raster(path: str, box: GeoBox, legend: Legend) -> Iterator["_Raster"]:
 def _warped(dataset: Any, box: GeoBox, path: str) -> Iterator[Any]:  # noqa: ANN401  (rasterio is untyped)
     """Yield the dataset on the mask's grid."""
     here = dataset.transform, dataset.shape
-    if here == (box.transform, (box.height, box.width)):
+    is_one_grid = here == (box.transform, (box.height, box.width))
+    # The same numbers in another zone are another place: of Sentinel-2's tiles, say.
+    if is_one_grid and _is_one_crs(dataset.crs, box.crs):
         yield dataset
         return
     if box.crs is None or dataset.crs is None:
         msg = f"{path}: is on another grid than its raster, and not both have a CRS"
         raise UsageError(msg)
+    has_alpha = ColorInterp.alpha in dataset.colorinterp
     with WarpedVRT(
         dataset, crs=box.crs, transform=box.transform, height=box.height,
-        width=box.width, resampling=Resampling.nearest, add_alpha=True,
+        width=box.width, resampling=Resampling.nearest, add_alpha=not has_alpha,
     ) as there:  # fmt: skip
         yield there
+
+
+def _is_one_crs(crs: Any, wkt: str | None) -> bool:  # noqa: ANN401  (rasterio is untyped)
+    """Return whether two are the same, or one of them is not known."""
+    return crs is None or wkt is None or crs == RasterioCRS.from_wkt(wkt)
 
 
 class _Raster:
@@ -238,9 +248,8 @@ class _Raster:
 
     def labels(self, window: Window) -> NDArray[np.uint8]:
         stored = self._dataset.read(1, window=window.slices)
-        is_known = np.ones(stored.shape, np.bool_)
-        if self._dataset.count > 1 and isinstance(self._dataset, WarpedVRT):
-            is_known = self._dataset.read(self._dataset.count, window=window.slices) > 0
+        unseen = hidden(self._dataset, window)  # by its alpha, where it was warped
+        is_known = np.ones(stored.shape, np.bool_) if unseen is None else ~unseen
         if self._nodata is not None:
             is_known &= stored != self._nodata
         labels = np.full(stored.shape, NODATA, np.uint8)

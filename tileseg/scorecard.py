@@ -29,6 +29,8 @@ def as_text(evaluation: Evaluation) -> str:
     wide = max(6, min(_NAME, max(map(len, names)))) + 2
     lines = [*_confusion(evaluation, wide), "", *_scores(values, wide)]
     lines += ["", *_areas(values, wide)]
+    if few := evaluation.unsampled:
+        lines.append(f"no areas: fewer than 2 places are mapped {', '.join(few)}")
     if evaluation.calibration:
         error = values["calibration_error"]
         lines += ["", f"confidence is off by {_number(error)} on average (ECE)"]

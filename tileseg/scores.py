@@ -15,7 +15,9 @@ __all__ = [
     "Boundary",
     "Calibration",
     "Confusion",
+    "count_pairs",
     "estimate_areas",
+    "few_places",
     "plain",
 ]
 
@@ -27,6 +29,22 @@ Scores = NDArray[np.float64]
 """(K,), 0 to 1; NaN where there is nothing to score."""
 Amounts = NDArray[np.float64]
 """(K,), in the unit of the mapped areas."""
+
+
+def count_pairs(
+    truth: NDArray[np.integer[Any]], mapped: NDArray[np.integer[Any]], classes: int
+) -> NDArray[np.int64]:
+    """Return counts of places by true class and class in the mask, (K, K + 1).
+
+    Args:
+        truth: (n,), 0 to K - 1.
+        mapped: (n,), likewise, or 255, which goes into the last column.
+        classes: K.
+    """
+    columns = classes + 1
+    cells = truth.astype(np.int64) * columns + np.minimum(mapped, classes)
+    counts = np.bincount(cells, minlength=classes * columns)
+    return counts.reshape(classes, columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +151,12 @@ class Areas:
     """Half of its interval."""
 
 
+def few_places(sample: NDArray[np.int64], mapped: Amounts) -> NDArray[np.bool_]:
+    """Return which mapped classes have too few places for `estimate_areas`, (K,)."""
+    few: NDArray[np.bool_] = (mapped > 0) & (sample.sum(axis=1) < _FEWEST)
+    return few
+
+
 def estimate_areas(sample: NDArray[np.int64], mapped: Amounts) -> Areas:
     """Estimate true areas from a sample that was drawn within each mapped class.
 
@@ -152,7 +176,7 @@ def estimate_areas(sample: NDArray[np.int64], mapped: Amounts) -> Areas:
     """
     places = sample.sum(axis=1)
     has_area = mapped > 0
-    if not has_area.any() or (places[has_area] < _FEWEST).any():
+    if not has_area.any() or few_places(sample, mapped).any():
         no = np.full(len(mapped), np.nan)
         return Areas(no, no, no, no, no, no, np.nan, np.nan)
     weight = np.where(has_area, mapped, 0) / mapped[has_area].sum()

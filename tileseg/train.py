@@ -32,7 +32,7 @@ from tileseg.survey import Survey, survey
 from tileseg.task import refuse_vanishing
 from tileseg.team import ALONE, Team
 from tileseg.train_checkpoint import forget_checkpoint
-from tileseg.train_loop import Loop, Told
+from tileseg.train_loop import Listener, Loop
 from tileseg.train_settings import Settled, Training
 from tileseg.unet import UNet
 
@@ -50,7 +50,9 @@ def _nobody(_done: int, _total: int) -> None:
     """Tell nobody."""
 
 
-def train(training: Training, stop: Stop | None = None, told: Told = _nobody) -> Card:
+def train(
+    training: Training, stop: Stop | None = None, told: Listener = _nobody
+) -> Card:
     """Train a network and write its model folder; go on where a killed one stopped.
 
     The same inputs, options and numbers of workers and threads give the same weights on
@@ -100,7 +102,7 @@ def _learn(
     found: Survey,
     team: Team,
     stop: Stop,
-    told: Told,
+    told: Listener,
 ) -> None:
     """Train a network, as one of a team, and write its folder."""
     torch.manual_seed(training.seed)
@@ -110,7 +112,7 @@ def _learn(
     _finish(training, found, loop)
 
 
-def _on_ray(learn: "Member", training: Training, stop: Stop, told: Told) -> None:
+def _on_ray(learn: "Member", training: Training, stop: Stop, told: Listener) -> None:
     """Let Ray's workers learn.
 
     Raises:
@@ -208,27 +210,50 @@ def _is_done(training: Training, key: str) -> bool:
 
 
 def _say(found: Survey) -> None:
-    """Log what there is to learn from."""
+    """Log what there is to learn from, and what no score will speak of."""
     for part, classes in found.labelled().items():
+        if not any(classes.values()):  # nothing was asked for
+            continue
         text = ", ".join(f"{name} {pixels:,}" for name, pixels in classes.items())
         logger.info("%s pixels: %s", part, text)
+        missing = [name for name, pixels in classes.items() if not pixels]
+        if missing:
+            text = (
+                "no label of %s lies in blocks for %s, whose scores do not speak of "
+                "it: label more places, or cut other blocks (--block, --seed)"
+            )
+            logger.warning(text, ", ".join(missing), part)
 
 
 def _network(training: Settled, found: Survey) -> nn.Module:
     """Return a network with random weights, or the base's.
 
-    That gets a new last layer where the classes are others.
+    That gets a new last layer where the classes are others, and of one logit a second.
     """
     outputs, base = len(found.classes), found.base
     if base is None:
         width, depth = training.width, training.depth
         return UNet(len(found.bands), outputs, width=width, depth=depth)
     network = load_module(training.base_folder, base)
-    names = [item.name for item in base.classes]
-    if base.outputs != outputs or names != [name for name, _ in found.classes]:
-        last = head(network)
+    last, names = head(network), [item.name for item in base.classes]
+    if names != [name for name, _ in found.classes]:
+        logger.info("%s: other classes, so its last layer is new", training.base)
         network.final_conv = nn.Conv2d(last.in_channels, outputs, kernel_size=1)
+    elif base.outputs == 1:
+        network.final_conv = _with_background(last)
     return network
+
+
+def _with_background(last: nn.Conv2d) -> nn.Conv2d:
+    """Return a layer of two logits, 0 and that of `last`: softmax is its sigmoid."""
+    both = nn.Conv2d(last.in_channels, 2, kernel_size=1)
+    assert both.bias is not None, "it was made with one"
+    assert last.bias is not None, "our U-Net's last layer has one"
+    nn.init.zeros_(both.weight)
+    nn.init.zeros_(both.bias)
+    both.weight.data[1:] = last.weight.data
+    both.bias.data[1:] = last.bias.data
+    return both
 
 
 def _finish(training: Settled, found: Survey, loop: Loop) -> None:

@@ -28,7 +28,7 @@ from tileseg.train_checkpoint import read_checkpoint, write_checkpoint
 from tileseg.train_settings import Training
 from tileseg.train_tiles import Batch
 
-__all__ = ["Loop", "Told", "rate_at"]
+__all__ = ["Listener", "Loop", "rate_at"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _AHEAD = 3  # batches that are drawn meanwhile
 _SAVE_SECONDS = 60.0  # between checkpoints, at most
 _PIXELS = 1 << 18  # judged, whose logits are kept for the calibration, about
 
-Told = Callable[[int, int], None]
+Listener = Callable[[int, int], None]
 """Is told the tiles seen, and all tiles."""
 
 
@@ -65,6 +65,7 @@ class Loop:
             OtherPlanError: the work is another training's.
         """
         self._training, self._found, self._stop = training, found, stop
+        self._began, self._first = monotonic(), 0  # of this attempt: time, and step
         self.team = team
         self._device = resolve_device(training.device)
         with _faults(self._device.name):
@@ -89,12 +90,13 @@ class Loop:
         scores = [epoch.get("macro_f1", n) for n, epoch in enumerate(epochs)]
         return int(np.argmax(np.nan_to_num(scores))) + 1 if scores else 0
 
-    def run(self, told: Told) -> None:
+    def run(self, told: Listener) -> None:
         """Train until all epochs are done, or the last ones brought nothing.
 
         Raises:
             StopSignal: somebody asked to stop; where it stands is written.
         """
+        self._began, self._first = monotonic(), self.progress.step
         with _faults(self._device.name), self._stop.patient():
             while not (self._is_over() or self._stop.error):
                 self._epoch(told)
@@ -128,7 +130,7 @@ class Loop:
         is_stale = epochs - self.best_epoch >= training.patience
         return epochs >= training.epochs or (is_stale and training.validation > 0)
 
-    def _epoch(self, told: Told) -> None:
+    def _epoch(self, told: Listener) -> None:
         """Train from where it stands to the epoch's end, and judge; or stop."""
         training, progress = self._training, self.progress
         end = (len(progress.epochs) + 1) * training.steps
@@ -214,7 +216,7 @@ class Loop:
     def _line(self, epoch: dict[str, float]) -> str:
         """Say how an epoch went, and how long the others may take."""
         epochs, training = self.progress.epochs, self._training
-        pace = self.progress.seconds / self.progress.step
+        pace = self._pace()
         left = (training.epochs - len(epochs)) * training.steps * pace
         text = f"epoch {len(epochs)} of {training.epochs}: loss {epoch['loss']:.3f}"
         if "macro_f1" in epoch:
@@ -222,6 +224,13 @@ class Loop:
             text += f", macro-F1 {epoch['macro_f1']:.3f}"
             text += f" (best {best:.3f}, epoch {self.best_epoch})"
         return f"{text}; {1000 * pace:.0f} ms a step, about {left / 60:.0f} min left"
+
+    def _pace(self) -> float:
+        """Return seconds a step, with all around it: reading, judging, waiting."""
+        steps = self.progress.step - self._first
+        if not steps:  # an attempt that had only to judge
+            return self.progress.seconds / self.progress.step
+        return (monotonic() - self._began) / steps
 
     def _save(self) -> None:
         if self.team.rank == 0:

@@ -39,14 +39,14 @@ from tileseg.pool import LOSSES, connect, demand
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
 from tileseg.team import Team
-from tileseg.train_loop import Told
+from tileseg.train_loop import Listener
 from tileseg.train_settings import Training
 
 __all__ = ["Member", "train_on_ray"]
 
 logger = logging.getLogger(__name__)
 
-Member = Callable[[Team, Stop, Told], None]
+Member = Callable[[Team, Stop, Listener], None]
 """What each process does, all from its beginning, however often."""
 
 _POLL_SECONDS = 1.0
@@ -94,7 +94,9 @@ class Word:
 _Board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board)
 
 
-def train_on_ray(member: Member, training: Training, stop: Stop, told: Told) -> None:
+def train_on_ray(
+    member: Member, training: Training, stop: Stop, told: Listener
+) -> None:
     """Have a team of Ray's processes do it, and begin again when one is lost.
 
     Args:
@@ -124,7 +126,7 @@ class _Run:
     """The driver's side."""
 
     def __init__(
-        self, member: Member, training: Training, stop: Stop, told: Told
+        self, member: Member, training: Training, stop: Stop, told: Listener
     ) -> None:
         most, _ = demand(training.device, training.workers)
         # Each has at least one tile of a batch.
@@ -316,7 +318,7 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def _at(board: Any) -> Iterator[tuple[Stop, Told]]:  # noqa: ANN401  (Ray's handle)
+def _at(board: Any) -> Iterator[tuple[Stop, Listener]]:  # noqa: ANN401  (Ray's handle)
     """Leave word at the board now and then; give the wish to stop that comes back."""
     stop, lines, is_over = Stop(), _Lines(), threading.Event()
     seen = 0, 0

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,7 @@ __all__ = [
 _COUNTED = 1024  # pixels of a window when labels are counted, about
 _KEPT = 16 << 20  # pixels of labels, kept for the next tiles
 _TRIES = 1000  # to find room for a tile
+_DRAWS = 16  # of tiles, until one has a valid pixel with a label
 _PLACES, _TILES = 1, 2  # what random numbers are for
 
 Pixel = NDArray[np.float32]
@@ -153,11 +155,13 @@ def check_scales(place: Place) -> None:
         UsageError: it does not.
     """
     for band in place.bands:
-        if (band.scale, band.offset) == (1.0, 0.0):
+        says = band.scale, band.offset
+        if says == (1.0, 0.0) or not (all(map(isfinite, says)) and band.scale):
             msg = (
-                f"{place.scene.href}: band {band.index} has no GDAL scale and offset "
-                "tags, by which values become reflectance; set them, or train on the "
-                "values as stored (--unit dn)"
+                f"{place.scene.href}: band {band.index} says scale {band.scale:g} and "
+                f"offset {band.offset:g} (1 and 0: nothing), by which values become no "
+                "reflectance: set its GDAL scale and offset tags, or train on the "
+                "values as they are (--unit dn)"
             )
             raise UsageError(msg)
 
@@ -231,11 +235,18 @@ class Samples:
     def _draw(
         self, view: View, kept: "_Blocks", lots: "_Lots", random: np.random.Generator
     ) -> Batch:
-        """Return a training tile, (bands, tile, tile), and its labels."""
-        place, window = self._window(kept, lots, random)
-        scaled, valid = self._scaled(view, place, window)
+        """Return a training tile, (bands, tile, tile), and its labels.
+
+        Where all that is labelled in it is invalid, as beside a swath that lies aslant
+        in its file, another one is drawn.
+        """
+        for _ in range(_DRAWS):
+            place, window = self._window(kept, lots, random)
+            scaled, valid = self._scaled(view, place, window)
+            labels = np.where(valid, view.labels(place, window), np.uint8(NODATA))
+            if (labels != NODATA).any():
+                break
         scaled = jittered(scaled, random, self.jitter) * valid
-        labels = np.where(valid, view.labels(place, window), np.uint8(NODATA))
         symmetry = int(random.integers(8))
         return turned(scaled, symmetry), turned(labels, symmetry)
 

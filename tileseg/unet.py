@@ -81,7 +81,10 @@ class UNet(nn.Module):
 
 
 def trace(network: nn.Module, bands: int, tile: int) -> Iterator[str]:
-    """Yield one line `stage: [shape]` for each stage of one forward of one tile."""
+    """Yield one line `stage: [shape]` for each stage of one forward of one tile.
+
+    The network is put to inference: a batch of one has no normalisation of its own.
+    """
     lines: list[str] = []
     if isinstance(network, UNet):
         stages = [f"enc{stage}" for stage in range(1, network.depth + 1)]
@@ -102,6 +105,7 @@ def trace(network: nn.Module, bands: int, tile: int) -> Iterator[str]:
         for stage in stages
     ]
     tiles = torch.zeros(1, bands, tile, tile)
+    network.eval()
     with torch.inference_mode():
         output = network(tiles)
     for hook in hooks:
