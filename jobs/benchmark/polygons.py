@@ -35,6 +35,7 @@ _PEER = "rasterio.features.shapes and pyogrio, .gpkg"
 _HIGH = 5_000  # rows of a mask that are made at once
 _POLL_SECONDS = 0.1
 _METRES = 10.0  # side of a pixel
+_SINGLES = 0.005  # with it 20,000 squared have more than 2 million polygons
 
 
 def measure(setting: Setting) -> Iterator[Row]:
@@ -97,7 +98,7 @@ def _make(path: Path, side: int) -> None:
         "blockysize": 512, "compress": "deflate",
         "transform": rasterio.Affine(_METRES, 0, 5e5, 0, -_METRES, 5.6e6),
     }  # fmt: skip
-    strip = land_cover(min(_HIGH, side), side)
+    strip = land_cover(min(_HIGH, side), side, singles=_SINGLES)
     with rasterio.open(path, "w", **profile) as dataset:
         for row in range(0, side, _HIGH):
             rows = np.roll(strip, row // _HIGH * 997, axis=1)[: side - row]

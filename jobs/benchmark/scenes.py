@@ -135,8 +135,17 @@ def _between(cells: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     return np.asarray(weights @ cells[:, :count, :count] @ weights.T, np.float32)
 
 
-def land_cover(height: int, width: int, *, classes: int = 5) -> NDArray[np.uint8]:
-    """Return a mask as land cover looks: patches, some single pixels, some nodata."""
+def land_cover(
+    height: int, width: int, *, classes: int = 5, singles: float = 0.01
+) -> NDArray[np.uint8]:
+    """Return a mask as land cover looks: patches, some single pixels, some nodata.
+
+    Args:
+        height: rows.
+        width: columns.
+        classes: how many.
+        singles: share of the pixels that are drawn anew, each for itself.
+    """
     random = np.random.default_rng(1)
     cells = random.integers(0, classes, (height // 48 + 2, width // 48 + 2), np.uint8)
     patches = cells.repeat(48, axis=0).repeat(48, axis=1)[:height, :width]
@@ -144,7 +153,7 @@ def land_cover(height: int, width: int, *, classes: int = 5) -> NDArray[np.uint8
     rows = np.clip(np.arange(height) + random.integers(-3, 4, height), 0, height - 1)
     columns = np.clip(np.arange(width) + random.integers(-3, 4, width), 0, width - 1)
     mask: NDArray[np.uint8] = patches[rows][:, columns]
-    is_single = random.random(mask.shape, np.float32) < 0.01  # noqa: PLR2004  (1 %)
+    is_single = random.random(mask.shape, np.float32) < singles
     mask[is_single] = random.integers(0, classes, int(is_single.sum()), np.uint8)
     mask[: height // 20] = 255
     return mask
