@@ -356,6 +356,10 @@ def test_the_command_prints_tables_json_and_a_picture(mask, tmp_path):
         in tables.stdout
     )
     assert "(ECE)" in tables.stdout
+    for kind in ("macro", "weighted"):
+        (line,) = (row for row in tables.stdout.splitlines() if row.startswith(kind))
+        said = [f"{score:.3f}" for score in found[kind].values()]
+        assert line.split()[1:5] == said
     assert found["classes"][0]["estimated_error"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
 

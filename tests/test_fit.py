@@ -428,6 +428,26 @@ def test_several_scenes_are_known_together(tmp_path):
     assert compare(Job(input=str(between), model=str(model))).drift > 0.2
 
 
+def test_a_dark_scene_among_bright_ones_is_known(tmp_path):
+    """It is few of all pixels: their 1 % is brighter than most of it."""
+    model = make_model(tmp_path / "model")
+    dark = make_scene(tmp_path / "dark.tif", PIXELS[:, :40, :40] // 9)
+    bright = make_scene(tmp_path / "bright.tif", np.tile(PIXELS, (1, 3, 3)))
+    line = ["model", "statistics", "--model", str(model)]
+
+    told = CliRunner().invoke(
+        main, [*line, "--scene", str(bright), "--scene", str(dark)]
+    )
+
+    assert told.exit_code == 0
+    for scene in (dark, bright):
+        found = compare(Job(input=str(scene), model=str(model)))
+        assert all(0 < band.outside < 0.03 for band in found.bands)
+    brighter = make_scene(tmp_path / "brighter.tif", PIXELS * 5)
+    found = compare(Job(input=str(brighter), model=str(model)))
+    assert all(band.outside > 0.5 for band in found.bands)
+
+
 def test_a_scene_without_data_is_no_statistics(tmp_path):
     model = make_model(tmp_path / "model")
     before = (model / "card.json").read_bytes()

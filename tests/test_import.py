@@ -623,6 +623,23 @@ def test_a_library_that_is_not_installed_is_named(
     assert not folder.parent.exists()
 
 
+def test_a_library_that_cannot_be_loaded_is_named(tmp_path, attempt, monkeypatch):
+    """As where torchvision is for CUDA and torch is not."""
+    name, said = "segmentation_models_pytorch", "operator torchvision::nms is missing"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text(f"raise RuntimeError({said!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    state = {"segmentation_head.0.weight": torch.zeros(3, 16, 3, 3)}
+    torch.save(state, tmp_path / "weights.pth")
+    words = ("--smp", "arch=Unet", "--smp", "encoder_name=resnet18")
+    folder, told = attempt(tmp_path / "weights.pth", *THREE, *words)
+
+    assert (told.exit_code, told.output.count("\n")) == (7, 1)
+    assert f"{said}; if that is torchvision" in told.output
+    assert not folder.parent.exists()
+
+
 def test_an_imported_folder_can_be_looked_at(smp, tmp_path, bring):
     library_network(smp, "FPN").save_pretrained(tmp_path / "saved")
     folder = bring(tmp_path / "saved", *THREE)

@@ -144,6 +144,14 @@ def test_an_archive_that_says_one_file_many_times_is_refused(tmp_path, attempt):
     assert "bomb" in attempt(put(tmp_path, "net.pth", file.getvalue()))
 
 
+def test_nobody_is_told_to_read_a_file_in_an_unsafe_way(tmp_path, attempt):
+    """As torch does of what it refuses."""
+    said = attempt(put(tmp_path, "net.pth", b"\x93NUMPY\x01\x00v\x00"))
+
+    assert "Weights only load failed" in said
+    assert "weights_only" not in said
+
+
 def test_a_tensor_larger_than_its_file_is_refused(tmp_path, attempt):
     state = {"enc1.0.weight": torch.zeros(1).expand(1 << 20, 1 << 20, 3, 3)}
     torch.save(state, tmp_path / "net.pth")

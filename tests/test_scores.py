@@ -49,6 +49,15 @@ def test_scores_are_scikit_learns(drawn):
         )
         iou = metrics.jaccard_score(truth, mapped, average=None, **others)
         weighted = metrics.f1_score(truth, mapped, average="weighted", **others)
+        means = {
+            kind: [
+                *metrics.precision_recall_fscore_support(
+                    truth, mapped, average=kind, **others
+                )[:3],
+                metrics.jaccard_score(truth, mapped, average=kind, **others),
+            ]
+            for kind in ("macro", "weighted")
+        }
 
     for own, wanted in (
         (found.precision, precision),
@@ -62,6 +71,9 @@ def test_scores_are_scikit_learns(drawn):
     assert found.macro_f1 == pytest.approx(f1.mean())
     assert found.macro_iou == pytest.approx(iou.mean())
     assert found.weighted_f1 == pytest.approx(weighted)
+    for kind, wanted in means.items():
+        assert list(getattr(found, kind)) == ["precision", "recall", "f1", "iou"]
+        assert list(getattr(found, kind).values()) == pytest.approx(wanted)
     absent = sorted(set(range(classes)) - set(present))
     assert np.isnan(found.f1[absent]).all()
 

@@ -138,7 +138,9 @@ def load(path: Path, data: bytes) -> object:
                 "and could run code; save its state_dict alone, or safetensors"
             )
         else:
-            msg = f"{path}: is no checkpoint that is safe to read: {first_line(err)}"
+            # torch goes on to advise the way that runs what a file holds.
+            why = first_line(err).partition(" In PyTorch")[0]
+            msg = f"{path}: is no checkpoint that is safe to read: {why}"
         raise RefusedError(msg) from err
 
 

@@ -175,14 +175,16 @@ def nearest(
     return min(scenes, key=lambda known: max(map(drift, known, seen)))
 
 
-def outside(known: Statistics, values: NDArray[np.floating[Any]]) -> float:
+def outside(known: Sequence[Statistics], values: NDArray[np.floating[Any]]) -> float:
     """Return the share of values beyond the known ones' outermost quantiles.
 
     Args:
-        known: of the same band; 2 % of its own values are.
+        known: of the same band in one scene or several; of the values of each, 2 % at
+            most are.
         values: (N,), at least one.
     """
-    low, high = known.quantiles[0], known.quantiles[-1]
+    low = min(item.quantiles[0] for item in known)
+    high = max(item.quantiles[-1] for item in known)
     return float(((values < low) | (values > high)).mean())
 
 

@@ -100,6 +100,8 @@ class Evaluation:
             "macro_f1": found.macro_f1,
             "weighted_f1": found.weighted_f1,
             "macro_iou": found.macro_iou,
+            "macro": found.macro,
+            "weighted": found.weighted,
             "boundary_macro_f1": self.boundary and self.boundary.macro_f1,
             "calibration_error": self.calibration and self.calibration.error,
             "overall": self.areas and self.areas.overall,

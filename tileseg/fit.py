@@ -302,10 +302,12 @@ def _band_fits(
     if card.statistics is None:
         return tuple(fits)
     near = nearest(card.scenes or (card.statistics,), seen)
-    facts = zip(fits, card.statistics, near, seen, found.pixels, strict=True)
+    # A dark scene among bright ones is known too, though few of all values are its.
+    known = zip(card.statistics, *card.scenes, strict=True)
+    facts = zip(fits, known, near, seen, found.pixels, strict=True)
     return tuple(
-        replace(fit, outside=outside(known, values), drift=drift(close, here))
-        for fit, known, close, here, values in facts
+        replace(fit, outside=outside(bands, values), drift=drift(close, here))
+        for fit, bands, close, here, values in facts
     )
 
 

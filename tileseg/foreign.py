@@ -40,7 +40,8 @@ def build_smp(architecture: Architecture) -> nn.Module:
         architecture: its parameters are those of `smp.create_model`.
 
     Raises:
-        ModelError: the library is not installed, or knows no such network.
+        ModelError: the library is not installed or cannot be loaded, or knows no such
+            network.
         RefusedError: its parameters lead elsewhere, or ask for too much.
     """
     parameters = {**architecture.parameters, "encoder_weights": None}
@@ -56,6 +57,15 @@ def build_smp(architecture: Architecture) -> nn.Module:
     except ImportError as err:
         name = "segmentation_models_pytorch"
         raise _wanted(name, "smp", architecture.name) from err
+    except Exception as err:  # torchvision stops anyhow where it does not fit torch
+        build = torch.__version__.partition("+")[2]
+        index = f" --index-url https://download.pytorch.org/whl/{build}" * bool(build)
+        msg = (
+            f"{architecture.name}: segmentation_models_pytorch cannot be loaded: "
+            f"{last_line(err)}; if that is torchvision, take the one for this torch: "
+            f"pip install --force-reinstall --no-deps torchvision{index}"
+        )
+        raise ModelError(msg) from err
     try:
         module: nn.Module = smp.create_model(**parameters)
     except Exception as err:  # of a wrong argument anything

@@ -53,8 +53,13 @@ def _confusion(evaluation: Evaluation, wide: int) -> Iterator[str]:
 def _scores(values: dict[str, Any], wide: int) -> Iterator[str]:
     columns = [c for c in _COLUMNS if any(k[c] is not None for k in values["classes"])]
     yield " " * wide + "".join(f" {head.replace('_f1', ' F1'):>11}" for head in columns)
-    for item in values["classes"]:
-        cells = "".join(f" {_number(item[column]):>11}" for column in columns)
+    boundary = {"boundary_f1": values["boundary_macro_f1"]}
+    means = (
+        {"name": "macro", **values["macro"], **boundary},
+        {"name": "weighted", **values["weighted"]},
+    )
+    for item in (*values["classes"], *means):
+        cells = "".join(f" {_number(item.get(column)):>11}" for column in columns)
         yield f"{item['name'][:_NAME]:<{wide}}{cells}"
 
 

@@ -3,6 +3,7 @@
 Knows arrays of counts only: no files, no rasters. Shape letters: K classes.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isfinite, sqrt
 from typing import Any
@@ -110,6 +111,22 @@ class Confusion:
     def weighted_f1(self) -> float:
         """Mean F1, each class as heavy as it is common."""
         return _mean(self.f1, self.known)
+
+    @property
+    def macro(self) -> dict[str, float]:
+        """Means of each score, over the classes that are there or mapped."""
+        return {name: _mean(scores) for name, scores in self._scores()}
+
+    @property
+    def weighted(self) -> dict[str, float]:
+        """The same, each class as heavy as it is common."""
+        return {name: _mean(scores, self.known) for name, scores in self._scores()}
+
+    def _scores(self) -> Iterator[tuple[str, Scores]]:
+        yield "precision", self.precision
+        yield "recall", self.recall
+        yield "f1", self.f1
+        yield "iou", self.iou
 
     def _share(self, of: NDArray[np.int64]) -> Scores:
         """Return what is right as a share; 0 of nothing, NaN of a class not there."""
