@@ -22,6 +22,7 @@ __all__ = [
     "as_classes",
     "as_scores",
     "as_settings",
+    "as_table",
     "draw_calibration",
     "draw_failures",
     "write_between",
