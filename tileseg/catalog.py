@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import is_address, keep, shown
+from tileseg.calls import call
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
-from tileseg.names import DOCUMENT, SUFFIXES
+from tileseg.names import DOCUMENT, SUFFIXES, is_api_item
 from tileseg.remote import fetcher
 from tileseg.times import of_properties
 
 if TYPE_CHECKING:
     from pystac import Asset, Item
 
-__all__ = ["asset_href", "scenes_of", "stack_of"]
+__all__ = ["asset_href", "items_of", "scenes_of", "stack_of"]
 
 _MOST_BYTES = 16 << 20  # of a document
 _MOST_ITEMS = 10_000
@@ -60,19 +61,33 @@ def scenes_of(source: str) -> list[str]:
     """Return the scenes of a STAC document: itself, or each Item of a collection.
 
     Raises:
+        TilesegError: see `items_of`.
+    """
+    return list(items_of(source))
+
+
+def items_of(source: str) -> dict[str, dict[str, Any]]:
+    """Return the scenes of a STAC document, and the Item of each as JSON has it.
+
+    Raises:
         InputError: it is missing or damaged, or no Item or ItemCollection.
         UsageError: two Items have one id.
     """
     document, item = _parts(source)
     value = _document(document)
-    if item or value.get("type") == "Feature":
-        return [source]
-    ids = [str(value.get("id")) for value in _features(document, value)]
+    if value.get("type") == "Feature":
+        return {source: value}
+    features = _features(document, value)
+    if item:
+        found = [each for each in features if str(each.get("id")) == item]
+        return {source: found[0] if len(found) == 1 else {}}
+    ids = [str(value.get("id")) for value in features]
     if len(set(ids)) < len(ids):
         double = next(name for name in ids if ids.count(name) > 1)
         msg = f"{document}: has two items with the id {double!r}"
         raise UsageError(msg)
-    return [f"{document}#{name}" for name in ids]
+    named = zip(ids, features, strict=True)
+    return {f"{document}#{name}": value for name, value in named}
 
 
 def stack_of(
@@ -184,6 +199,8 @@ def _bytes(address: str) -> bytes:
         if "?" in address:
             msg = f"{shown(address)}: wanted a STAC document without a query"
             raise UsageError(msg)
+        if is_api_item(address):
+            return _said_by_api(address)
         source = fetcher(keep(address))
         size = source.look().size
         _check_size(address, size)
@@ -197,6 +214,16 @@ def _bytes(address: str) -> bytes:
         raise InputError(msg) from err
     _check_size(address, len(data))
     return data
+
+
+def _said_by_api(address: str) -> bytes:
+    """Return an Item as its API has it now: it gives no ranges, and may sign hrefs."""
+    answer = call(address)
+    if not answer.is_good:
+        msg = f"{address}: the server does not give it ({answer.status})"
+        raise InputError(msg)
+    _check_size(address, len(answer.data))
+    return answer.data
 
 
 def _check_size(address: str, size: int) -> None:

@@ -5,6 +5,7 @@ them, and of polygons the outline within it.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,13 @@ from tileseg.geobox import GeoBox
 from tileseg.vectors import LONLAT, read_features
 from tileseg.window import Window
 
-__all__ = ["Region", "Stencil", "region_of_bbox", "region_of_file"]
+__all__ = [
+    "Region",
+    "Stencil",
+    "lonlat_of_file",
+    "region_of_bbox",
+    "region_of_file",
+]
 
 _GRAIN = 256  # parts of a pixel that vertices lie on: finer is the projections' noise
 _PIECES = 1024  # of a line across the scene: straight on one map, not on another
@@ -115,6 +122,23 @@ def region_of_file(path: str, geobox: GeoBox, name: str) -> Region:
     outline = _placed(polygons, crs, geobox, name)
     window = _window(outline, geobox, f"aoi {path}", name)
     return Region(window, shapely.to_wkb(outline, byte_order=1, output_dimension=2))
+
+
+def lonlat_of_file(path: str) -> dict[str, Any]:
+    """Return the polygons of a vector file as GeoJSON geometry, WGS 84.
+
+    Raises:
+        TilesegError: see `region_of_file`.
+    """
+    polygons, crs = _read(path)
+    try:
+        if (there := CRS.from_user_input(crs)) != CRS(LONLAT):
+            polygons = _projected(polygons, there, CRS(LONLAT))
+    except (ProjError, _NowhereError) as err:
+        msg = f"--aoi {path}: its CRS does not lead to longitude and latitude"
+        raise UsageError(msg) from err
+    plain = shapely.to_geojson(shapely.force_2d(polygons))
+    return dict(json.loads(plain))
 
 
 def _window(outline: Any, geobox: GeoBox, what: str, name: str) -> Window:  # noqa: ANN401  (shapely is untyped)
