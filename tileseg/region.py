@@ -35,6 +35,7 @@ __all__ = [
 
 _GRAIN = 256  # parts of a pixel that vertices lie on: finer is the projections' noise
 _PIECES = 1024  # of a line across the scene: straight on one map, not on another
+_STRAIGHT = 1e-5  # degrees, about a metre
 _NEARLY_ROUND = 340  # degrees
 _LATTICE = 33  # places per side that say which longitudes and latitudes a scene has
 _MOST_VERTICES = 5_000_000
@@ -132,8 +133,11 @@ def lonlat_of_file(path: str) -> dict[str, Any]:
     """
     polygons, crs = _read(path)
     try:
-        if (there := CRS.from_user_input(crs)) != CRS(LONLAT):
+        there = CRS.from_user_input(crs)
+        if not there.equals(CRS(LONLAT), ignore_axis_order=True):
             polygons = _projected(polygons, there, CRS(LONLAT))
+            # What lies on a line is not needed to say it.
+            polygons = shapely.simplify(polygons, _STRAIGHT)
     except (ProjError, _NowhereError) as err:
         msg = f"--aoi {path}: its CRS does not lead to longitude and latitude"
         raise UsageError(msg) from err
