@@ -7,7 +7,7 @@ all), both looked at anew for every request. FOLDER/api.json, read each time too
     extensions  what it conforms to: ["query", "sort"]
     page        Items of one answer, whatever is asked
     next        where the next page is instead
-    sign        true: hrefs of an Item end with ?sig=N, and only the last N opens a file
+    sign        true: hrefs end with ?sig=N, another one each time; a search's open no file
     fail        so many requests are answered 503 first
     hook        the status of what is posted to /hook
 
@@ -89,7 +89,7 @@ class Api(BaseHTTPRequestHandler):
             return self._search(json.loads(body) if body else flat, told)
         if found := re.fullmatch(r"/v1/collections/([^/]+)/items/([^/]+)", path):
             items = (item for item in self._items() if item["id"] == found[2])
-            return self._signed(next(items, None), told)
+            return self._signed(next(items, None), told, "fresh")
         return None
 
     def _landing(self, told):
@@ -112,11 +112,11 @@ class Api(BaseHTTPRequestHandler):
         paths = sorted((self.folder / "items").glob("*.json"))
         return [json.loads(path.read_text()) for path in paths]
 
-    def _signed(self, item, told):
+    def _signed(self, item, told, age):
         if item and told.get("sign"):
             self.counts["signed"] += 1
             for asset in item["assets"].values():
-                asset["href"] += f"?sig={self.counts['signed']}"
+                asset["href"] += f"?sig={age}-{self.counts['signed']}"
         return item
 
     def _search(self, asked, told):
@@ -134,13 +134,12 @@ class Api(BaseHTTPRequestHandler):
                 kept = urlsplit(self.path).query.split("&token=")[0]
                 link["href"] += f"?{kept}&token={stop}"
             links.append(link)
-        features = [self._signed(item, told) for item in found[start:stop]]
+        features = [self._signed(item, told, "old") for item in found[start:stop]]
         return {"type": "FeatureCollection", "features": features, "links": links}
 
     def _file(self, path, told):
         file = self.folder / path.lstrip("/")
-        query = parse_qs(urlsplit(self.path).query)
-        if told.get("sign") and query.get("sig") != [str(self.counts["signed"])]:
+        if told.get("sign") and "?sig=fresh-" not in self.path:
             self._answer(403, b"")
             return
         if not file.is_file():
@@ -168,7 +167,8 @@ def matches(item, asked):
             not names or item["collection"] in names,
             not asked.get("bbox") or meets(item["bbox"], listed(asked["bbox"])),
             not asked.get("intersects") or within(item, asked["intersects"]),
-            not asked.get("datetime") or is_between(facts["datetime"], asked["datetime"]),
+            not asked.get("datetime")
+            or is_between(facts["datetime"], asked["datetime"]),
             all(map(holds, *pairs(asked.get("query"), facts))),
         )
     )

@@ -43,7 +43,10 @@ def write(folder, text, source='scenes = "scenes"', target='output = "maps"'):
         ("[gate]\na = 1", "gate: is no table of a night's file"),
         ("[night]\nfoo = 1", "[night]: unknown key 'foo'; a schedule has deadline"),
         ('[night]\ndeadline = "5 am"', "[night] deadline: got '5 am'"),
-        ('[night]\ndeadline = "05:30"\nhours = 3', "[night] deadline, hours: wanted one"),
+        (
+            '[night]\ndeadline = "05:30"\nhours = 3',
+            "[night] deadline, hours: wanted one",
+        ),
         ("[night]\nhours = 0", "[night] hours: got 0, wanted more than 0"),
         ("[night]\nretries = true", "[night]: retries: got True, wanted int"),
         ("[night]\nbackoff = []", "[night] backoff: got (), wanted nights"),
@@ -75,10 +78,16 @@ def test_what_a_night_cannot_be_is_one_line(text, said, tmp_path):
         ('scenes = "a"\nsince = "1 day"', "since: is for a search (stac)"),
         ('stac = "s3://bucket/api"', "wanted the https address of an API"),
         ('stac = "https://b.org?key=hush"', "wanted the https address of an API"),
-        ('stac = "https://b.org"\nsince = "lately"', "since: got 'lately', wanted a date"),
+        (
+            'stac = "https://b.org"\nsince = "lately"',
+            "since: got 'lately', wanted a date",
+        ),
         ('stac = "https://b.org"\nlimit = 0', "limit: got 0, wanted 1 to 10,000"),
         ('stac = "https://b.org"\ncloud_cover = 101', "wanted 0 to 100 percent"),
-        ('stac = "https://b.org"\nbbox = [1, 2, 3, 2]', "bbox: got (1, 2, 3, 2), wanted"),
+        (
+            'stac = "https://b.org"\nbbox = [1, 2, 3, 2]',
+            "bbox: got (1, 2, 3, 2), wanted",
+        ),
         ('stac = "https://b.org"\nbbox = [1, 2, 3]', "bbox: got (1, 2, 3), wanted"),
         ('stac = "https://b.org"\nquery = 3', "query: got 3, wanted"),
     ],
@@ -156,7 +165,9 @@ def test_a_search_is_what_the_file_says(site, methods, tmp_path):
     assert ids(site, cloud_cover=15, since="60 days") == ["far", "day1"]
     assert ids(site, query={"eo:cloud_cover": {"eq": 70}}) == ["day7"]
     assert ids(site, limit=3) == ["day7", "day6", "day5"]
-    assert {it["method"] for it in site.log() if "search" in it["path"]} == {methods[-1]}
+    assert {it["method"] for it in site.log() if "search" in it["path"]} == {
+        methods[-1]
+    }
 
 
 def test_clouds_are_looked_at_where_the_api_cannot(site):
@@ -191,7 +202,9 @@ def test_a_search_leads_nowhere_else(site, monkeypatch):
     site.put("a")
     site.put("b")
 
-    with pytest.raises(RefusedError, match="leads to another server, https://127.0.0.1"):
+    with pytest.raises(
+        RefusedError, match="leads to another server, https://127.0.0.1"
+    ):
         ids(site)
     monkeypatch.setattr(address, "_allowed", set())
     with pytest.raises(RefusedError, match="plain http is for hosts that are named"):

@@ -7,7 +7,9 @@ addresses; whether those may be read is decided where they are opened.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import is_address, keep, shown
@@ -31,6 +33,10 @@ _RASTERS = ("image/tiff", "image/geotiff", "image/vnd.stac.geotiff")
 
 # What pystac raises where a value is of another kind than it takes it for.
 _BROKEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+
+_MOMENT = 300.0  # seconds: signatures live for longer
+_said: dict[str, tuple[float, bytes]] = {}
+"""Address of an API's Item -> when it was read, and what it said."""
 
 _Names = Callable[["_Place"], set[str]]
 
@@ -217,12 +223,21 @@ def _bytes(address: str) -> bytes:
 
 
 def _said_by_api(address: str) -> bytes:
-    """Return an Item as its API has it now: it gives no ranges, and may sign hrefs."""
+    """Return an Item as its API has it now, or had it a moment ago.
+
+    It gives no ranges. It may sign hrefs anew for every answer, and a job that reads
+    its Item twice is to see one scene.
+    """
+    at, data = _said.get(address, (-inf, b""))
+    if monotonic() - at < _MOMENT:
+        return data
     answer = call(address)
     if not answer.is_good:
         msg = f"{address}: the server does not give it ({answer.status})"
         raise InputError(msg)
     _check_size(address, len(answer.data))
+    _said.clear()  # of a night's thousand Items one is in hand
+    _said[address] = monotonic(), answer.data
     return answer.data
 
 
@@ -305,15 +320,15 @@ def _find(source: str, places: list[_Place], wanted: str | int) -> _Place:
     raise UsageError(msg)
 
 
-def _said(place: _Place, *keys: str) -> set[str]:
+def _words(place: _Place, *keys: str) -> set[str]:
     values = (place.facts.get(key) for key in keys)
     return {value.casefold() for value in values if isinstance(value, str)}
 
 
 _WAYS: tuple[_Names, ...] = (
-    lambda it: _said(it, "name") | ({it.key.casefold()} if it.is_only else set()),
-    lambda it: _said(it, "common_name", "eo:common_name"),
-    lambda it: _said(it, "description"),
+    lambda it: _words(it, "name") | ({it.key.casefold()} if it.is_only else set()),
+    lambda it: _words(it, "common_name", "eo:common_name"),
+    lambda it: _words(it, "description"),
 )
 
 

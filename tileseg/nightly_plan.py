@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
 from math import inf
@@ -29,7 +29,6 @@ _HOW = {"device_minutes", "engine", "grace", "hosts", "input", "keep_work", "out
 
 _AGAIN = ("changed", "options", "gone")
 _FAILED = ("failed", "partial")
-_EVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,21 +169,19 @@ def ordered(choices: Iterable[Choice], night: Schedule) -> list[Choice]:
         name = choice.found.name
         at = (i for i, text in enumerate(night.first) if fnmatchcase(name, text))
         is_begun, is_again = choice.why == "begun", choice.why in _AGAIN
-        return next(at, inf), not is_begun, is_again, _size(choice, night), name
+        return next(at, inf), not is_begun, is_again, _place(choice, night), name
 
-    by_time = sorted(
-        due, key=lambda it: it.found.taken or _EVER, reverse=night.order == "newest"
-    )
-    if night.order in ("newest", "oldest"):
-        return sorted(by_time, key=lambda it: rank(it)[:-2])
     return sorted(due, key=rank)
 
 
-def _size(choice: Choice, night: Schedule) -> float:
-    """Return what the smallest comes first by; what cannot be opened is small."""
-    if night.order != "smallest":
-        return 0
-    return choice.cost.tiles if choice.cost else 0
+def _place(choice: Choice, night: Schedule) -> float:
+    """Return by what the schedule sorts; who does not say when it was taken is last."""
+    if night.order == "smallest":  # what cannot be opened is small
+        return choice.cost.tiles if choice.cost else 0
+    taken = choice.found.taken
+    if night.order == "name" or taken is None:
+        return inf
+    return taken.timestamp() * (-1 if night.order == "newest" else 1)
 
 
 def turns(

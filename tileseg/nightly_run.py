@@ -77,7 +77,7 @@ class Tonight:
         *,
         retry: Sequence[str] = (),
         listeners: Sequence[Listener] = (),
-        clock: Clock = _now,
+        clock: Clock | None = None,
     ) -> None:
         """Look at source and target; write nothing.
 
@@ -85,14 +85,14 @@ class Tonight:
             file: what is asked.
             retry: scenes to take as new ones; see `State.retry`.
             listeners: who is told of events.
-            clock: the time.
+            clock: the time; None for the system's.
 
         Raises:
             TilesegError: one of them cannot be read, or the models cannot be used.
         """
-        self.file, self._clock, self._listeners = file, clock, listeners
+        self.file, self._clock, self._listeners = file, clock or _now, listeners
         self._storage = open_storage(file.target.output)
-        self._start = clock()
+        self._start = self._clock()
         self.state = read_state(self._storage)
         self.state.retry(retry)
         self.state.begin(self._start)

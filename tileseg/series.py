@@ -99,7 +99,7 @@ def _memory(items: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
             "properties": {key: said[key] for key in _OF_MANY},
             "assets": _common([item["assets"]]),
         }
-        text = json.dumps(alike, sort_keys=True)
+        text = json.dumps(alike)
         kind = kinds.setdefault(text, str(len(kinds)))
         told[path] = {"kind": kind, "properties": own}
         if "bbox" in item:
