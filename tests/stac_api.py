@@ -7,7 +7,7 @@ all), both looked at anew for every request. FOLDER/api.json, read each time too
     extensions  what it conforms to: ["query", "sort"]
     page        Items of one answer, whatever is asked
     next        where the next page is instead
-    sign        true: hrefs end with ?sig=N, another one each time; a search's open no file
+    sign        true: hrefs end with ?sig=N, each time another; a search's open no file
     fail        so many requests are answered 503 first
     hook        the status of what is posted to /hook
 

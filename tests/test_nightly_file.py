@@ -102,7 +102,7 @@ def test_what_no_source_can_be_is_one_line(source, said, tmp_path):
 
 @pytest.mark.parametrize("target", ["", 'output = ""', 'output = "s3://me:hush@b/a"'])
 def test_a_target_is_a_place(target, tmp_path):
-    with pytest.raises(UsageError, match="output: wanted|output: got") as caught:
+    with pytest.raises(UsageError, match=r"output: wanted|output: got") as caught:
         read_night(write(tmp_path, "", target=target))
 
     assert "hush" not in str(caught.value)
@@ -118,7 +118,7 @@ def test_the_command_line_wins(tmp_path):
     assert file.target.workplace == "out/all.work"
 
 
-def test_a_night_ends_at_the_next_such_hour(monkeypatch):
+def test_a_night_ends_at_the_next_such_hour():
     """By this machine's clock, or so long after it began."""
     evening = datetime(2026, 5, 31, 22, 15).astimezone()
     night = Schedule(deadline="05:30")
@@ -203,7 +203,7 @@ def test_a_search_leads_nowhere_else(site, monkeypatch):
     site.put("b")
 
     with pytest.raises(
-        RefusedError, match="leads to another server, https://127.0.0.1"
+        RefusedError, match=r"leads to another server, https://127\.0\.0\.1"
     ):
         ids(site)
     monkeypatch.setattr(address, "_allowed", set())
@@ -232,7 +232,7 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
     monkeypatch.setenv("TOKEN", "t0ken-of-the-receiver")
     monkeypatch.setenv("HOOK", f"{site.address}/hook?key=hush")
     site.be(fail=2)
-    night = Schedule(webhook="env:HOOK", webhook_token="env:TOKEN")
+    night = Schedule(webhook="env:HOOK", webhook_token="env:TOKEN")  # noqa: S106
 
     assert notify(night, SUMMARY)
 
@@ -248,7 +248,7 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
         assert word not in caplog.text
 
 
-def test_a_webhook_that_fails_is_a_warning(site, caplog, monkeypatch):
+def test_a_webhook_that_fails_is_a_warning(site, caplog):
     site.be(hook=410)
 
     assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -103,7 +105,8 @@ def digest(folder):
     return hashlib.sha256(repr(snapshot(folder)).encode()).hexdigest()
 
 
-def test_the_same_night_again_changes_nothing(nights, archive):
+@pytest.mark.usefixtures("archive")
+def test_the_same_night_again_changes_nothing(nights):
     """Not a byte at the target; and it says and exits as it did."""
     first = nights.run()
     before = digest(nights.output)
@@ -325,12 +328,13 @@ def choice(name, why="new", tiles=None, taken=None, **known):
 
 def taken_in_time(due, seconds, per_tile=1.0):
     """Return who is begun in a night of so many seconds."""
-    left, begun = seconds, []
+    spent, begun = [], []
     speed = Speed(((10, 10 * per_tile, 1),)) if per_tile else Speed()
-    for it, has_time in turns(due, lambda: speed, lambda: left, seconds):
+    left = lambda: seconds - sum(spent)  # noqa: E731
+    for it, has_time in turns(due, lambda: speed, left, seconds):
         if has_time:
             begun.append(it.found.name)
-            left -= (it.cost.tiles if it.cost else 0) * per_tile
+            spent.append((it.cost.tiles if it.cost else 0) * per_tile)
     return begun
 
 
@@ -516,3 +520,90 @@ def test_nights_of_a_stac_api(nights, server, monkeypatch):
     assert (
         read(nights.output / "one/mask.tif") == read(before / "one.v1/mask.tif")
     ).all()
+
+
+LATER = """
+import sys, time
+from tileseg import job
+from tileseg.cli import main
+real = job._process
+def process(task, ledger, staff, record, progress):
+    def slow(done, total):
+        progress(done, total)
+        time.sleep(0.3)
+    return real(task, ledger, staff, record, slow)
+job._process = process
+main(sys.argv[1:])
+"""
+"""A night whose scenes take a while, and say how far they are."""
+
+
+def start(nights):
+    """Start a night as a process of its own."""
+    words = ["nightly", "--config", nights.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", LATER, *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_night_goes_on_and_says_all_of_it(nights, archive):
+    """What was done before is in the summary; nobody waits for the dead one's lock."""
+    nights.now = datetime.now(UTC)
+    (archive / "a.tif").unlink()
+    make_scene(archive / "b.tif", random_pixels(500, 470))
+    os.utime(archive / "b.tif", (1, 1))
+    with start(nights) as process:
+        journal = nights.folder / "work" / "b"
+        wait_for(lambda: any(journal.glob("*/receipts.jsonl")))
+        process.kill()
+    assert (nights.output / "c" / "run.json").exists()
+    assert not (nights.output / "night.json").exists()
+
+    code, lines, summary = nights.run()
+
+    assert code == 0
+    assert [Path(it["scene"]["href"]).stem for it in lines] == ["b"]
+    assert lines[0]["counts"]["shards_reused"] > 0
+    assert states(summary) == {"b": "done", "c": "done"}
+    links = json.loads((nights.output / "collection.json").read_text())["links"]
+    assert len(links) == 2
+    before = digest(nights.output)
+    assert nights.run()[2] == summary
+    assert before == digest(nights.output)
+
+
+@pytest.mark.slow
+def test_the_scene_in_hand_is_stopped_at_the_deadline(nights, archive):
+    """And the night has gone well; the next one goes on."""
+    nights.now = datetime.now(UTC)
+    for name in "abc":
+        (archive / f"{name}.tif").unlink()
+    make_scene(archive / "long.tif", random_pixels(900, 870))
+    nights._job += "\ngrace = 1"
+    state = State()
+    state.begin(nights.now)
+    nights.output.mkdir()
+    nights.output.joinpath("night-state.json").write_bytes(state.as_bytes())
+    nights.more = "[night]\nhours = 0.005"  # 18 s from when it began: now
+
+    with start(nights) as process:
+        output, errors = process.communicate(timeout=200)
+
+    assert process.returncode == 0, errors
+    *_, summary = map(json.loads, output.splitlines())
+    assert states(summary) == {"long": "waiting"}
+    assert summary["exit_code"] == 0
+    assert "the night is over" in summary["scenes"][0]["error"]
