@@ -52,6 +52,7 @@ def write(folder, text, source='scenes = "scenes"', target='output = "maps"'):
         ("[night]\nbackoff = []", "[night] backoff: got (), wanted nights"),
         ('[night]\norder = "best"', "[night] order: got 'best', wanted one of newest"),
         ('[night]\nwebhook = "ftp://a/b"', "[night] ftp://a/b: wanted a path or an"),
+        ('[night]\nwebhook = "s3://a/b"', "[night] webhook: got 's3://a/b', wanted an"),
         ('[night]\nwebhook_token = "s3cret"', "wanted env:NAME or file:PATH"),
         ('[job]\ninput = "a.tif"', "[job] input: is of one scene"),
         ("[job]\ndry_run = true", "[job] dry_run: is of one scene"),
@@ -138,11 +139,22 @@ def test_a_secret_is_somewhere_else(tmp_path, monkeypatch):
     assert secret("https://a.org/3") == "https://a.org/3"
     with pytest.raises(InputError, match="env:NONE: there is no such thing"):
         secret("env:NONE")
+    monkeypatch.setenv("HOOK", "a\r\nX-Header: b")
+    with pytest.raises(InputError, match="env:HOOK: wanted one line"):
+        secret("env:HOOK")
 
 
 def ids(site, **asked):
     source = Source(stac=f"{site.address}/v1", **asked)
     return [item["id"] for item in search(source, NOW).values()]
+
+
+def write_area(path, corners, crs="urn:ogc:def:crs:OGC:1.3:CRS84"):
+    geometry = {"type": "Polygon", "coordinates": [corners]}
+    feature = {"type": "Feature", "properties": {}, "geometry": geometry}
+    named = {"type": "name", "properties": {"name": crs}}
+    value = {"type": "FeatureCollection", "crs": named, "features": [feature]}
+    path.write_text(json.dumps(value))
 
 
 @pytest.mark.parametrize("methods", [["GET", "POST"], ["GET"]])
@@ -153,14 +165,17 @@ def test_a_search_is_what_the_file_says(site, methods, tmp_path):
         site.put(f"day{day}", day=f"2026-05-0{day}", clouds=10 * day)
     site.put("far", day="2026-05-04", box=(30, 1, 31, 2))
     site.put("old", day="2025-05-04")
-    area = {"type": "Polygon", "coordinates": [[[2, 40], [3, 41.5], [5, 40], [2, 40]]]}
-    (tmp_path / "area.geojson").write_text(json.dumps(area))
+    lonlat, metres = tmp_path / "area.geojson", tmp_path / "metres.geojson"
+    write_area(lonlat, [[2, 40], [3, 41.5], [5, 40], [2, 40]])
+    corners = [[4e5, 44e5], [5e5, 46e5], [6e5, 44e5], [4e5, 44e5]]
+    write_area(metres, corners, crs="urn:ogc:def:crs:EPSG::32631")
 
     assert ids(site)[:2] == ["day7", "day6"]
     assert len(ids(site)) == 9
     assert ids(site, collections=("s1",)) == []
     assert "far" not in ids(site, bbox=(2, 40, 5, 43))
-    assert "far" not in ids(site, aoi=str(tmp_path / "area.geojson"))
+    assert ids(site, aoi=str(lonlat)) == ids(site, aoi=str(metres))
+    assert len(ids(site, aoi=str(metres))) == 8
     assert ids(site, since="28 days", until="2026-05-05") == ["day5", "day4", "far"]
     assert ids(site, cloud_cover=15, since="60 days") == ["far", "day1"]
     assert ids(site, query={"eo:cloud_cover": {"eq": 70}}) == ["day7"]
@@ -194,6 +209,35 @@ def test_an_item_is_known_by_what_it_says(site):
     assert one.source == f"{site.address}/v1/collections/s2/items/a"
     assert one.mark != other.mark
     assert one.taken == datetime(2026, 5, 1, 10, tzinfo=UTC)
+
+
+def test_every_kind_of_scene_has_a_mark(site, tmp_path):
+    """Another one when it changed; what cannot be looked at has an empty one."""
+    for name in ("a", "b"):
+        site.put(name)
+    items = [json.loads(path.read_text()) for path in (site.folder / "items").iterdir()]
+    catalog = tmp_path / "found.json"
+    document = {"type": "FeatureCollection", "features": items}
+    catalog.write_text(json.dumps(document))
+    (site.folder / "files" / "c.tif").write_bytes(b"c" * 99)
+    (tmp_path / "d.tif").write_bytes(b"d")
+    lines = ["found.json#a", "found.json#b", f"{site.address}/files/c.tif", "d.tif"]
+    lines += [f"{site.address}/v1/collections/s2/items/a", "none.tif", "none.json#a"]
+    (tmp_path / "all.txt").write_text("\n".join(lines))
+    source = Source(scenes=str(tmp_path / "all.txt"))
+
+    before = find(source, NOW)
+    items[1]["properties"]["updated"] = "2026-05-30T00:00:00Z"
+    catalog.write_text(json.dumps(document))
+    (site.folder / "files" / "c.tif").write_bytes(b"C" * 99)
+    (tmp_path / "d.tif").write_bytes(b"dd")
+    after = find(source, NOW)
+
+    changed = [one.mark != other.mark for one, other in zip(before, after, strict=True)]
+    is_second = items[1]["id"] == "b"
+    assert changed == [not is_second, is_second, True, True, False, False, False]
+    assert [bool(it.mark) for it in after] == [True] * 5 + [False] * 2
+    assert after[0].mark == before[0].mark or not is_second
 
 
 def test_a_search_leads_nowhere_else(site, monkeypatch):

@@ -513,6 +513,11 @@ def test_nights_of_a_stac_api(nights, server, monkeypatch):
     assert origin["href"] == f"{server.address}/v1/collections/s2/items/one.v1"
     hooks = [it for it in server.log() if it["path"] == "/hook"]
     assert json.loads(hooks[0]["body"])["night"]["counts"]["failed"] == 1
+    nights.source = f'stac = "{server.address}/gone"'
+    words = ["nightly", "--config", str(nights.path)]
+    assert CliRunner().invoke(main, words).exit_code == ExitCode.INPUT
+    told = json.loads(server.log()[-1]["body"])
+    assert told["text"].startswith("tileseg: the night did not begin: http://127.0.0.1")
     scene = make_scene(nights.folder / "one.tif", random_pixels(41, 50, seed=1))
     nights.source = f'scenes = "{scene}"'
     before, nights.output = nights.output, nights.folder / "plain"
@@ -563,7 +568,7 @@ def test_a_killed_night_goes_on_and_says_all_of_it(nights, archive):
     """What was done before is in the summary; nobody waits for the dead one's lock."""
     nights.now = datetime.now(UTC)
     (archive / "a.tif").unlink()
-    make_scene(archive / "b.tif", random_pixels(500, 470))
+    make_scene(archive / "b.tif", random_pixels(290, 270))
     os.utime(archive / "b.tif", (1, 1))
     with start(nights) as process:
         journal = nights.folder / "work" / "b"

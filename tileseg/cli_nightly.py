@@ -17,7 +17,7 @@ from tileseg.console import (
     tell,
 )
 from tileseg.environment import scrub
-from tileseg.errors import DeadlineError, ExitCode, TilesegError, UsageError, worst
+from tileseg.errors import ExitCode, TilesegError, UsageError, worst
 from tileseg.intake import job_file, one_each, stated
 from tileseg.options import job_options
 from tileseg.stopping import StopSignal
@@ -111,15 +111,18 @@ def _plan(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
 def _spend(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
     """Do what a night's file asks; return exit codes, and whether workers are stuck."""
     from tileseg.job import Staff
-    from tileseg.nightly_hook import notify
+    from tileseg.nightly_hook import notify, notify_failure
     from tileseg.nightly_run import Tonight, hold_night
 
     codes = []
     with signals() as stop, hold_night(file):
-        with Staff(stop) as staff:
+        try:
             night = Tonight(file, retry=retry)
-            with deadline(stop, night.left()):
-                codes.append(_work(night, staff))
+        except TilesegError as err:
+            notify_failure(file.night, err)
+            raise
+        with Staff(stop) as staff, deadline(stop, night.left()):
+            _work(night, staff)
         try:
             if night.leave():
                 notify(file.night, night.summary())
@@ -132,8 +135,8 @@ def _spend(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
     return codes, staff.is_broken
 
 
-def _work(night: "Tonight", staff: "Staff") -> int:
-    """Do scenes until all are done or somebody says stop; return that one's code."""
+def _work(night: "Tonight", staff: "Staff") -> None:
+    """Do scenes until all are done or somebody says stop."""
     try:
         for choice in night.turns():
             record = run_one(choice.facts, staff)
@@ -141,9 +144,7 @@ def _work(night: "Tonight", staff: "Staff") -> int:
             if is_over(record, staff):
                 break
     except StopSignal as err:  # between two scenes
-        if not isinstance(err.error, DeadlineError):
-            return int(err.error.exit_code)
-    return 0
+        night.stop(err.error)
 
 
 def _each(options: dict[str, Any]) -> tuple[list[int], bool]:

@@ -123,7 +123,12 @@ def mosaic_of(job: Job, bands: tuple[str | int, ...]) -> Mosaic:
 
 def _scenes(source: str, *, in_list: bool = False) -> list[str]:
     if is_catalog(source):
-        return scenes_of(source)
+        try:
+            return scenes_of(source)
+        except TilesegError:
+            if not in_list:
+                raise
+            return [source]
     if "://" in source:
         return _listed(source) if is_remote(source) else [source]
     path = Path(source)

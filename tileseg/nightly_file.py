@@ -16,7 +16,15 @@ from tileseg.errors import InputError, UsageError
 from tileseg.fields import checked, read_toml
 from tileseg.settings import Job, is_remote, within
 
-__all__ = ["NightFile", "Schedule", "Source", "Target", "read_night", "secret"]
+__all__ = [
+    "NightFile",
+    "Schedule",
+    "Source",
+    "Target",
+    "is_web",
+    "read_night",
+    "secret",
+]
 
 _Limits = dict[str, tuple[Callable[[Any], bool], str]]
 
@@ -75,8 +83,7 @@ class Source:
         _check(self, self._limits())
 
     def _check_api(self) -> None:
-        parts = split(self.stac)
-        if parts is None or parts.scheme not in ("https", "http") or parts.query:
+        if not is_web(self.stac) or "?" in self.stac:
             msg = "stac: wanted the https address of an API, without a query"
             raise UsageError(msg)
 
@@ -155,8 +162,6 @@ class Schedule:
         if self.deadline and self.hours is not None:
             msg = "deadline, hours: wanted one of them, got both"
             raise UsageError(msg)
-        if self.webhook and not _is_secret(self.webhook):
-            split(self.webhook)
         _check(self, self._limits())
 
     @staticmethod
@@ -170,6 +175,10 @@ class Schedule:
             "order": (lambda x: x in _ORDERS, f"one of {', '.join(_ORDERS)}"),
             "retries": (lambda n: n >= 0, "0 or more"),
             "backoff": (lambda n: n and min(n) > 0, "nights, 1 or more each"),
+            "webhook": (
+                lambda x: not x or _is_secret(x) or is_web(x),
+                "an https address, env:NAME or file:PATH",
+            ),
             "webhook_token": (
                 lambda x: not x or _is_secret(x),
                 "env:NAME or file:PATH",
@@ -275,7 +284,20 @@ def secret(said: str) -> str:
     except (KeyError, OSError, ValueError) as err:
         msg = f"{said}: there is no such thing, or it cannot be read"
         raise InputError(msg) from err
-    return value.strip()
+    if not (value := value.strip()).isprintable():
+        msg = f"{said}: wanted one line of plain text"
+        raise InputError(msg)
+    return value
+
+
+def is_web(address: str) -> bool:
+    """Return whether it leads to a web server, which is not asked.
+
+    Raises:
+        TilesegError: it is no address, or holds a password.
+    """
+    parts = split(address)
+    return parts is not None and parts.scheme in ("https", "http")
 
 
 def _is_secret(said: str) -> bool:

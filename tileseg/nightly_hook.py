@@ -7,14 +7,14 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
-from tileseg.address import split
 from tileseg.calls import call
-from tileseg.errors import TilesegError
-from tileseg.nightly_file import Schedule, secret
+from tileseg.errors import ExitCode, TilesegError, UsageError
+from tileseg.nightly_file import Schedule, is_web, secret
 from tileseg.redact import redact
 
-__all__ = ["notify"]
+__all__ = ["notify", "notify_failure"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,22 @@ def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
     return _post(address, headers, _body(summary))
 
 
+def notify_failure(night: Schedule, error: TilesegError) -> bool:
+    """Send why a night did not begin."""
+    code = int(error.exit_code)
+    if code in (ExitCode.PREEMPTED, ExitCode.BUSY):  # another one is at it, or will be
+        return False
+    summary = {"exit_code": code, "error": str(error), "scenes": []}
+    return notify(night, {"night": None, "counts": {"scenes": 0}, **summary})
+
+
 def _post(address: str, headers: dict[str, str], body: bytes) -> bool:
     host = "an unknown host"
     try:
-        parts = split(address)
-        host = (parts and parts.hostname) or host
+        if not is_web(address):
+            msg = "address: wanted https"
+            raise UsageError(msg)
+        host = urlsplit(address).hostname or host
         answer = call(address, body, headers, seconds=_SECONDS)
         problem = "" if answer.is_good else f"it answers {answer.status}"
     except TilesegError as err:
@@ -66,6 +77,8 @@ def _body(summary: Mapping[str, Any]) -> bytes:
 
 def _text(summary: Mapping[str, Any]) -> str:
     """Return the night in a few lines."""
+    if summary["night"] is None:
+        return f"tileseg: the night did not begin: {summary['error']}"
     counts = summary["counts"]
     told = [f"{n} {state}" for state, n in counts.items() if n and state != "scenes"]
     head = (

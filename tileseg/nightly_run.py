@@ -7,11 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
 
-from tileseg.errors import DeadlineError, ExitCode, worst
+from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.lock import hold
 from tileseg.nightly import SUMMARY, item_of, state_of
 from tileseg.nightly_events import Event, Listener
@@ -47,7 +47,7 @@ Clock = Callable[[], datetime]
 
 
 def _now() -> datetime:
-    return datetime.now(UTC)
+    return datetime.now().astimezone()
 
 
 @contextmanager
@@ -146,15 +146,19 @@ class Tonight:
             TilesegError: it cannot be written.
         """
         name, outcome = choice.found.name, _outcome(record)
-        is_deadline = isinstance(record.error, DeadlineError)
-        if outcome.state == "waiting" and not is_deadline:
-            self.stopped = record.values["exit_code"]
+        if outcome.state == "waiting" and isinstance(record.error, TilesegError):
+            self.stop(record.error)
         assert choice.known, "what is due has an entry"
         entry = self.state.add(name, choice.known, outcome, self.file.night)
         self._storage.write(STATE, self.state.as_bytes())
         self._tell("scene_ended", name, self._row(choice))
         if entry.parked:
             self._tell("scene_parked", name, self._row(choice))
+
+    def stop(self, error: TilesegError) -> None:
+        """Take note of why no further scene is begun."""
+        if not isinstance(error, DeadlineError):
+            self.stopped = error.exit_code
 
     def leave(self) -> bool:
         """Write Collection, summary and page, if they do not say all of it yet.
