@@ -90,7 +90,9 @@ def _file(options: dict[str, Any]) -> "NightFile":
     if job.pop("dry_run", None):
         msg = "dry-run: of a night's file give --plan"
         raise UsageError(msg)
-    target = {key: job.pop(key) for key in ("output", "work") if key in job}
+    target: dict[str, Any] = {
+        key: job.pop(key) for key in ("output", "work") if key in job
+    }
     file = read_night(path, job, target)
     allow(file.job.get("hosts", ()))
     return file

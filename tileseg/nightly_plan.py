@@ -205,7 +205,7 @@ def turns(
         if time is None or time <= 0:
             yield choice, time is None
             continue
-        need = choice.cost and speed().seconds(choice.cost.tiles)
+        need = speed().seconds(choice.cost.tiles) if choice.cost else None
         if need is not None and need > whole:
             long.append(choice)
         else:

@@ -207,7 +207,7 @@ class Tonight:
         }
 
     def _deadline(self) -> str | None:
-        return self.end and self.end.isoformat(timespec="seconds")
+        return None if self.end is None else self.end.isoformat(timespec="seconds")
 
     def _row(self, choice: Choice) -> dict[str, Any]:
         """Return what is said of a scene."""
