@@ -8,7 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from math import inf
 from pathlib import PurePosixPath
+from time import monotonic
 from typing import Any
 
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
@@ -43,6 +45,7 @@ STATES = (
 """What a scene is after a night; `later`: it failed before, and is not tried yet."""
 
 _LOCK = ".night"
+_SAVE_SECONDS = 10.0  # what a killed night may forget: it finds what it had done
 Clock = Callable[[], datetime]
 
 
@@ -92,7 +95,7 @@ class Tonight:
         """
         self.file, self._clock, self._listeners = file, clock or _now, listeners
         self._storage = open_storage(file.target.output)
-        self._start = self._clock()
+        self._start, self._saved = self._clock(), -inf
         self.state = read_state(self._storage)
         self.state.retry(retry)
         self.state.begin(self._start)
@@ -140,7 +143,7 @@ class Tonight:
                 yield choice
 
     def add(self, choice: Choice, record: Record) -> None:
-        """Take note of how a scene ended, at the target too.
+        """Take note of how a scene ended, now and then at the target too.
 
         Raises:
             TilesegError: it cannot be written.
@@ -150,7 +153,9 @@ class Tonight:
             self.stop(record.error)
         assert choice.known, "what is due has an entry"
         entry = self.state.add(name, choice.known, outcome, self.file.night)
-        self._storage.write(STATE, self.state.as_bytes())
+        if monotonic() - self._saved > _SAVE_SECONDS:  # it may have thousands of scenes
+            self._storage.write(STATE, self.state.as_bytes())
+            self._saved = monotonic()
         self._tell("scene_ended", name, self._row(choice))
         if entry.parked:
             self._tell("scene_parked", name, self._row(choice))

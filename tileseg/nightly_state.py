@@ -1,6 +1,6 @@
 """What nights remember: what became of each scene, when it is tried again, how fast.
 
-One file at the target, `night-state.json`, written whole after each scene.
+One file at the target, `night-state.json`, written whole while scenes are done.
 """
 
 import json
