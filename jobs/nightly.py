@@ -1,4 +1,7 @@
-"""Segment what is new: `python jobs/nightly.py --scenes DIR --output DIR`."""
+"""Segment what is new: `python jobs/nightly.py --config nightly.toml`.
+
+Or without a night's file: `--scenes DIR --output DIR`.
+"""
 
 from tileseg.cli import nightly
 

@@ -5,6 +5,7 @@ The store is a real S3 server on loopback.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import count
@@ -270,6 +271,46 @@ def test_a_night_goes_to_a_prefix(tmp_path, scene, model_path, output):
     (link,) = json.loads(fetch(output, "collection.json"))["links"]
     item = json.loads(fetch(output, link["href"].removeprefix("./")))
     assert item["id"] == "scene"
+
+
+def test_a_nights_file_leads_to_a_prefix_and_its_scenes_come_from_one(
+    tmp_path, scene, model_path, output
+):
+    """The second run of a night changes no object; a changed scene is made again."""
+    scenes = Objects(f"{output} in")
+    scenes.write("a.tif", Path(scene))
+    scenes.write("b.tif", Path(scene))
+    path = tmp_path / "nightly.toml"
+    path.write_text(
+        f'[source]\nscenes = "{scenes}/*.tif"\n[target]\noutput = "{output}"\n'
+        f'work = "{tmp_path / "work"}"\n[job]\nmodel = "{model_path}"\ntrusted = true\n'
+    )
+    words = ["nightly", "--config", str(path)]
+
+    first = CliRunner().invoke(main, words)
+    before = Objects(output).items()
+    second = CliRunner().invoke(main, words)
+
+    assert (first.exit_code, second.exit_code) == (0, 0), first.stderr
+    assert before == Objects(output).items()
+    assert {"night.html", "night-state.json", "collection.json"} <= set(before)
+    summary = json.loads(second.stdout)
+    assert summary["counts"]["done"] == 2
+    links = json.loads(fetch(output, "collection.json"))["links"]
+    assert len(links) == 2
+    page = fetch(output, "night.html").decode()
+    (found,) = re.findall(r'href="\./(a/[^"]+/report\.html)"', page)
+    assert found in before
+    next_second()
+    scenes.write("b.tif", make_scene(tmp_path / "b.tif", random_pixels(50, 61)))
+    third = CliRunner().invoke(main, words)
+    told = {
+        it["name"]: it["state"]
+        for it in json.loads(third.stdout.splitlines()[-1])["scenes"]
+    }
+    assert told == {"a": "done", "b": "done"}
+    assert len(third.stdout.splitlines()) == 2
+    assert len(json.loads(fetch(output, "collection.json"))["links"]) == 2
 
 
 def test_what_a_killed_run_built_in_the_temporary_directory_goes(

@@ -1,5 +1,7 @@
 """`report.html` in a browser: it opens without a network, and its map can be used.
 
+`night.html`, which is in its style, too.
+
 Skipped where there is no Chromium: `make browser` brings one.
 """
 
@@ -9,7 +11,11 @@ import numpy as np
 import pytest
 from test_report import HEIGHT, HOSTILE, WIDTH, make_hostile, page_facts
 
+from tileseg.names import slug
+from tileseg.nightly_page import page as night_page
+from tileseg.nightly_state import Entry
 from tileseg.report import report
+from tileseg.storage import Disk
 
 pytestmark = pytest.mark.slow
 
@@ -180,3 +186,78 @@ def test_everything_that_can_be_used_has_a_name(opened):
     )
 
     assert unnamed == []
+
+
+NIGHT_STATES = ("failed", "parked", "partial", "waiting", "later", "done", "unchanged")
+
+
+@pytest.fixture(scope="module")
+def night(made, tmp_path_factory):
+    """A night's page, of a scene of each state and with hostile names."""
+    folder = tmp_path_factory.mktemp("night")
+    names = [f"{HOSTILE[0]} {state}" for state in NIGHT_STATES]
+    products = ("report.html", "quicklook.png")
+    known = {"scene": "", "mark": "", "asked": "", "night": "2026-05-31"}
+    scenes = {
+        slug(name): Entry(**known, state="done", products=products) for name in names
+    }
+    blank = dict.fromkeys(("error", "seconds", "tiles", "bytes", "next"))
+    rows = [
+        {
+            **blank,
+            "scene": f"https://example.org/{'long/' * 40}{name}.tif",
+            "name": slug(name),
+            "state": state,
+            "attempts": 4,
+        }
+        for name, state in zip(names, NIGHT_STATES, strict=True)
+    ]
+    rows[0] |= {"error": HOSTILE[1], "next": "2026-06-01"}
+    rows[5] |= {"seconds": 4211.0, "tiles": 123_456, "bytes": 98_765_432}
+    for name in scenes:
+        (folder / name).mkdir()
+        for product in products:
+            (folder / name / product).write_bytes((made[0] / product).read_bytes())
+    counts = {"scenes": len(rows), "kept": 0, **dict.fromkeys(NIGHT_STATES, 1)}
+    summary = {
+        "night": "2026-05-31",
+        "started": "2026-05-31T22:00:00+02:00",
+        "deadline": "2026-06-01T05:30:00+02:00",
+        "exit_code": 3,
+        "counts": counts,
+        "device_minutes": 70.2,
+        "bytes": 98_765_432,
+        "scenes": rows,
+    }
+    (folder / "night.html").write_bytes(night_page(summary, Disk(folder), scenes))
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_a_nights_page_fits_and_leads_to_reports(
+    chromium, night, size, scheme, tmp_path
+):
+    """Nothing is fetched but the page itself, and no name in it does anything."""
+    said = []
+    context = chromium.new_context(viewport=size, color_scheme=scheme)
+    page = context.new_page()
+    page.on("console", lambda message: said.append(message.text))
+    page.on("dialog", lambda dialog: said.append(dialog.message))
+    page.on("request", lambda request: said.append(request.url))
+    page.goto((night / "night.html").as_uri())
+
+    page.screenshot(path=tmp_path / "night.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    states = page.locator(".scenes .badge").all_inner_texts()
+    assert states[0] == "failed"
+    assert len(states) == len(NIGHT_STATES)
+    loaded = "pictures => pictures.map(it => it.naturalWidth)"
+    assert all(page.eval_on_selector_all(".scenes img", loaded))
+    assert page.locator(".scenes img").count() == 2
+    assert page.locator(".trouble").inner_text() == HOSTILE[1]
+    others = [text for text in said if not text.startswith("data:image/webp")]
+    assert others == [(night / "night.html").as_uri()]
+    page.locator(".scenes a").first.click()
+    page.wait_for_selector("body[data-ready]")
+    context.close()

@@ -7,20 +7,23 @@ addresses; whether those may be read is decided where they are opened.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import is_address, keep, shown
+from tileseg.calls import call
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
-from tileseg.names import DOCUMENT, SUFFIXES
+from tileseg.names import DOCUMENT, SUFFIXES, is_api_item
 from tileseg.remote import fetcher
 from tileseg.times import of_properties
 
 if TYPE_CHECKING:
     from pystac import Asset, Item
 
-__all__ = ["asset_href", "scenes_of", "stack_of"]
+__all__ = ["asset_href", "items_of", "scenes_of", "stack_of"]
 
 _MOST_BYTES = 16 << 20  # of a document
 _MOST_ITEMS = 10_000
@@ -30,6 +33,10 @@ _RASTERS = ("image/tiff", "image/geotiff", "image/vnd.stac.geotiff")
 
 # What pystac raises where a value is of another kind than it takes it for.
 _BROKEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+
+_MOMENT = 300.0  # seconds: signatures live for longer
+_said: dict[str, tuple[float, bytes]] = {}
+"""Address of an API's Item -> when it was read, and what it said."""
 
 _Names = Callable[["_Place"], set[str]]
 
@@ -60,19 +67,33 @@ def scenes_of(source: str) -> list[str]:
     """Return the scenes of a STAC document: itself, or each Item of a collection.
 
     Raises:
+        TilesegError: see `items_of`.
+    """
+    return list(items_of(source))
+
+
+def items_of(source: str) -> dict[str, dict[str, Any]]:
+    """Return the scenes of a STAC document, and the Item of each as JSON has it.
+
+    Raises:
         InputError: it is missing or damaged, or no Item or ItemCollection.
         UsageError: two Items have one id.
     """
     document, item = _parts(source)
     value = _document(document)
-    if item or value.get("type") == "Feature":
-        return [source]
-    ids = [str(value.get("id")) for value in _features(document, value)]
+    if value.get("type") == "Feature":
+        return {source: value}
+    features = _features(document, value)
+    if item:
+        found = [each for each in features if str(each.get("id")) == item]
+        return {source: found[0] if len(found) == 1 else {}}
+    ids = [str(value.get("id")) for value in features]
     if len(set(ids)) < len(ids):
         double = next(name for name in ids if ids.count(name) > 1)
         msg = f"{document}: has two items with the id {double!r}"
         raise UsageError(msg)
-    return [f"{document}#{name}" for name in ids]
+    named = zip(ids, features, strict=True)
+    return {f"{document}#{name}": value for name, value in named}
 
 
 def stack_of(
@@ -184,6 +205,8 @@ def _bytes(address: str) -> bytes:
         if "?" in address:
             msg = f"{shown(address)}: wanted a STAC document without a query"
             raise UsageError(msg)
+        if is_api_item(address):
+            return _said_by_api(address)
         source = fetcher(keep(address))
         size = source.look().size
         _check_size(address, size)
@@ -197,6 +220,25 @@ def _bytes(address: str) -> bytes:
         raise InputError(msg) from err
     _check_size(address, len(data))
     return data
+
+
+def _said_by_api(address: str) -> bytes:
+    """Return an Item as its API has it now, or had it a moment ago.
+
+    It gives no ranges. It may sign hrefs anew for every answer, and a job that reads
+    its Item twice is to see one scene.
+    """
+    at, data = _said.get(address, (-inf, b""))
+    if monotonic() - at < _MOMENT:
+        return data
+    answer = call(address)
+    if not answer.is_good:
+        msg = f"{address}: the server does not give it ({answer.status})"
+        raise InputError(msg)
+    _check_size(address, len(answer.data))
+    _said.clear()  # of a night's thousand Items one is in hand
+    _said[address] = monotonic(), answer.data
+    return answer.data
 
 
 def _check_size(address: str, size: int) -> None:
@@ -278,15 +320,15 @@ def _find(source: str, places: list[_Place], wanted: str | int) -> _Place:
     raise UsageError(msg)
 
 
-def _said(place: _Place, *keys: str) -> set[str]:
+def _words(place: _Place, *keys: str) -> set[str]:
     values = (place.facts.get(key) for key in keys)
     return {value.casefold() for value in values if isinstance(value, str)}
 
 
 _WAYS: tuple[_Names, ...] = (
-    lambda it: _said(it, "name") | ({it.key.casefold()} if it.is_only else set()),
-    lambda it: _said(it, "common_name", "eo:common_name"),
-    lambda it: _said(it, "description"),
+    lambda it: _words(it, "name") | ({it.key.casefold()} if it.is_only else set()),
+    lambda it: _words(it, "common_name", "eo:common_name"),
+    lambda it: _words(it, "description"),
 )
 
 

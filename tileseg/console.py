@@ -13,12 +13,18 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from tileseg.errors import InterruptedRunError, PreemptedError, TilesegError
+from tileseg.errors import (
+    DeadlineError,
+    InterruptedRunError,
+    PreemptedError,
+    TilesegError,
+)
 from tileseg.redact import Redacted, redact
 from tileseg.stopping import Stop, StopSignal
 
 __all__ = [
     "configure_logging",
+    "deadline",
     "leave",
     "one_line_errors",
     "progress",
@@ -66,6 +72,30 @@ def signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def deadline(stop: Stop, seconds: float | None) -> Iterator[None]:
+    """Have what runs here asked to stop after so many seconds, as a signal would.
+
+    Args:
+        stop: who is asked.
+        seconds: until then; None for never.
+    """
+    if seconds is None or seconds <= 0:  # nothing is begun, so nothing is stopped
+        yield
+        return
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        stop.ask(DeadlineError("the night is over: stopped; the next one resumes"))
+
+    before = signal.signal(signal.SIGALRM, ring)
+    was = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *was)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 __all__ = [
     "BusyError",
+    "DeadlineError",
     "DeviceFaultError",
     "DeviceMemoryError",
     "ExitCode",
@@ -132,6 +133,10 @@ class PreemptedError(TilesegError):
     """SIGTERM came; the job resumes where it stopped."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+class DeadlineError(PreemptedError):
+    """The night is over; the next one goes on where it stopped."""
 
 
 class InterruptedRunError(TilesegError):

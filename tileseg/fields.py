@@ -24,7 +24,9 @@ def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
         return len(value) == len(parts) and all(map(fits, value, parts))
     if isinstance(value, bool):
         return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)
+    return isinstance(
+        value, (int, float) if hint is float else get_origin(hint) or hint
+    )
 
 
 def said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)

@@ -6,6 +6,7 @@ Files, patterns, folders, text lists and STAC documents, on a disk or in a store
 import glob
 import re
 from collections.abc import Iterable
+from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tileseg.names import SUFFIXES, is_catalog
 from tileseg.objects import Objects
 from tileseg.settings import Job, is_remote
 
-__all__ = ["find_many", "find_scenes", "mosaic_of"]
+__all__ = ["find_many", "find_scenes", "is_listing", "listing", "mosaic_of"]
 
 _LIST = ".txt"
 _PATTERN = re.compile(r"[*?\[]")
@@ -122,7 +123,12 @@ def mosaic_of(job: Job, bands: tuple[str | int, ...]) -> Mosaic:
 
 def _scenes(source: str, *, in_list: bool = False) -> list[str]:
     if is_catalog(source):
-        return scenes_of(source)
+        try:
+            return scenes_of(source)
+        except TilesegError:
+            if not in_list:
+                raise
+            return [source]
     if "://" in source:
         return _listed(source) if is_remote(source) else [source]
     path = Path(source)
@@ -148,18 +154,39 @@ def _local(path: Path, source: str) -> list[str]:
 
 
 def _listed(source: str) -> list[str]:
-    """Return the objects that a pattern or a prefix with a slash at its end names.
+    """Return the objects that an address in a store names."""
+    return list(listing(source) if is_listing(source) else [source])
+
+
+def is_listing(source: str) -> bool:
+    """Return whether it is a pattern, or a prefix with a slash at its end, of a store.
 
     `*` and `?` stop at a slash, `**/` is any number of folders.
     """
-    found = _PATTERN.search(source)
-    if not (found or source.endswith("/")):
-        return [source]
-    folder = source[: found.start() if found else None].rpartition("/")[0]
+    is_many = bool(_PATTERN.search(source)) or source.endswith("/")
+    return is_remote(source) and is_many
+
+
+def listing(source: str) -> dict[str, tuple[str, datetime]]:
+    """Return the scenes that one of these names: their versions, and when written.
+
+    Raises:
+        TilesegError: the store refuses, or keeps failing.
+    """
+    wild = _PATTERN.search(source)
+    folder = source[: wild.start() if wild else None].rpartition("/")[0]
     pattern = source[len(folder) + 1 :] or "*"
     objects = Objects(folder)
-    names = sorted(it for it in objects.names() if _matches(it, pattern))
-    return [f"{objects}/{name}" for name in names if _is_named(Path(name))]
+    items = objects.items()
+    names = sorted(it for it in items if _matches(it, pattern))
+    kept = [name for name in names if _is_named(Path(name))]
+    found: dict[str, tuple[str, datetime]] = {}
+    for name in kept:
+        item = items[name]
+        written = item["last_modified"]
+        version = f"{item['size']} {item['e_tag'] or written.isoformat()}"
+        found[f"{objects}/{name}"] = version, written
+    return found
 
 
 def _matches(name: str, pattern: str) -> bool:

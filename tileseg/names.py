@@ -8,8 +8,9 @@ import hashlib
 import re
 import unicodedata
 from pathlib import PurePosixPath
+from urllib.parse import unquote
 
-__all__ = ["DOCUMENT", "SUFFIXES", "is_catalog", "slug", "stem"]
+__all__ = ["DOCUMENT", "SUFFIXES", "is_api_item", "is_catalog", "slug", "stem"]
 
 DOCUMENT = re.compile(
     r"(?P<document>[^?]+\.(?:geo)?json)(?:#(?P<item>.+))?", re.IGNORECASE
@@ -46,15 +47,25 @@ def slug(text: str) -> str:
 
 
 def stem(href: str) -> str:
-    """Return the name of a scene's results: its file's, without suffix."""
+    """Return the name of a scene's results: its file's, without suffix.
+
+    Of an Item of a STAC API its id, all of it.
+    """
     path = re.split("[?#]", href)[0] if "://" in href else href
+    if is_api_item(path):
+        return slug(unquote(PurePosixPath(path).name))
     return slug(PurePosixPath(path).stem)
+
+
+def is_api_item(source: str) -> bool:
+    """Return whether an address is that of an Item of a STAC API."""
+    return bool(_API.fullmatch(source))
 
 
 def is_catalog(source: str) -> bool:
     """Return whether an input is named like a STAC document, or an Item in one."""
     plain = source.partition("?")[0] if "://" in source else source
-    return bool(DOCUMENT.fullmatch(plain) or _API.fullmatch(plain))
+    return bool(DOCUMENT.fullmatch(plain) or is_api_item(plain))
 
 
 def _is_odd(letter: str) -> bool:

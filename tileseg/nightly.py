@@ -13,10 +13,28 @@ from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import ITEM, update
 
-__all__ = ["SUMMARY", "Night"]
+__all__ = ["SUMMARY", "Night", "item_of", "state_of"]
 
 SUMMARY = "night.json"
 _STATES = ("done", "unchanged", "kept", "partial", "failed", "waiting")
+
+
+def state_of(record: Record) -> str:
+    """Return in one word how a scene ended."""
+    code = record.values["exit_code"]
+    if isinstance(record.error, OtherPlanError):
+        return "kept"  # of an older version or other options; no work of tonight
+    if record.values["status"] in ("interrupted", "dry-run"):
+        return "waiting"
+    if code == ExitCode.OK:
+        return "done" if record.is_news else "unchanged"
+    return "partial" if code == ExitCode.PARTIAL else "failed"
+
+
+def item_of(record: Record) -> str:
+    """Return the path of a scene's STAC Item below its results; empty without one."""
+    paths = (PurePosixPath(item["path"]) for item in record.values["outputs"])
+    return next((str(path) for path in paths if path.name == ITEM), "")
 
 
 @dataclass(slots=True)
@@ -37,22 +55,14 @@ class Night:
     def add(self, scene: str, output: str, record: Record) -> None:
         """Take note of how the next scene ended."""
         values = record.values
-        state = "done" if record.is_news else "unchanged"
-        if isinstance(record.error, OtherPlanError):
-            state = "kept"  # of an older version or other options; no work of tonight
-        elif values["status"] in ("interrupted", "dry-run"):
-            state = "waiting"
-        elif values["exit_code"] != ExitCode.OK:
-            state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
-        paths = [PurePosixPath(item["path"]) for item in values["outputs"]]
-        if found := [str(path) for path in paths if path.name == ITEM]:
-            self._items[PurePosixPath(output).name] = found[0]
+        if found := item_of(record):
+            self._items[PurePosixPath(output).name] = found
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
             {
                 "scene": scene,
                 "output": output,
-                "state": state,
+                "state": state_of(record),
                 "exit_code": values["exit_code"],
                 "error": values["error"],
                 "seconds": values["seconds"]["total"] if record.is_news else None,

@@ -31,7 +31,7 @@ from tileseg.task import Task
 from tileseg.vectorize import Areas, polygonise
 from tileseg.window import Window
 
-__all__ = ["Overlay", "fitted", "outlines", "overlays", "shards"]
+__all__ = ["Overlay", "fitted", "outlines", "overlays", "shards", "thumbnail"]
 
 _SIDE = 2048  # pixels of the longer side of a raster, at most
 _BYTES = 2_200_000  # of all rasters together when packed, at most
@@ -151,6 +151,20 @@ def _picture(
     href = f"data:image/webp;base64,{b64encode(data).decode()}"
     height, width = colors.shape[:2]
     return {"height": height, "width": width, "step": step, "href": href}
+
+
+def thumbnail(data: bytes, side: int) -> str | None:
+    """Return a picture of ours at most `side` pixels wide and high, as a data address.
+
+    None for what is no picture.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=["PNG"]) as picture:
+            picture.thumbnail((side, side))
+            small = np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return f"data:image/webp;base64,{b64encode(_webp(small)).decode()}"
 
 
 def _webp(colors: NDArray[np.uint8]) -> bytes:

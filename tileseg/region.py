@@ -5,6 +5,7 @@ them, and of polygons the outline within it.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,10 +25,17 @@ from tileseg.geobox import GeoBox
 from tileseg.vectors import LONLAT, read_features
 from tileseg.window import Window
 
-__all__ = ["Region", "Stencil", "region_of_bbox", "region_of_file"]
+__all__ = [
+    "Region",
+    "Stencil",
+    "lonlat_of_file",
+    "region_of_bbox",
+    "region_of_file",
+]
 
 _GRAIN = 256  # parts of a pixel that vertices lie on: finer is the projections' noise
 _PIECES = 1024  # of a line across the scene: straight on one map, not on another
+_STRAIGHT = 1e-5  # degrees, about a metre
 _NEARLY_ROUND = 340  # degrees
 _LATTICE = 33  # places per side that say which longitudes and latitudes a scene has
 _MOST_VERTICES = 5_000_000
@@ -115,6 +123,26 @@ def region_of_file(path: str, geobox: GeoBox, name: str) -> Region:
     outline = _placed(polygons, crs, geobox, name)
     window = _window(outline, geobox, f"aoi {path}", name)
     return Region(window, shapely.to_wkb(outline, byte_order=1, output_dimension=2))
+
+
+def lonlat_of_file(path: str) -> dict[str, Any]:
+    """Return the polygons of a vector file as GeoJSON geometry, WGS 84.
+
+    Raises:
+        TilesegError: see `region_of_file`.
+    """
+    polygons, crs = _read(path)
+    try:
+        there = CRS.from_user_input(crs)
+        if not there.equals(CRS(LONLAT), ignore_axis_order=True):
+            polygons = _projected(polygons, there, CRS(LONLAT))
+            # What lies on a line is not needed to say it.
+            polygons = shapely.simplify(polygons, _STRAIGHT)
+    except (ProjError, _NowhereError) as err:
+        msg = f"--aoi {path}: its CRS does not lead to longitude and latitude"
+        raise UsageError(msg) from err
+    plain = shapely.to_geojson(shapely.force_2d(polygons))
+    return dict(json.loads(plain))
 
 
 def _window(outline: Any, geobox: GeoBox, what: str, name: str) -> Window:  # noqa: ANN401  (shapely is untyped)

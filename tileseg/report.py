@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tileseg.address import shown
 from tileseg.verdict import STAGES
 
-__all__ = ["report"]
+__all__ = ["page_of", "report"]
 
 _ASSETS = "assets/report"
 _MOST = 50  # failures, and files of a scene, that are named
@@ -90,6 +90,22 @@ def report(
             script=_asset("leaflet/leaflet.js") + _asset("report.js"),
             licence=_asset("leaflet/LICENSE"),
         )
+    )
+    return text.encode("utf-8", "replace")
+
+
+def page_of(template: str, style: str, **facts: Any) -> bytes:  # noqa: ANN401  (what templates show)
+    """Return another page in the same style, without a script.
+
+    Args:
+        template: its name among our assets.
+        style: the name of what it has beside the report's.
+        facts: what it shows; all of it is escaped.
+    """
+    text = (
+        _environment()
+        .get_template(template)
+        .render(**facts, style=_asset("report.css") + _asset(style))
     )
     return text.encode("utf-8", "replace")
 

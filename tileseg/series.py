@@ -16,7 +16,7 @@ from tileseg.redact import json_bytes
 from tileseg.storage import Storage
 from tileseg.times import SOMETIME, of_properties, spelled, together
 
-__all__ = ["COLLECTION", "ITEM", "collection", "update"]
+__all__ = ["COLLECTION", "ITEM", "collection", "forget", "update"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,19 +32,29 @@ _WORDS = {
 """What fields of an extension begin with -> its name."""
 
 _OF_ONE_FILE = ("href", "file:size", "file:checksum", "proj:shape", "proj:transform")
+_OF_ONE_SCENE = ("datetime", "start_datetime", "end_datetime", "proj:code")
+_OF_MANY = ("processing:version", "tileseg:models")
 _MODELS = itemgetter("tileseg:models")
 _EARTH = [-180.0, -90.0, 180.0, 90.0]
 
 
-def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
+def update(
+    storage: Storage,
+    name: str,
+    fresh: Mapping[str, str],
+    memory: dict[str, Any] | None = None,
+) -> None:
     """Write the Collection of the results in `storage`, if it is another than before.
 
-    What it holds already stays as long as its Item is there.
+    What it holds already stays as long as its Item is there; with a memory, as long as
+    its folder is.
 
     Args:
         storage: where the results are, a folder each.
         name: what to call the series.
         fresh: folder -> path in it of the Item, of those that are known to be there.
+        memory: what is known of Items, JSON values; brought up to date. Those that are
+            not in it are read, the others are not.
 
     Raises:
         TilesegError: it, or an Item, cannot be read; it cannot be written; the store
@@ -55,12 +65,59 @@ def update(storage: Storage, name: str, fresh: Mapping[str, str]) -> None:
         logger.warning("%s/%s: is not ours, so it stays", storage.address, COLLECTION)
         return
     places = {**_listed(before or {}), **fresh}
+    known: dict[str, Any] = {}
+    if memory is not None:
+        there = set(storage.folders())
+        places = {folder: path for folder, path in places.items() if folder in there}
+        known = _recalled(memory)
     paths = [f"{folder}/{path}" for folder, path in sorted(places.items())]
-    read = {path: _read(storage, path) for path in paths}
+    read = {path: known.get(path) or _read(storage, path) for path in paths}
     items = {at: it for at, it in read.items() if it and _is_ours(it, "properties")}
+    if memory is not None:
+        memory.clear()
+        memory.update(_memory(items))
     data = json_bytes(collection(name, items))
     if items and data != json_bytes(before):
         storage.write(COLLECTION, data)
+
+
+def forget(memory: dict[str, Any], folder: str) -> None:
+    """Have the Item of a folder read again, since it may be another one."""
+    items = memory.get("items", {})
+    for path in [path for path in items if path.partition("/")[0] == folder]:
+        del items[path]
+
+
+def _memory(items: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return what a Collection needs of Items, what many say alike only once."""
+    kinds: dict[str, str] = {}
+    told = {}
+    for path, item in items.items():
+        said = item["properties"]
+        own = {key: said[key] for key in _OF_ONE_SCENE if key in said}
+        alike = {
+            "properties": {key: said[key] for key in _OF_MANY},
+            "assets": _common([item["assets"]]),
+        }
+        text = json.dumps(alike)
+        kind = kinds.setdefault(text, str(len(kinds)))
+        told[path] = {"kind": kind, "properties": own}
+        if "bbox" in item:
+            told[path]["bbox"] = item["bbox"]
+    return {
+        "kinds": {kind: json.loads(text) for text, kind in kinds.items()},
+        "items": told,
+    }
+
+
+def _recalled(memory: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return path -> what a Collection needs of its Item."""
+    items = {}
+    for path, own in memory.get("items", {}).items():
+        alike = memory["kinds"][own["kind"]]
+        properties = {**alike["properties"], **own["properties"]}
+        items[path] = {**own, **alike, "properties": properties}
+    return items
 
 
 def _read(storage: Storage, name: str) -> dict[str, Any] | None:

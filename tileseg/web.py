@@ -1,4 +1,4 @@
-"""Ranges of a file's bytes from a web server; the only owner of urllib3.
+"""What web servers give, ranges of files above all; the only owner of urllib3.
 
 Which server a connection leads to is looked at where it is made: the name that an
 address has may lead anywhere.
@@ -100,6 +100,54 @@ class WebFile:
                 raise
         except HTTPError as err:
             self._explain(err, wait)
+
+    def ask(
+        self, body: bytes | None, headers: dict[str, str], most: int, wait: float
+    ) -> tuple[int, bytes]:
+        """Return status and whole body of the answer to GET, or to POST of a body.
+
+        Raises:
+            Later: there was none, or one that says: not now.
+            RefusedError: it has more than `most` bytes, or leads to another server.
+            InputError: there is no such host.
+        """
+        asked = {
+            "Accept-Encoding": "identity",
+            "User-Agent": f"tileseg/{__version__}",
+            **self._server.login(),
+            **headers,
+        }
+        end = time.monotonic() + _ANSWER_TIMES * wait
+        try:
+            if body is None:
+                answer = self._follow(asked, wait, end)
+            else:
+                answer = self._server.post(whole(self._handle), asked, wait, body)
+            try:
+                if answer.status in _LATER or answer.status >= 500:  # noqa: PLR2004
+                    self._refuse(answer)
+                return answer.status, self._whole_body(answer, most, end)
+            except BaseException:
+                answer.close()
+                raise
+        except HTTPError as err:
+            self._explain(err, wait)
+
+    def _whole_body(self, answer: BaseHTTPResponse, most: int, end: float) -> bytes:
+        left = answer.length_remaining
+        if left is not None and left <= most:
+            return _body(answer, left, end)
+        data = bytearray()
+        while len(data) <= most and (piece := answer.read1(_PIECE_BYTES)):
+            data += piece
+            if time.monotonic() > end:
+                msg = "the answer takes too long"
+                raise Later(msg, is_throttled=True)
+        if len(data) > most:
+            msg = f"{self._shown}: wanted an answer of at most {most} bytes"
+            raise RefusedError(msg)
+        answer.release_conn()
+        return bytes(data)
 
     def renew(self) -> None:
         """See `Source`."""
@@ -335,11 +383,27 @@ class _Server:
     def get(
         self, address: str, headers: dict[str, str], wait: float
     ) -> BaseHTTPResponse:
+        return self._open("GET", address, headers, wait)
+
+    def post(
+        self, address: str, headers: dict[str, str], wait: float, body: bytes
+    ) -> BaseHTTPResponse:
+        return self._open("POST", address, headers, wait, body)
+
+    def _open(
+        self,
+        method: str,
+        address: str,
+        headers: dict[str, str],
+        wait: float,
+        body: bytes | None = None,
+    ) -> BaseHTTPResponse:
         parts = urlsplit(address)
         target = parts.path or "/"
         return self._pool.urlopen(
-            "GET",
+            method,
             f"{target}?{parts.query}" if parts.query else target,
+            body=body,
             headers=headers,
             redirect=False,
             retries=False,

@@ -1,0 +1,315 @@
+"""What a night's file may say, what it asks a STAC API, and who is told at the end."""
+
+import json
+import logging
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import stac_api
+
+from tileseg import address
+from tileseg.errors import InputError, RefusedError, StorageError, UsageError
+from tileseg.nightly_file import Schedule, Source, read_night, secret
+from tileseg.nightly_hook import notify
+from tileseg.nightly_search import search
+from tileseg.nightly_source import find
+
+NOW = datetime(2026, 5, 31, 12, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with stac_api.serve(tmp_path_factory.mktemp("api")) as site:
+        yield site
+
+
+@pytest.fixture
+def site(server, monkeypatch):
+    """A STAC API that this process may read, with no Items yet."""
+    server.be()
+    monkeypatch.setattr(address, "_allowed", {server.host})
+    return server
+
+
+def write(folder, text, source='scenes = "scenes"', target='output = "maps"'):
+    path = folder / "nightly.toml"
+    path.write_text(f"[source]\n{source}\n[target]\n{target}\n{text}\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[gate]\na = 1", "gate: is no table of a night's file"),
+        ("[night]\nfoo = 1", "[night]: unknown key 'foo'; a schedule has deadline"),
+        ('[night]\ndeadline = "5 am"', "[night] deadline: got '5 am'"),
+        (
+            '[night]\ndeadline = "05:30"\nhours = 3',
+            "[night] deadline, hours: wanted one",
+        ),
+        ("[night]\nhours = 0", "[night] hours: got 0, wanted more than 0"),
+        ("[night]\nretries = true", "[night]: retries: got True, wanted int"),
+        ("[night]\nbackoff = []", "[night] backoff: got (), wanted nights"),
+        ('[night]\norder = "best"', "[night] order: got 'best', wanted one of newest"),
+        ('[night]\nwebhook = "ftp://a/b"', "[night] ftp://a/b: wanted a path or an"),
+        ('[night]\nwebhook = "s3://a/b"', "[night] webhook: got 's3://a/b', wanted an"),
+        ('[night]\nwebhook_token = "s3cret"', "wanted env:NAME or file:PATH"),
+        ('[job]\ninput = "a.tif"', "[job] input: is of one scene"),
+        ("[job]\ndry_run = true", "[job] dry_run: is of one scene"),
+        ('[job]\nblend = "mix"', "[job] blend: got 'mix', wanted one of crop, cosine"),
+        ("[job]\nblended = 1", "[job]: unknown key 'blended'; a job has input"),
+    ],
+)
+def test_what_a_night_cannot_be_is_one_line(text, said, tmp_path):
+    path = write(tmp_path, text)
+
+    with pytest.raises(UsageError) as caught:
+        read_night(path)
+
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "wanted one of scenes and stac"),
+        ('scenes = "a"\nstac = "https://b.org"', "wanted one of scenes and stac"),
+        ('scenes = "a"\nsince = "1 day"', "since: is for a search (stac)"),
+        ('stac = "s3://bucket/api"', "wanted the https address of an API"),
+        ('stac = "https://b.org?key=hush"', "wanted the https address of an API"),
+        (
+            'stac = "https://b.org"\nsince = "lately"',
+            "since: got 'lately', wanted a date",
+        ),
+        ('stac = "https://b.org"\nlimit = 0', "limit: got 0, wanted 1 to 10,000"),
+        ('stac = "https://b.org"\ncloud_cover = 101', "wanted 0 to 100 percent"),
+        (
+            'stac = "https://b.org"\nbbox = [1, 2, 3, 2]',
+            "bbox: got (1, 2, 3, 2), wanted",
+        ),
+        ('stac = "https://b.org"\nbbox = [1, 2, 3]', "bbox: got (1, 2, 3), wanted"),
+        ('stac = "https://b.org"\nquery = 3', "query: got 3, wanted"),
+    ],
+)
+def test_what_no_source_can_be_is_one_line(source, said, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        read_night(write(tmp_path, "", source=source))
+
+    assert said in str(caught.value)
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["", 'output = ""', 'output = "s3://me:hush@b/a"'])
+def test_a_target_is_a_place(target, tmp_path):
+    with pytest.raises(UsageError, match=r"output: wanted|output: got") as caught:
+        read_night(write(tmp_path, "", target=target))
+
+    assert "hush" not in str(caught.value)
+
+
+def test_the_command_line_wins(tmp_path):
+    path = write(tmp_path, "[job]\nworkers = 2\nconfidence = true")
+
+    file = read_night(path, {"workers": 4}, {"output": "s3://maps/all"})
+
+    assert file.job == {"overwrite": True, "workers": 4, "confidence": True}
+    assert file.target.output == "s3://maps/all"
+    assert file.target.workplace == "out/all.work"
+
+
+def test_a_night_ends_at_the_next_such_hour():
+    """By this machine's clock, or so long after it began."""
+    evening = datetime(2026, 5, 31, 22, 15).astimezone()
+    night = Schedule(deadline="05:30")
+
+    assert night.end(evening) == datetime(2026, 6, 1, 5, 30).astimezone()
+    assert night.end(evening + timedelta(hours=5)) == night.end(evening)
+    assert Schedule(hours=1.5).end(evening) - evening == timedelta(minutes=90)
+    assert Schedule().end(evening) is None
+
+
+def test_a_secret_is_somewhere_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOOK", " https://a.org/1 ")
+    (tmp_path / "hook").write_text("https://a.org/2\n")
+
+    assert secret("env:HOOK") == "https://a.org/1"
+    assert secret(f"file:{tmp_path / 'hook'}") == "https://a.org/2"
+    assert secret("https://a.org/3") == "https://a.org/3"
+    with pytest.raises(InputError, match="env:NONE: there is no such thing"):
+        secret("env:NONE")
+    monkeypatch.setenv("HOOK", "a\r\nX-Header: b")
+    with pytest.raises(InputError, match="env:HOOK: wanted one line"):
+        secret("env:HOOK")
+
+
+def ids(site, **asked):
+    source = Source(stac=f"{site.address}/v1", **asked)
+    return [item["id"] for item in search(source, NOW).values()]
+
+
+def write_area(path, corners, crs="urn:ogc:def:crs:OGC:1.3:CRS84"):
+    geometry = {"type": "Polygon", "coordinates": [corners]}
+    feature = {"type": "Feature", "properties": {}, "geometry": geometry}
+    named = {"type": "name", "properties": {"name": crs}}
+    value = {"type": "FeatureCollection", "crs": named, "features": [feature]}
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("methods", [["GET", "POST"], ["GET"]])
+def test_a_search_is_what_the_file_says(site, methods, tmp_path):
+    """Whatever the API can do of it, by either method, page by page."""
+    site.be(methods=methods, page=2)
+    for day in range(1, 8):
+        site.put(f"day{day}", day=f"2026-05-0{day}", clouds=10 * day)
+    site.put("far", day="2026-05-04", box=(30, 1, 31, 2))
+    site.put("old", day="2025-05-04")
+    lonlat, metres = tmp_path / "area.geojson", tmp_path / "metres.geojson"
+    write_area(lonlat, [[2, 40], [3, 41.5], [5, 40], [2, 40]])
+    corners = [[4e5, 44e5], [5e5, 46e5], [6e5, 44e5], [4e5, 44e5]]
+    write_area(metres, corners, crs="urn:ogc:def:crs:EPSG::32631")
+
+    assert ids(site)[:2] == ["day7", "day6"]
+    assert len(ids(site)) == 9
+    assert ids(site, collections=("s1",)) == []
+    assert "far" not in ids(site, bbox=(2, 40, 5, 43))
+    assert ids(site, aoi=str(lonlat)) == ids(site, aoi=str(metres))
+    assert len(ids(site, aoi=str(metres))) == 8
+    assert ids(site, since="28 days", until="2026-05-05") == ["day5", "day4", "far"]
+    assert ids(site, cloud_cover=15, since="60 days") == ["far", "day1"]
+    assert ids(site, query={"eo:cloud_cover": {"eq": 70}}) == ["day7"]
+    assert ids(site, limit=3) == ["day7", "day6", "day5"]
+    assert {it["method"] for it in site.log() if "search" in it["path"]} == {
+        methods[-1]
+    }
+
+
+def test_clouds_are_looked_at_where_the_api_cannot(site):
+    site.be(extensions=[])
+    site.put("clear", clouds=3)
+    site.put("cloudy", clouds=80)
+
+    assert ids(site, cloud_cover=20) == ["clear"]
+    with pytest.raises(UsageError, match="has no Query extension"):
+        ids(site, query={"a": {"eq": 1}})
+
+
+def test_an_item_is_known_by_what_it_says(site):
+    """Not by its signature; another word in it is another version."""
+    site.be(sign=True)
+    site.put("a")
+    source = Source(stac=f"{site.address}/v1")
+
+    (one,), (two,) = find(source, NOW), find(source, NOW)
+    site.put("a", updated="2026-05-30T00:00:00Z")
+    (other,) = find(source, NOW)
+
+    assert one == two
+    assert one.source == f"{site.address}/v1/collections/s2/items/a"
+    assert one.mark != other.mark
+    assert one.taken == datetime(2026, 5, 1, 10, tzinfo=UTC)
+
+
+def test_every_kind_of_scene_has_a_mark(site, tmp_path):
+    """Another one when it changed; what cannot be looked at has an empty one."""
+    for name in ("a", "b"):
+        site.put(name)
+    items = [json.loads(path.read_text()) for path in (site.folder / "items").iterdir()]
+    catalog = tmp_path / "found.json"
+    document = {"type": "FeatureCollection", "features": items}
+    catalog.write_text(json.dumps(document))
+    (site.folder / "files" / "c.tif").write_bytes(b"c" * 99)
+    (tmp_path / "d.tif").write_bytes(b"d")
+    lines = ["found.json#a", "found.json#b", f"{site.address}/files/c.tif", "d.tif"]
+    lines += [f"{site.address}/v1/collections/s2/items/a", "none.tif", "none.json#a"]
+    (tmp_path / "all.txt").write_text("\n".join(lines))
+    source = Source(scenes=str(tmp_path / "all.txt"))
+
+    before = find(source, NOW)
+    items[1]["properties"]["updated"] = "2026-05-30T00:00:00Z"
+    catalog.write_text(json.dumps(document))
+    (site.folder / "files" / "c.tif").write_bytes(b"C" * 99)
+    (tmp_path / "d.tif").write_bytes(b"dd")
+    after = find(source, NOW)
+
+    changed = [one.mark != other.mark for one, other in zip(before, after, strict=True)]
+    is_second = items[1]["id"] == "b"
+    assert changed == [not is_second, is_second, True, True, False, False, False]
+    assert [bool(it.mark) for it in after] == [True] * 5 + [False] * 2
+    assert after[0].mark == before[0].mark or not is_second
+
+
+def test_a_search_leads_nowhere_else(site, monkeypatch):
+    """Neither a page of it, nor the API itself: plain http and private networks."""
+    site.be(page=1, next="https://127.0.0.1:1/v1/search")
+    site.put("a")
+    site.put("b")
+
+    with pytest.raises(
+        RefusedError, match=r"leads to another server, https://127\.0\.0\.1"
+    ):
+        ids(site)
+    monkeypatch.setattr(address, "_allowed", set())
+    with pytest.raises(RefusedError, match="plain http is for hosts that are named"):
+        ids(site)
+
+
+def test_what_is_no_api_is_named(site):
+    with pytest.raises(InputError, match="status 404"):
+        search(Source(stac=f"{site.address}/nothing"), NOW)
+
+
+SUMMARY = {
+    "night": "2026-05-31",
+    "exit_code": 3,
+    "counts": {"scenes": 2, "done": 1, "failed": 1},
+    "scenes": [
+        {"name": "a", "state": "done", "error": None},
+        {"name": "b", "state": "failed", "error": "b.tif?X-Amz-Signature=1 is bad"},
+    ],
+}
+
+
+def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("TOKEN", "t0ken-of-the-receiver")
+    monkeypatch.setenv("HOOK", f"{site.address}/hook?key=hush")
+    site.be(fail=2)
+    night = Schedule(webhook="env:HOOK", webhook_token="env:TOKEN")  # noqa: S106
+
+    assert notify(night, SUMMARY)
+
+    *_, last = site.log()
+    told = json.loads(last["body"])
+    assert len(site.log()) == 3
+    assert last["headers"]["Authorization"] == "Bearer t0ken-of-the-receiver"
+    assert told["night"]["counts"] == SUMMARY["counts"]
+    assert told["text"].splitlines()[0] == (
+        "tileseg, night of 2026-05-31: 2 scenes: 1 done, 1 failed; exit code 3"
+    )
+    for word in ("hush", "t0ken", "/hook"):
+        assert word not in caplog.text
+
+
+def test_a_webhook_that_fails_is_a_warning(site, caplog):
+    site.be(hook=410)
+
+    assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)
+    assert not notify(Schedule(webhook="env:NO_SUCH_NAME"), SUMMARY)
+    assert not notify(Schedule(webhook="http://127.0.0.2:9/path-hush"), SUMMARY)
+
+    assert "it answers 410" in caplog.text
+    assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
+    assert "plain http is for hosts that are named" in caplog.text
+    assert "hush" not in caplog.text
+
+
+def test_an_api_that_does_not_answer_is_given_up(site, monkeypatch):
+    monkeypatch.setattr("tileseg.calls._WAIT_SECONDS", 61)
+    site.be(fail=10**6)
+    try:
+        with pytest.raises(StorageError, match="does not answer \\(503; tried 1 times"):
+            ids(site)
+    finally:
+        site.be()

@@ -1,0 +1,614 @@
+"""Nights of a file: each does what is due, once, and what it leaves says all of it."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import inf
+from pathlib import Path
+
+import pytest
+import stac_api
+from click.testing import CliRunner
+from making import (
+    make_plain,
+    make_scene,
+    random_pixels,
+    read,
+    receipts_of,
+    snapshot,
+)
+
+from tileseg import address, job, nightly_run
+from tileseg.cli import main
+from tileseg.cli_nightly import run_one
+from tileseg.console import deadline
+from tileseg.errors import DeadlineError, ExitCode, PreemptedError
+from tileseg.nightly_events import KINDS
+from tileseg.nightly_file import Schedule, read_night
+from tileseg.nightly_plan import Choice, Cost, ordered, turns
+from tileseg.nightly_run import STATES, Tonight, hold_night
+from tileseg.nightly_source import Found
+from tileseg.nightly_state import Entry, Outcome, Speed, State, night_of, read_state
+from tileseg.series import update
+from tileseg.stopping import Stop, StopSignal
+from tileseg.storage import Disk
+
+FIRST = datetime(2026, 5, 31, 22, tzinfo=UTC).astimezone()
+DAY = timedelta(days=1)
+
+
+class Nights:
+    """A night's file, and the hour at which it is run."""
+
+    def __init__(self, folder, model):
+        self.folder, self.output = folder, folder / "maps"
+        self.now, self.more = FIRST, ""
+        self.source = f'scenes = "{folder / "scenes"}"'
+        self._job = f'model = "{model}"\nprecision = "fp32"\nshard = 48'
+
+    @property
+    def path(self):
+        path = self.folder / "nightly.toml"
+        target = f'output = "{self.output}"\nwork = "{self.folder / "work"}"'
+        tables = f"[source]\n{self.source}\n[target]\n{target}\n"
+        path.write_text(f"{tables}{self.more}\n[job]\n{self._job}\n")
+        return path
+
+    def run(self, *words):
+        """Return exit code, records of scenes and summary."""
+        words = ["nightly", "--config", self.path, *words]
+        result = CliRunner().invoke(main, [str(word) for word in words])
+        assert "Traceback" not in result.stderr, result.stderr
+        assert result.stdout, result.stderr
+        *lines, last = map(json.loads, result.stdout.splitlines())
+        return result.exit_code, lines, last
+
+    def state(self):
+        return read_state(Disk(self.output))
+
+
+@pytest.fixture
+def nights(tmp_path, model_path, monkeypatch):
+    made = Nights(tmp_path, model_path)
+    monkeypatch.setattr(nightly_run, "_now", lambda: made.now)
+    (tmp_path / "scenes").mkdir()
+    return made
+
+
+@pytest.fixture
+def archive(nights):
+    """Three scenes, the oldest first; one is none."""
+    folder = nights.folder / "scenes"
+    make_scene(folder / "b.tif", random_pixels(60, 51))
+    make_scene(folder / "c.tif", random_pixels(45, 70, seed=1))
+    (folder / "a.tif").write_text("not a raster")
+    for at, name in enumerate("abc"):
+        os.utime(folder / f"{name}.tif", (at, at))
+    return folder
+
+
+def states(summary):
+    return {row["name"]: row["state"] for row in summary["scenes"]}
+
+
+def whys(plan):
+    return {Path(row["output"]).name: row["why"] for row in plan["scenes"]}
+
+
+def digest(folder):
+    """Return the digest of all that is in a folder, times of files too."""
+    return hashlib.sha256(repr(snapshot(folder)).encode()).hexdigest()
+
+
+@pytest.mark.usefixtures("archive")
+def test_the_same_night_again_changes_nothing(nights):
+    """Not a byte at the target; and it says and exits as it did."""
+    first = nights.run()
+    before = digest(nights.output)
+    nights.now += timedelta(hours=3)  # past midnight, and still that night
+    second = nights.run()
+
+    assert first[0] == second[0] == ExitCode.REFUSED
+    assert [line["exit_code"] for line in first[1]] == [0, 0, 3]  # newest first
+    assert second[1] == []
+    assert first[2] == second[2]
+    assert states(first[2]) == {"a": "failed", "b": "done", "c": "done"}
+    assert before == digest(nights.output)
+    assert {item.name for item in nights.output.iterdir()} == {
+        "b",
+        "c",
+        "collection.json",
+        "night.html",
+        "night.json",
+        "night-state.json",
+    }
+    assert json.loads((nights.output / "night.json").read_text()) == first[2]
+    assert not (nights.folder / "work" / ".night").exists()
+
+
+def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_parked(nights, archive):
+    """A changed one at once; and the others are left alone."""
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+    tried, ends = [], {}
+    for night in range(10):
+        code, lines, summary = nights.run()
+        tried += [night] * len(lines)
+        ends[night] = code, states(summary)["a"]
+        nights.now += DAY
+
+    assert tried == [0, 1, 3, 7]
+    assert ends[3] == (3, "failed")
+    assert ends[4] == (0, "later")
+    assert ends[7] == (3, "parked")
+    assert ends[8] == ends[9] == (0, "parked")
+    assert nights.run("--plan")[2]["counts"] == {"parked": 1}
+    assert len(nights.run("--retry", "a")[1]) == 1
+    nights.now += DAY
+    make_scene(archive / "a.tif", random_pixels(40, 30))
+    assert states(nights.run()[2]) == {"a": "done"}
+
+
+@pytest.mark.usefixtures("archive")
+def test_retry_names_scenes_that_are_known(nights):
+    nights.run()
+
+    code, lines, _ = nights.run("--retry", "all")
+
+    assert (code, len(lines)) == (3, 1)
+    words = ["nightly", "--config", str(nights.path), "--retry", "d"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == ExitCode.USAGE
+    assert "retry: d: nothing is known of such a scene" in result.stderr
+
+
+@pytest.mark.slow
+def test_what_changed_is_made_again_and_nothing_else(nights, archive, tmp_path):
+    """A scene, an option, or its results that are gone; new scenes come first."""
+    (archive / "a.tif").unlink()
+    nights.run()
+    kept = snapshot(nights.output / "c")
+    make_scene(archive / "b.tif", random_pixels(60, 51, seed=9))
+    make_scene(archive / "d.tif", random_pixels(30, 40, seed=2))
+    os.utime(archive / "d.tif", (0, 0))
+    nights.now += DAY
+
+    assert whys(nights.run("--plan")[2]) == {
+        "d": "new",
+        "b": "changed",
+        "c": "unchanged",
+    }
+    _, lines, _ = nights.run()
+    assert [Path(it["scene"]["href"]).stem for it in lines] == ["d", "b"]
+    assert kept == snapshot(nights.output / "c")
+    # As if it had been made from nothing.
+    other = Nights(tmp_path / "other", nights.folder)
+    other.folder.mkdir()
+    other._job, other.source = nights._job, nights.source
+    other.run()
+    for name in "bcd":
+        mask = Path(name, "mask.tif")
+        assert (nights.output / mask).read_bytes() == (other.output / mask).read_bytes()
+    (nights.output / "d" / "run.json").rename(tmp_path / "aside")
+    (nights.output / "d").rename(tmp_path / "d")
+    nights._job += "\nconfidence = true"
+
+    assert set(whys(nights.run("--plan")[2]).values()) == {"options"}
+    nights._job = nights._job.replace("\nconfidence = true", "")
+    assert whys(nights.run("--plan")[2])["d"] == "gone"
+
+
+def test_a_touched_scene_is_looked_at_and_found_unchanged(nights, archive):
+    """What changed is its bytes' business: a moved mount makes no scene again."""
+    nights.run()
+    before = snapshot(nights.output / "b")
+    os.utime(archive / "b.tif", (9, 9))
+    nights.now += DAY
+
+    _, lines, summary = nights.run()
+
+    assert states(summary)["b"] == "unchanged"
+    assert len(lines) == 2  # and the one that failed
+    assert before == snapshot(nights.output / "b")
+
+
+def test_without_overwrite_results_of_other_plans_stay(nights, archive):
+    nights._job += "\noverwrite = false"
+    (archive / "a.tif").unlink()
+    nights.run()
+    nights._job += "\nconfidence = true"
+    nights.now += DAY
+
+    code, lines, summary = nights.run()
+    nights.now += DAY
+    again = nights.run()
+
+    assert code == 0
+    assert [line["exit_code"] for line in lines] == [8, 8]
+    assert set(states(summary).values()) == {"kept"}
+    assert again[:2] == (0, [])
+    assert set(states(again[2]).values()) == {"kept"}
+
+
+def stop_in_hand(error):
+    """Return what does a scene's first shards, then ends with an error."""
+    real = job._process
+
+    def process(task, ledger, staff, record, progress):
+        def stop(done, total):
+            progress(done, total)
+            if receipts_of(task.job):
+                staff.stop.ask(error)
+
+        return real(task, ledger, staff, record, stop)
+
+    return process
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(DeadlineError("the night is over"), 0), (PreemptedError("SIGTERM: stopped"), 75)],
+)
+def test_a_stopped_scene_goes_on_and_comes_first(
+    nights, archive, monkeypatch, error, code
+):
+    """At the deadline that is as it should be; the rest waits."""
+    (archive / "a.tif").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_process", stop_in_hand(error))
+        first = nights.run()
+    assert first[0] == code
+    assert states(first[2]) == {"b": "waiting", "c": "waiting"}
+    nights.now += DAY
+
+    second = nights.run()
+
+    assert second[0] == 0
+    assert [Path(it["scene"]["href"]).stem for it in second[1]] == ["c", "b"]
+    assert second[1][0]["counts"]["shards_reused"] > 0
+    assert states(second[2]) == {"b": "done", "c": "done"}
+    assert second[2]["counts"]["done"] == 2
+    # Of the one that two nights did nobody knows how fast it was.
+    assert len(nights.state().speed.samples) == 1
+
+
+def test_the_deadline_is_a_wish_to_stop():
+    stop = Stop()
+
+    with pytest.raises(StopSignal, match="the night is over"), deadline(stop, 0.05):
+        time.sleep(20)
+
+    assert isinstance(stop.error, DeadlineError)
+    with deadline(Stop(), 0.05), Stop().patient():
+        pass
+    time.sleep(0.1)  # nobody rings any more
+
+
+def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
+    """By the tiles that it has and the time that former ones took."""
+    (archive / "a.tif").unlink()
+    nights.more = "[night]\nhours = 8"
+    nights.run()
+    make_scene(archive / "big.tif", random_pixels(200, 190))
+    make_scene(archive / "small.tif", random_pixels(20, 30))
+    state = nights.state()
+    state.speed = Speed(((1, 600.0, 2),))  # 72 tiles take 12 h, 4 tiles 40 min
+    nights.output.joinpath("night-state.json").write_bytes(state.as_bytes())
+    nights.now += DAY
+    before = digest(nights.output)
+
+    _, _, plan = nights.run("--plan")
+
+    assert before == digest(nights.output)
+    assert plan["deadline"] == (nights.now + timedelta(hours=8)).isoformat()
+    assert whys(plan)["small"] == "new"
+    row = next(row for row in plan["scenes"] if row["output"].endswith("small"))
+    assert row["runs"]
+    assert row["tiles"] == 2
+    assert row["seconds"] == 1200
+    assert row["device_minutes"] == 40
+    assert row["bytes"] > 0
+    nights.now += timedelta(hours=7, minutes=50)  # noon is not in between
+    before = digest(nights.output)
+    assert {row["runs"] for row in nights.run("--plan")[2]["scenes"]} == {False, True}
+
+
+def choice(name, why="new", tiles=None, taken=None, **known):
+    entry = Entry(scene=name, mark="1", asked="1", state="", night="", **known)
+    taken = taken and datetime(2026, 5, taken, tzinfo=UTC)
+    made = Choice(Found(f"{name}.tif", "1", taken), {}, why, entry)
+    made.__dict__["cost"] = tiles and Cost(tiles, 100)
+    return made
+
+
+def taken_in_time(due, seconds, per_tile=1.0):
+    """Return who is begun in a night of so many seconds."""
+    spent, begun = [], []
+    speed = Speed(((10, 10 * per_tile, 1),)) if per_tile else Speed()
+    left = lambda: seconds - sum(spent)  # noqa: E731
+    for it, has_time in turns(due, lambda: speed, left, seconds):
+        if has_time:
+            begun.append(it.found.name)
+            spent.append((it.cost.tiles if it.cost else 0) * per_tile)
+    return begun
+
+
+def test_time_is_filled_first_things_first():
+    """What is too long for any night has what is left: it goes on the next night."""
+    due = [choice(*it) for it in (("a", "new", 60), ("huge", "new", 500))]
+    due += [choice("b", "new", 50), choice("c", "new", 30), choice("broken")]
+
+    assert taken_in_time(due, 100) == ["a", "c", "broken", "huge"]
+    assert taken_in_time(due, 30) == ["c"]
+    assert taken_in_time(due, 0) == []
+    assert taken_in_time(due, 1, per_tile=0) == [it.found.name for it in due]
+    assert [ok for _, ok in turns(due, Speed, lambda: None, inf)] == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("night", "order"),
+    [
+        (Schedule(), "fbcade"),
+        (Schedule(order="oldest"), "fcbaed"),
+        (Schedule(order="smallest"), "fbcade"),
+        (Schedule(order="name"), "fabcde"),
+        (Schedule(first=("[ed]", "c")), "decfba"),
+    ],
+)
+def test_the_order_is_the_schedules(night, order):
+    """Patterns first, then what was begun, and what is made again last."""
+    choices = [
+        choice("a", tiles=9),
+        choice("b", tiles=2, taken=20),
+        choice("c", tiles=5, taken=10),
+        choice("d", "changed", tiles=1, taken=31),
+        choice("e", "options", tiles=3, taken=30),
+        choice("f", "begun", tiles=8),
+        choice("g", "parked"),
+        choice("h", "later"),
+    ]
+
+    assert "".join(it.found.name for it in ordered(choices, night)) == order
+
+
+def test_what_is_not_the_scenes_fault_parks_no_scene():
+    """A full disk or a store that fails: again the next night, however often."""
+    state, entry = State(), choice("a").known
+    for night in range(20):
+        state.begin(FIRST + night * DAY)
+        outcome = Outcome(state="failed", exit_code=ExitCode.STORAGE, error="no")
+        entry = state.add("a", entry, outcome, Schedule(retries=0))
+        assert entry.next == night_of(FIRST + (night + 1) * DAY)
+        assert not entry.parked
+    assert state.add(
+        "a", entry, replace(outcome, exit_code=ExitCode.INPUT), Schedule(retries=0)
+    ).parked
+
+
+def test_the_series_reads_only_what_is_new(nights, archive):
+    """And is, byte by byte, what reading every Item gives."""
+    nights.run()
+    make_scene(archive / "d.tif", random_pixels(33, 40, seed=3))
+    nights.now += DAY
+    asked = []
+
+    class Counting(Disk):
+        def read(self, name):
+            asked.append(name)
+            return super().read(name)
+
+    storage, state = Counting(nights.output), nights.state()
+    items = dict.fromkeys("bc", "item.json")
+    update(storage, "maps", items, state.series)
+    assert asked == ["collection.json"]
+
+    nights.run()
+    told = (nights.output / "collection.json").read_bytes()
+    (nights.output / "collection.json").unlink()
+    update(Disk(nights.output), "maps", dict.fromkeys("bcd", "item.json"))
+    assert told == (nights.output / "collection.json").read_bytes()
+    assert len(json.loads(told)["links"]) == 3
+
+
+@pytest.mark.usefixtures("archive")
+def test_events_tell_a_night_as_it_goes(nights):
+    told, file = [], read_night(str(nights.path))
+    night = Tonight(file, listeners=[told.append, lambda _event: 1 / 0])
+    with job.Staff() as staff:
+        for each in night.turns():
+            night.add(each, run_one(each.facts, staff))
+    assert night.leave()
+
+    kinds = [(event.kind, event.scene) for event in told]
+    assert kinds[0] == ("night_begun", None)
+    assert kinds[1:3] == [("scene_begun", "c"), ("scene_ended", "c")]
+    assert kinds[-1] == ("night_ended", None)
+    assert {kind for kind, _ in kinds} <= set(KINDS)
+    last = told[-1].facts
+    assert last["counts"] == {
+        **dict.fromkeys(STATES, 0),
+        "scenes": 3,
+        "done": 2,
+        "failed": 1,
+    }
+    assert last["tiles"] == sum(row["tiles"] or 0 for row in last["scenes"]) > 0
+    assert last["device_minutes"] > 0
+    assert last["bytes"] > 0
+
+
+@pytest.mark.usefixtures("archive")
+def test_one_night_at_a_time(nights):
+    file = read_night(str(nights.path))
+    words = ["nightly", "--config", str(nights.path)]
+
+    with hold_night(file):
+        result = CliRunner().invoke(main, words)
+
+    assert result.exit_code == ExitCode.BUSY
+    assert not nights.output.exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', '{"version": 1}'])
+def test_a_state_that_cannot_be_read_is_said(nights, text):
+    nights.output.mkdir()
+    (nights.output / "night-state.json").write_text(text)
+
+    result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
+
+    assert result.exit_code == ExitCode.OUTPUT
+    assert "night-state.json: " in result.stderr
+
+
+def test_options_that_are_no_nights(nights, archive):
+    """--scenes is as it was; a night's file needs to be one."""
+    for words, said in (
+        (["--scenes", archive, "--plan"], "leave --scenes out"),
+        ([], "give --scenes, or a night's file"),
+        (["--config", nights.path, "--dry-run"], "give --plan"),
+        (["--config", nights.folder / "none.toml"], "cannot be read as TOML"),
+    ):
+        result = CliRunner().invoke(main, ["nightly", *map(str, words)])
+        assert result.exit_code == ExitCode.USAGE, result.stderr
+        assert said in result.stderr
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with stac_api.serve(tmp_path_factory.mktemp("api")) as site:
+        yield site
+
+
+def test_nights_of_a_stac_api(nights, server, monkeypatch):
+    """Items are read again when their turn comes, so signed hrefs are fresh."""
+    monkeypatch.setattr(address, "_allowed", set())
+    server.be(sign=True)
+    files = server.folder / "files"
+    for at, name in enumerate(("one.v1", "two"), start=1):
+        facts = {"crs": "EPSG:32631", "nodata": 0}
+        make_plain(files / f"{name}.tif", random_pixels(40 + at, 50, seed=at), **facts)
+        server.put(name, day=f"2026-05-2{at}")
+    server.put("cloudy", day="2026-05-22", clouds=90)
+    server.put("late", day="2026-05-30")
+    nights.source = (
+        f'stac = "{server.address}/v1"\ncollections = ["s2"]\nsince = "30 days"\n'
+        "cloud_cover = 50"
+    )
+    nights._job += f'\nhosts = ["{server.host}"]\nscale = 0.0001'
+    nights.more = f'[night]\nwebhook = "{server.address}/hook"'
+
+    code, lines, summary = nights.run()
+
+    assert states(summary) == {"late": "failed", "one.v1": "done", "two": "done"}
+    assert code == ExitCode.INPUT
+    assert "sig=" not in json.dumps([lines, summary])
+    state = (nights.output / "night-state.json").read_text()
+    assert "sig=" not in state
+    item = json.loads((nights.output / "one.v1" / "item.json").read_text())
+    origin = next(it for it in item["links"] if it["rel"] == "derived_from")
+    assert origin["href"] == f"{server.address}/v1/collections/s2/items/one.v1"
+    hooks = [it for it in server.log() if it["path"] == "/hook"]
+    assert json.loads(hooks[0]["body"])["night"]["counts"]["failed"] == 1
+    nights.source = f'stac = "{server.address}/gone"'
+    words = ["nightly", "--config", str(nights.path)]
+    assert CliRunner().invoke(main, words).exit_code == ExitCode.INPUT
+    told = json.loads(server.log()[-1]["body"])
+    assert told["text"].startswith("tileseg: the night did not begin: http://127.0.0.1")
+    scene = make_scene(nights.folder / "one.tif", random_pixels(41, 50, seed=1))
+    nights.source = f'scenes = "{scene}"'
+    before, nights.output = nights.output, nights.folder / "plain"
+    nights.run()
+    assert (
+        read(nights.output / "one/mask.tif") == read(before / "one.v1/mask.tif")
+    ).all()
+
+
+LATER = """
+import sys, time
+from tileseg import job
+from tileseg.cli import main
+real = job._process
+def process(task, ledger, staff, record, progress):
+    def slow(done, total):
+        progress(done, total)
+        time.sleep(0.3)
+    return real(task, ledger, staff, record, slow)
+job._process = process
+main(sys.argv[1:])
+"""
+"""A night whose scenes take a while, and say how far they are."""
+
+
+def start(nights):
+    """Start a night as a process of its own."""
+    words = ["nightly", "--config", nights.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen(
+        [sys.executable, "-c", LATER, *map(str, words)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_killed_night_goes_on_and_says_all_of_it(nights, archive):
+    """What was done before is in the summary; nobody waits for the dead one's lock."""
+    nights.now = datetime.now(UTC)
+    (archive / "a.tif").unlink()
+    make_scene(archive / "b.tif", random_pixels(290, 270))
+    os.utime(archive / "b.tif", (1, 1))
+    with start(nights) as process:
+        journal = nights.folder / "work" / "b"
+        wait_for(lambda: any(journal.glob("*/receipts.jsonl")))
+        process.kill()
+    assert (nights.output / "c" / "run.json").exists()
+    assert not (nights.output / "night.json").exists()
+
+    code, lines, summary = nights.run()
+
+    assert code == 0
+    assert [Path(it["scene"]["href"]).stem for it in lines] == ["b"]
+    assert lines[0]["counts"]["shards_reused"] > 0
+    assert states(summary) == {"b": "done", "c": "done"}
+    links = json.loads((nights.output / "collection.json").read_text())["links"]
+    assert len(links) == 2
+    before = digest(nights.output)
+    assert nights.run()[2] == summary
+    assert before == digest(nights.output)
+
+
+@pytest.mark.slow
+def test_the_scene_in_hand_is_stopped_at_the_deadline(nights, archive):
+    """And the night has gone well; the next one goes on."""
+    nights.now = datetime.now(UTC)
+    for name in "abc":
+        (archive / f"{name}.tif").unlink()
+    make_scene(archive / "long.tif", random_pixels(900, 870))
+    nights._job += "\ngrace = 1"
+    state = State()
+    state.begin(nights.now)
+    nights.output.mkdir()
+    nights.output.joinpath("night-state.json").write_bytes(state.as_bytes())
+    nights.more = "[night]\nhours = 0.005"  # 18 s from when it began: now
+
+    with start(nights) as process:
+        output, errors = process.communicate(timeout=200)
+
+    assert process.returncode == 0, errors
+    *_, summary = map(json.loads, output.splitlines())
+    assert states(summary) == {"long": "waiting"}
+    assert summary["exit_code"] == 0
+    assert "the night is over" in summary["scenes"][0]["error"]

@@ -1,0 +1,237 @@
+"""The command of nights, and one scene after the other as commands do them."""
+
+import json
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tileseg.address import allow
+from tileseg.console import (
+    configure_logging,
+    deadline,
+    leave,
+    one_line_errors,
+    progress,
+    results,
+    signals,
+    tell,
+)
+from tileseg.environment import scrub
+from tileseg.errors import ExitCode, TilesegError, UsageError, worst
+from tileseg.intake import job_file, one_each, stated
+from tileseg.options import job_options
+from tileseg.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from tileseg.job import Staff
+    from tileseg.nightly_file import NightFile
+    from tileseg.nightly_run import Tonight
+    from tileseg.record import Record
+    from tileseg.settings import Job
+
+__all__ = ["is_over", "nightly", "run_one"]
+
+_STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
+
+
+@click.command()
+@click.option(
+    "--scenes",
+    metavar="DIR|FILE",
+    help="A folder of GeoTIFFs, a text file with one path a line, or any --input."
+    "  [default: what the night's file given as --config says]",
+)
+@click.option(
+    "--plan",
+    "is_plan",
+    is_flag=True,
+    help="Say what the night would do, why not the rest, and the cost; do nothing.",
+)
+@click.option(
+    "--retry",
+    multiple=True,
+    metavar="SCENE|all",
+    help="Take a scene as a new one, that was parked say; all: all that failed. May be"
+    " given several times.",
+)
+@job_options
+def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
+    """Segment every scene of a folder, list or collection that has no result yet.
+
+    With --scenes: a directory for each goes into --output, beside night.json, the
+    summary, and collection.json, a STAC Collection of all results. Without: --config is
+    a night's file (nightly.toml) that says from where and to where, how long a night
+    is and what is done about failures. A scene that fails stops no other. One line of
+    JSON per scene goes to stdout, then the summary as the last line.
+    """
+    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
+    scrub()
+    is_plan, retry = options.pop("is_plan"), options.pop("retry")
+    with results(), one_line_errors():
+        if options["scenes"] is None:
+            file = _file(options)
+            codes, is_broken = _plan(file, retry) if is_plan else _spend(file, retry)
+        elif is_plan or retry:
+            msg = "plan, retry: are of a night's file; leave --scenes out"
+            raise UsageError(msg)
+        else:
+            codes, is_broken = _each(options)
+        leave(worst(codes), is_broken=is_broken)
+
+
+def _file(options: dict[str, Any]) -> "NightFile":
+    """Return the night's file, with what the command line states instead."""
+    from tileseg.nightly_file import read_night
+
+    path, job = options.pop("config"), stated(options)
+    if path is None:
+        msg = "no scene: give --scenes, or a night's file as --config"
+        raise UsageError(msg)
+    if job.pop("dry_run", None):
+        msg = "dry-run: of a night's file give --plan"
+        raise UsageError(msg)
+    target: dict[str, Any] = {
+        key: job.pop(key) for key in ("output", "work") if key in job
+    }
+    file = read_night(path, job, target)
+    allow(file.job.get("hosts", ()))
+    return file
+
+
+def _plan(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
+    """Print what a night would do; write nothing."""
+    from tileseg.nightly_run import Tonight
+    from tileseg.nightly_told import table
+
+    with signals():
+        plan = Tonight(file, retry=retry).plan()
+    tell(table(plan), err=True)
+    tell(json.dumps(plan))
+    return [0], False
+
+
+def _spend(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
+    """Do what a night's file asks; return exit codes, and whether workers are stuck."""
+    from tileseg.job import Staff
+    from tileseg.nightly_hook import notify, notify_failure
+    from tileseg.nightly_run import Tonight, hold_night
+
+    codes = []
+    with signals() as stop, hold_night(file):
+        try:
+            night = Tonight(file, retry=retry)
+        except TilesegError as err:
+            notify_failure(file.night, err)
+            raise
+        with Staff(stop) as staff, deadline(stop, night.left()):
+            _work(night, staff)
+        try:
+            if night.leave():
+                notify(file.night, night.summary())
+        except TilesegError as err:
+            tell(f"tileseg: {err}", err=True)
+            codes.append(int(err.exit_code))
+    codes.append(night.summary()["exit_code"])
+    tell(str(night), err=True)
+    tell(json.dumps(night.summary()))
+    return codes, staff.is_broken
+
+
+def _work(night: "Tonight", staff: "Staff") -> None:
+    """Do scenes until all are done or somebody says stop."""
+    try:
+        for choice in night.turns():
+            record = run_one(choice.facts, staff)
+            night.add(choice, record)
+            if is_over(record, staff):
+                break
+    except StopSignal as err:  # between two scenes
+        night.stop(err.error)
+
+
+def _each(options: dict[str, Any]) -> tuple[list[int], bool]:
+    """Do every scene that --scenes names; return what `_spend` does."""
+    from tileseg.inputs import find_many
+    from tileseg.job import Staff
+    from tileseg.nightly import Night
+
+    with signals() as stop, Staff(stop) as staff:
+        values = {**job_file(options.pop("config"), is_one=False), **stated(options)}
+        if values.get("join"):
+            msg = "join: makes one scene of several files, and a night has many scenes"
+            raise UsageError(msg)
+        allow(values.get("hosts", ()))
+        night = Night(list(find_many(options["scenes"])))
+        output = values.get("output", "out")
+        for facts in one_each(list(night.waiting), values):
+            record = run_one(facts, staff, is_taken=night.has(facts["output"]))
+            night.add(facts["input"], facts["output"], record)
+            if is_over(record, staff):
+                break
+        codes = [night.exit_code]
+        try:
+            if not values.get("dry_run"):
+                night.leave(output)
+        except TilesegError as err:
+            tell(f"tileseg: {err}", err=True)
+            codes.append(int(err.exit_code))
+    tell(str(night), err=True)
+    tell(json.dumps(night.summary()))
+    return codes, staff.is_broken
+
+
+def run_one(
+    facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False
+) -> "Record":
+    """Run one job, print its line and return its record.
+
+    The line comes last: where stdout and stderr are one, as in the log of a Ray job,
+    it is still the last line.
+    """
+    from tileseg.job import run
+    from tileseg.record import Record
+    from tileseg.settings import Job, called
+
+    record = Record(called(facts["input"]))
+    try:
+        if is_taken:
+            scene, output = called(facts["input"]), facts["output"]
+            msg = f"{scene}: another scene's results go to {output}"
+            raise UsageError(msg)
+        job = Job(**facts)
+        with progress(job.href) as told:
+            record = run(job, told, staff)
+        if record.values["status"] == "dry-run":
+            _print_estimate(job, record.values)
+    except StopSignal as err:
+        record.fail(err.error)
+    except TilesegError as err:
+        record.fail(err)
+    if record.error:
+        tell(f"tileseg: {record.values['error']}", err=True)
+    tell(json.dumps(record.values))
+    return record
+
+
+def is_over(record: "Record", staff: "Staff") -> bool:
+    """Return whether no further scene is to be begun by this process."""
+    is_stopped = record.values["exit_code"] in _STOPPED or staff.stop.error is not None
+    return is_stopped or staff.is_broken
+
+
+def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
+    estimate = values["estimate"]
+    tell(
+        f"{job.href}: {estimate['shards']} shards in {estimate['runs']} runs, "
+        f"{estimate['tiles']} tiles{_forwarded(estimate)}, "
+        f"{estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
+        f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
+        f"the results would go to {job.destination}",
+        err=True,
+    )
+
+
+def _forwarded(estimate: dict[str, Any]) -> str:
+    """Return how often a tile is forwarded, if that is more than once."""
+    times = estimate["forwards"] // (estimate["tiles"] or 1)
+    return f" that are forwarded {times} times" if times > 1 else ""

@@ -1,0 +1,91 @@
+"""Telling a receiver on the web how a night ended; what goes wrong there ends nothing.
+
+The receiver's address may itself be the secret, so no more than its host is ever said.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from tileseg.calls import call
+from tileseg.errors import ExitCode, TilesegError, UsageError
+from tileseg.nightly_file import Schedule, is_web, secret
+from tileseg.redact import redact
+
+__all__ = ["notify", "notify_failure"]
+
+logger = logging.getLogger(__name__)
+
+_SECONDS = 30.0  # of trying again
+_NAMED = 20  # scenes that the text names
+_LOUD = ("failed", "parked", "partial")
+
+
+def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
+    """Send a night's summary to its webhook; return whether it was taken.
+
+    As JSON: `text`, which chats show, and `night`, which is `night.json`.
+    """
+    if not night.webhook:
+        return False
+    try:
+        address, headers = secret(night.webhook), _headers(night)
+    except TilesegError as err:
+        logger.warning("the webhook was not told: %s", err)
+        return False
+    return _post(address, headers, _body(summary))
+
+
+def notify_failure(night: Schedule, error: TilesegError) -> bool:
+    """Send why a night did not begin."""
+    code = int(error.exit_code)
+    if code in (ExitCode.PREEMPTED, ExitCode.BUSY):  # another one is at it, or will be
+        return False
+    summary = {"exit_code": code, "error": str(error), "scenes": []}
+    return notify(night, {"night": None, "counts": {"scenes": 0}, **summary})
+
+
+def _post(address: str, headers: dict[str, str], body: bytes) -> bool:
+    host = "an unknown host"
+    try:
+        if not is_web(address):
+            msg = "address: wanted https"
+            raise UsageError(msg)
+        host = urlsplit(address).hostname or host
+        answer = call(address, body, headers, seconds=_SECONDS)
+        problem = "" if answer.is_good else f"it answers {answer.status}"
+    except TilesegError as err:
+        problem = str(err).partition(": ")[2]  # what it begins with is the address
+    if problem:
+        logger.warning("the webhook at %s was not told: %s", host, problem)
+    return not problem
+
+
+def _headers(night: Schedule) -> dict[str, str]:
+    headers = {"Content-Type": "application/json"}
+    if night.webhook_token:
+        headers["Authorization"] = f"Bearer {secret(night.webhook_token)}"
+    return headers
+
+
+def _body(summary: Mapping[str, Any]) -> bytes:
+    told = {"text": _text(summary), "night": summary}
+    return redact(json.dumps(told)).encode()
+
+
+def _text(summary: Mapping[str, Any]) -> str:
+    """Return the night in a few lines."""
+    if summary["night"] is None:
+        return f"tileseg: the night did not begin: {summary['error']}"
+    counts = summary["counts"]
+    told = [f"{n} {state}" for state, n in counts.items() if n and state != "scenes"]
+    head = (
+        f"tileseg, night of {summary['night']}: {counts['scenes']} scenes"
+        f"{': ' if told else ''}{', '.join(told)}; exit code {summary['exit_code']}"
+    )
+    loud = [row for row in summary["scenes"] if row["state"] in _LOUD]
+    lines = [f"{row['state']}: {row['name']}: {row['error']}" for row in loud[:_NAMED]]
+    more = [f"and {len(loud) - _NAMED} more"] if len(loud) > _NAMED else []
+    return "\n".join([head, *lines, *more])

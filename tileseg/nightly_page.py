@@ -1,0 +1,81 @@
+"""`night.html`: a night as one page that needs nothing else. Opens no raster."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+
+from tileseg.errors import TilesegError
+from tileseg.nightly_state import Entry
+from tileseg.overlay import thumbnail
+from tileseg.report import page_of
+from tileseg.storage import Storage
+
+__all__ = ["PAGE", "page"]
+
+PAGE = "night.html"
+
+_MOST = 1000  # scenes that the page has
+_MOST_PICTURES = 100
+_SIDE = 240  # pixels of a picture
+_RANK = ("failed", "parked", "partial", "waiting", "later", "done", "kept", "unchanged")
+"""What a person wants to see first."""
+
+
+def page(
+    summary: Mapping[str, Any], storage: Storage, scenes: Mapping[str, Entry]
+) -> bytes:
+    """Return the page.
+
+    Args:
+        summary: `night.json`.
+        storage: where the results are.
+        scenes: what is known of each, by name.
+    """
+    rows = sorted(summary["scenes"], key=lambda row: _RANK.index(row["state"]))
+    pictures = _pictures(rows[:_MOST], storage, scenes)
+    shown = [
+        {
+            **row,
+            "report": _link(row["name"], scenes, "report.html"),
+            "picture": pictures.get(row["name"]),
+        }
+        for row in rows[:_MOST]
+    ]
+    return page_of(
+        "night.html",
+        "night.css",
+        night=summary,
+        rows=shown,
+        left_out=len(rows) - len(shown),
+        has_pictures=bool(pictures),
+    )
+
+
+def _pictures(
+    rows: list[dict[str, Any]], storage: Storage, scenes: Mapping[str, Entry]
+) -> dict[str, str]:
+    """Return small quicklooks of tonight's scenes, by name."""
+    tonight = [row["name"] for row in rows if row["state"] in ("done", "partial")]
+    return dict(_thumbnails(tonight[:_MOST_PICTURES], storage, scenes))
+
+
+def _thumbnails(
+    names: list[str], storage: Storage, scenes: Mapping[str, Entry]
+) -> Iterator[tuple[str, str]]:
+    for name in names:
+        if path := _path(scenes[name], "quicklook.png"):
+            with suppress(TilesegError, OSError):  # a picture less is no harm
+                if found := thumbnail(storage.read(f"{name}/{path}"), _SIDE):
+                    yield name, found
+
+
+def _link(name: str, scenes: Mapping[str, Entry], file: str) -> str | None:
+    path = _path(scenes[name], file) if name in scenes else None
+    return path and f"./{quote(name)}/{quote(path)}"
+
+
+def _path(entry: Entry, file: str) -> str | None:
+    """Return where a product is in its scene's folder."""
+    found = (path for path in entry.products if path.rpartition("/")[2] == file)
+    return next(found, None)

@@ -1,0 +1,262 @@
+"""Which scenes a night takes, in which order, why not the rest, and what they cost."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from fnmatch import fnmatchcase
+from functools import cached_property
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from tileseg.ensemble import read_ensemble
+from tileseg.errors import TilesegError
+from tileseg.ledger import digest
+from tileseg.nightly_file import NightFile, Schedule
+from tileseg.nightly_source import Found
+from tileseg.nightly_state import Entry, Speed, State
+from tileseg.settings import Job, within
+from tileseg.task import draft, meet, versions
+
+__all__ = ["Choice", "Cost", "asked", "chosen", "ordered", "rows", "span", "turns"]
+
+Left = Callable[[], float | None]
+
+_HOW = {"device_minutes", "engine", "grace", "hosts", "input", "keep_work", "output",
+        "patience", "run_shards", "trusted", "wait", "work", "workers"}  # fmt: skip
+"""Fields of a job that say how it is done, and change no product."""
+
+_AGAIN = ("changed", "options", "gone")
+_FAILED = ("failed", "partial")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a scene takes."""
+
+    tiles: int
+    """Left to do."""
+    bytes: int
+    """To read."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A scene of the source, and what is to become of it tonight."""
+
+    found: Found
+    facts: dict[str, Any]
+    """Fields of its job."""
+    why: str
+    """To be done: `new`, `changed`, `options`, `gone` (its results are), `begun`,
+    `again` (it failed). Not: `unchanged`, `kept`, `later`, `parked`, `double`."""
+    known: Entry | None = None
+    """What is known of it."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be done tonight, if there is time."""
+        return self.why in ("new", "begun", "again", *_AGAIN)
+
+    @cached_property
+    def cost(self) -> Cost | None:
+        """What it takes; None where it cannot be opened, which its run will tell."""
+        try:
+            job = Job(**self.facts)
+            task = draft(job, *meet(job))
+        except TilesegError:
+            return None
+        tiles = task.grid.tiles.size
+        if self.why == "begun" and self.known:
+            tiles = max(1, tiles - (self.known.tiles or 0))
+        return Cost(
+            tiles, task.scene.size * task.grid.area.size // task.grid.scene.size
+        )
+
+
+def asked(job: Mapping[str, Any]) -> str:
+    """Return a digest of all that is asked of every scene: what changes its products.
+
+    Raises:
+        TilesegError: the models cannot be used.
+    """
+    whole = Job(**{**job, "input": "scene.tif"})
+    given = {k: v for k, v in whole.given().items() if k not in _HOW}
+    area = Path(whole.aoi) if whole.aoi else None
+    return digest(
+        {
+            "job": given,
+            "overwrite": whole.overwrite,
+            "area": _sum(area) if area else None,
+            "models": [card.facts() for card in read_ensemble(whole).cards],
+            "versions": versions(polygons=bool(whole.polygons)),
+        }
+    )
+
+
+def _sum(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None  # each scene's run will tell
+
+
+def chosen(
+    file: NightFile,
+    found: Iterable[Found],
+    state: State,
+    *,
+    tonight: str,
+    folders: frozenset[str],
+) -> list[Choice]:
+    """Return what is to become of each scene, in the source's order.
+
+    Args:
+        file: what is asked.
+        found: the scenes of the source.
+        state: what is known of them.
+        tonight: which night it is.
+        folders: in which there are results.
+    """
+    wanted, names = asked(file.job), set[str]()
+    choices = []
+    for scene in found:
+        known = state.scenes.get(scene.name)
+        why = (
+            _why(known, scene, wanted, tonight) if scene.name not in names else "double"
+        )
+        if why == "unchanged" and scene.name not in folders:
+            why = "gone"
+        names.add(scene.name)
+        facts = {
+            **file.job,
+            "input": scene.source,
+            "output": within("output", file.target.output, scene.name),
+            "work": within("work", file.target.workplace, scene.name),
+        }
+        fresh = Entry(
+            scene=scene.href, mark=scene.mark, asked=wanted, state="", night=""
+        )
+        if known and why not in ("new", *_AGAIN):
+            fresh = replace(known, scene=scene.href)
+        choices.append(Choice(scene, facts, why, fresh))
+    return choices
+
+
+def _why(known: Entry | None, scene: Found, wanted: str, tonight: str) -> str:
+    if known is None:
+        return "new"
+    if known.mark != scene.mark:
+        return "changed"
+    if known.asked != wanted:
+        return "options"
+    if known.state in _FAILED:
+        is_later = known.next is not None and known.next > tonight
+        return "parked" if known.parked else "later" if is_later else "again"
+    return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
+
+
+def ordered(choices: Iterable[Choice], night: Schedule) -> list[Choice]:
+    """Return those that are due, first things first.
+
+    By pattern; what was begun; new scenes before those that are made again; the rest as
+    the schedule says.
+    """
+    due = [choice for choice in choices if choice.is_due]
+
+    def rank(choice: Choice) -> tuple[Any, ...]:
+        name = choice.found.name
+        at = (i for i, text in enumerate(night.first) if fnmatchcase(name, text))
+        is_begun, is_again = choice.why == "begun", choice.why in _AGAIN
+        return next(at, inf), not is_begun, is_again, _place(choice, night), name
+
+    return sorted(due, key=rank)
+
+
+def _place(choice: Choice, night: Schedule) -> float:
+    """Return by what the schedule sorts; who does not say when it was taken is last."""
+    if night.order == "smallest":  # what cannot be opened is small
+        return choice.cost.tiles if choice.cost else 0
+    taken = choice.found.taken
+    if night.order == "name" or taken is None:
+        return inf
+    return taken.timestamp() * (-1 if night.order == "newest" else 1)
+
+
+def turns(
+    due: Iterable[Choice], speed: Callable[[], Speed], left: Left, whole: float
+) -> Iterator[tuple[Choice, bool]]:
+    """Yield each scene as its turn comes, with whether there is time for it.
+
+    There is none where it is expected to take longer than is left. A scene that would
+    take longer than a whole night fits none: such ones have what time is left at the
+    end, and go on the next night.
+
+    Args:
+        due: in the night's order.
+        speed: how fast scenes are done, as it is known by then.
+        left: seconds until the deadline, by then; None without one.
+        whole: seconds of a whole night.
+    """
+    long = []
+    for choice in due:
+        time = left()
+        if time is None or time <= 0:
+            yield choice, time is None
+            continue
+        need = speed().seconds(choice.cost.tiles) if choice.cost else None
+        if need is not None and need > whole:
+            long.append(choice)
+        else:
+            yield choice, need is None or need <= time
+    for choice in long:
+        time = left()
+        yield choice, time is None or time > 0
+
+
+def rows(
+    choices: Sequence[Choice], night: Schedule, state: State, now: datetime
+) -> Iterator[dict[str, Any]]:
+    """Yield what a night would do with each scene, in its order, as JSON values.
+
+    Args:
+        choices: all scenes.
+        night: the schedule.
+        state: what is known.
+        now: when it would go on.
+    """
+    end, spent = night.end(state.started), 0.0
+
+    def left() -> float | None:
+        return None if end is None else (end - now).total_seconds() - spent
+
+    due = ordered(choices, night)
+    for choice, has_time in turns(due, lambda: state.speed, left, span(state, end)):
+        row = _row(choice, state)
+        if has_time:
+            spent += row["seconds"] or 0
+        yield row if has_time else {**row, "runs": False, "why": "no time"}
+    yield from (_row(choice, state) for choice in choices if not choice.is_due)
+
+
+def span(state: State, end: datetime | None) -> float:
+    """Return how many seconds the night has in all."""
+    return inf if end is None else (end - state.started).total_seconds()
+
+
+def _row(choice: Choice, state: State) -> dict[str, Any]:
+    cost = choice.cost if choice.is_due else None
+    device = state.speed.device_seconds(cost.tiles) if cost else None
+    return {
+        "scene": choice.found.href,
+        "output": choice.facts["output"],
+        "runs": choice.is_due,
+        "why": choice.why,
+        "tiles": cost and cost.tiles,
+        "bytes": cost and cost.bytes,
+        "seconds": cost and state.speed.seconds(cost.tiles),
+        "device_minutes": None if device is None else device / 60,
+        "next": choice.known.next if choice.known and not choice.is_due else None,
+        "error": choice.known.error if choice.known else None,
+    }

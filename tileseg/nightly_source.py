@@ -1,0 +1,114 @@
+"""What a night's source holds now: scenes, and cheap signs of which version each is of.
+
+Opens no raster. A STAC Item is taken at its word: what it says is its version.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tileseg.address import is_address, keep
+from tileseg.catalog import items_of
+from tileseg.errors import TilesegError
+from tileseg.inputs import find_many, is_listing, listing
+from tileseg.names import DOCUMENT, is_catalog
+from tileseg.nightly_file import Source
+from tileseg.redact import redact
+from tileseg.remote import fetcher
+from tileseg.settings import called, scene_name
+from tileseg.times import of_properties
+
+__all__ = ["Found", "find"]
+
+logger = logging.getLogger(__name__)
+
+_AT_ONCE = 8  # looks at files on web servers
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A scene of the source."""
+
+    source: str
+    """Path or address, as a job takes it."""
+    mark: str
+    """Another text for another version of it; empty where it cannot be looked at."""
+    taken: datetime | None = None
+    """When it was taken, or the file written; None if nobody says."""
+
+    @property
+    def name(self) -> str:
+        """Of its results."""
+        return scene_name(self.source)
+
+    @property
+    def href(self) -> str:
+        """What it is called in records."""
+        return called(self.source)
+
+
+def find(source: Source, now: datetime) -> list[Found]:
+    """Return every scene, in the source's order.
+
+    Raises:
+        TilesegError: the source cannot be read, or does not answer.
+    """
+    if source.stac:
+        from tileseg.nightly_search import search
+
+        return list(_items(search(source, now)))
+    if is_listing(source.scenes):
+        return [Found(at, *facts) for at, facts in listing(source.scenes).items()]
+    return _looked_at(find_many(source.scenes))
+
+
+def _looked_at(sources: Iterable[str]) -> list[Found]:
+    """Return scenes with the marks of their versions."""
+    sources = list(sources)
+    documents = dict.fromkeys(map(_document, filter(is_catalog, sources)))
+    items: dict[str, Any] = {}
+    for document in documents:
+        try:
+            items |= items_of(document)
+        except TilesegError as err:  # its scenes fail, the others do not
+            logger.info("%s", err)
+    known = {it.source: it for it in _items(items)}
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return list(threads.map(lambda it: known.get(it) or _file(it), sources))
+
+
+def _document(source: str) -> str:
+    found = DOCUMENT.fullmatch(source)
+    return found["document"] if found else source
+
+
+def _items(items: Mapping[str, dict[str, Any]]) -> Iterator[Found]:
+    for source, item in items.items():
+        # Links change with the server's mood, signatures with every answer.
+        text = redact(json.dumps({**item, "links": []}, sort_keys=True))
+        said = item.get("properties")
+        taken = of_properties(said) if isinstance(said, dict) else None
+        mark = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+        yield Found(source, mark, taken and taken.start)
+
+
+def _file(source: str) -> Found:
+    """Return a file with its mark, looked at as cheaply as can be."""
+    if is_catalog(source):
+        return Found(source, "")
+    try:
+        if is_address(source):
+            version = fetcher(keep(source)).look()
+            return Found(source, f"{version.size} {version.tag or ''}")
+        stat = Path(source).stat()
+    except (TilesegError, OSError, ValueError) as err:
+        logger.debug("%s: %s", called(source), err)
+        return Found(source, "")
+    written = datetime.fromtimestamp(stat.st_mtime, UTC)
+    return Found(source, f"{stat.st_size} {stat.st_mtime_ns}", written)

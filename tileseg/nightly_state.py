@@ -1,0 +1,275 @@
+"""What nights remember: what became of each scene, when it is tried again, how fast.
+
+One file at the target, `night-state.json`, written whole while scenes are done.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import date, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+from tileseg.errors import ExitCode, OutputError, UsageError
+from tileseg.nightly_file import Schedule
+from tileseg.redact import json_bytes
+from tileseg.series import forget
+from tileseg.storage import Storage
+
+__all__ = ["STATE", "Entry", "Outcome", "Speed", "State", "night_of", "read_state"]
+
+STATE = "night-state.json"
+
+_VERSION = 1
+_REMEMBERED = 8  # scenes that say how fast the next one will be
+_FAILED = ("failed", "partial")
+_MIDDAY = timedelta(hours=12)
+_NOT_THE_SCENES = (ExitCode.OUTPUT, ExitCode.STORAGE, ExitCode.BUSY)
+"""What ends a scene and is not its fault: no reason to park it."""
+
+
+def night_of(now: datetime) -> str:
+    """Return which night a moment is of: the date on which it fell, from noon to noon.
+
+    By this machine's clock.
+    """
+    return (now.astimezone() - _MIDDAY).date().isoformat()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one attempt at a scene ended."""
+
+    state: str
+    """`done`, `unchanged`, `kept`, `partial`, `failed` or `waiting` (stopped)."""
+    exit_code: int = 0
+    error: str | None = None
+    seconds: float | None = None
+    workers: int = 1
+    tiles: int | None = None
+    """Done by now, former attempts' too."""
+    is_whole: bool = True
+    """Whether one attempt did all of it."""
+    size: int = 0
+    """Bytes of the products."""
+    item: str = ""
+    """Path of its STAC Item in its folder; empty without one."""
+    products: tuple[str, ...] = ()
+    """Paths of all products in its folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What is known of a scene since it was last tried."""
+
+    scene: str
+    mark: str
+    """Of which version it was; see `nightly_source`."""
+    asked: str
+    """Digest of what was asked of it: options, models, versions of packages."""
+    state: str
+    """See `Outcome`; `unchanged` is `done`, too, but on a former night."""
+    night: str
+    """When it was last tried."""
+    exit_code: int = 0
+    error: str | None = None
+    attempts: int = 0
+    """Failed ones since it last went well, or changed."""
+    next: str | None = None
+    """The night on which it is tried again, if it failed."""
+    parked: bool = False
+    """Whether it is not tried again until it changes, or somebody says so."""
+    seconds: float | None = None
+    workers: int = 1
+    tiles: int | None = None
+    size: int = 0
+    item: str = ""
+    products: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How long scenes took: of the last ones tiles, seconds and workers."""
+
+    samples: tuple[tuple[int, float, int], ...] = ()
+
+    def and_of(self, outcome: Outcome) -> "Speed":
+        """Return it with one scene more, if that says something."""
+        if outcome.state != "done" or not (outcome.tiles and outcome.is_whole):
+            return self
+        if not outcome.seconds:
+            return self
+        sample = outcome.tiles, outcome.seconds, outcome.workers
+        return Speed((*self.samples, sample)[-_REMEMBERED:])
+
+    def seconds(self, tiles: int) -> float | None:
+        """Return how long so many tiles will take; None where nothing is known."""
+        done = sum(sample[0] for sample in self.samples)
+        spent = sum(sample[1] for sample in self.samples)
+        return tiles * spent / done if done else None
+
+    def device_seconds(self, tiles: int) -> float | None:
+        """Return the same, of all workers together."""
+        done = sum(sample[0] for sample in self.samples)
+        spent = sum(seconds * workers for _, seconds, workers in self.samples)
+        return tiles * spent / done if done else None
+
+
+@dataclass(slots=True)
+class State:
+    """All of it."""
+
+    night: str = ""
+    """The last one."""
+    began: str = ""
+    """When its first run did."""
+    seconds: float = 0.0
+    """Of all its runs together."""
+    speed: Speed = field(default_factory=Speed)
+    scenes: dict[str, Entry] = field(default_factory=dict)
+    """By the name of their results."""
+    series: dict[str, Any] = field(default_factory=dict)
+    """What `series.py` keeps of the Items."""
+
+    is_told: bool = False
+    """Whether Collection and summary say all that is known here."""
+
+    @property
+    def started(self) -> datetime:
+        """When the night's first run began."""
+        return datetime.fromisoformat(self.began)
+
+    def begin(self, now: datetime) -> None:
+        """Be of tonight, from its first run on."""
+        if self.night != night_of(now):
+            self.night, self.seconds, self.is_told = night_of(now), 0.0, False
+            self.began = now.isoformat(timespec="seconds")
+
+    def add(self, name: str, entry: Entry, outcome: Outcome, night: Schedule) -> Entry:
+        """Take note of how a scene ended tonight; return what is known of it now.
+
+        Args:
+            name: of its results.
+            entry: what it is, and its failed attempts before.
+            outcome: how it ended.
+            night: when a failed one is tried again, and how often.
+        """
+        known = {
+            each.name: getattr(outcome, each.name)
+            for each in fields(Outcome)
+            if each.name != "is_whole"
+        }
+        entry = replace(entry, **known, night=self.night, next=None, parked=False)
+        if outcome.state in _FAILED:
+            entry = self._failed(entry, night)
+        elif outcome.state != "waiting":
+            entry = replace(entry, attempts=0)
+        self.speed = self.speed.and_of(outcome)
+        self.scenes[name] = entry
+        self.is_told = False
+        forget(self.series, name)
+        return entry
+
+    def retry(self, who: Iterable[str]) -> None:
+        """Forget scenes, so that they are looked at and done as new ones.
+
+        Args:
+            who: their names, or what records call them; `all` for all that failed.
+
+        Raises:
+            UsageError: there is no such scene.
+        """
+        for name in who:
+            found = [
+                key
+                for key, entry in self.scenes.items()
+                if name in (key, entry.scene)
+                or (name == "all" and entry.state in _FAILED)
+            ]
+            if not found and name != "all":
+                msg = f"retry: {name}: nothing is known of such a scene; see {STATE}"
+                raise UsageError(msg)
+            for key in found:
+                del self.scenes[key]
+                self.is_told = False
+
+    def _failed(self, entry: Entry, night: Schedule) -> Entry:
+        if entry.exit_code in _NOT_THE_SCENES:
+            return replace(entry, next=self._in_nights(1))
+        attempts = entry.attempts + 1
+        if attempts > night.retries:
+            return replace(entry, attempts=attempts, parked=True)
+        nights = night.backoff[min(attempts, len(night.backoff)) - 1]
+        return replace(entry, attempts=attempts, next=self._in_nights(nights))
+
+    def _in_nights(self, number: int) -> str:
+        return (date.fromisoformat(self.night) + timedelta(days=number)).isoformat()
+
+    def as_bytes(self) -> bytes:
+        """Return the file's bytes."""
+        return json_bytes(
+            {
+                "version": _VERSION,
+                "night": self.night,
+                "began": self.began,
+                "seconds": self.seconds,
+                "is_told": self.is_told,
+                "speed": self.speed.samples,
+                "scenes": {
+                    name: asdict(self.scenes[name]) for name in sorted(self.scenes)
+                },
+                "series": self.series,
+            }
+        )
+
+
+def read_state(storage: Storage) -> State:
+    """Return what nights remember at a target; nothing before the first.
+
+    Raises:
+        OutputError: the file cannot be read, or is of a newer tileseg.
+        TilesegError: the store keeps failing.
+    """
+    where = f"{storage.address}/{STATE}"
+    try:
+        values = json.loads(storage.read(STATE))
+    except (FileNotFoundError, NotADirectoryError):
+        return State()
+    except (OSError, ValueError, RecursionError) as err:
+        raise _broken(where) from err
+    if not isinstance(values, dict):
+        raise _broken(where)
+    if values.get("version") != _VERSION:
+        msg = (
+            f"{where}: has version {values.get('version')!r}, this tileseg knows "
+            f"{_VERSION}; use the tileseg that wrote it"
+        )
+        raise OutputError(msg)
+    try:
+        return _parsed(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as err:
+        raise _broken(where) from err
+
+
+def _parsed(values: Mapping[str, Any]) -> State:
+    scenes = {
+        str(name): Entry(**{**entry, "products": tuple(entry["products"])})
+        for name, entry in values["scenes"].items()
+    }
+    samples = [(int(a), float(b), int(c)) for a, b, c in values["speed"]]
+    return State(
+        night=values["night"],
+        began=values["began"],
+        seconds=float(values["seconds"]),
+        is_told=bool(values["is_told"]),
+        speed=Speed(tuple(islice(samples, _REMEMBERED))),
+        scenes=scenes,
+        series=dict(values["series"]),
+    )
+
+
+def _broken(where: str) -> OutputError:
+    return OutputError(
+        f"{where}: cannot be read as a night's state; put it aside, and the next night "
+        "looks at every scene again"
+    )
