@@ -118,11 +118,7 @@ class Task:
 
     def gains(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
         """Return (gain, bias, band) per channel: stored values to networks' inputs."""
-        channels = self.ensemble.channels
-        scales = [(*self.scale[it.band], it.mean, it.std) for it in channels]
-        gain = (scale / std for scale, _, _, std in scales)
-        bias = ((offset - mean) / std for _, offset, mean, std in scales)
-        return tuple(gain), tuple(bias), tuple(it.band for it in channels)
+        return self.ensemble.gains(self.scale)
 
     def runs(self, todo: list[Shard], workers: int) -> tuple[Run, ...]:
         """Cut what is to do into runs: long ones, narrow enough for the memory."""
