@@ -337,7 +337,8 @@ def clear_up(place: Path) -> None:
 
 def _leftovers(place: Path) -> list[Path]:
     """Return what killed runs were building for the place, or had moved aside."""
-    mine = re.compile(rf"\.{re.escape(place.name)}\.(staging\.[0-9a-f]{{32}}|old)")
+    names = "|".join(map(re.escape, (place.name, parked_home(place).name)))
+    mine = re.compile(rf"\.({names})\.(staging\.[0-9a-f]{{32}}|old)")
     return [item for item in place.parent.iterdir() if mine.fullmatch(item.name)]
 
 
