@@ -22,6 +22,7 @@ def record(water=30, land=70, nodata=100, **changes):
             "by_class": {"water": water, "land": land},
         },
         "seams": {"ratio": 1.25},
+        "engine": {"precision": "bf16"},
         "precision_check": {"agreement": 0.998},
         "drift": 0.7,
         **changes,
@@ -58,7 +59,7 @@ def test_what_cannot_be_measured_keeps_nothing_from_going_live():
     """A mask of one class has no seams, fp32 nothing to agree with."""
     gates = Gates(seams=1, precision=1, drift=0, class_jump=0)
     values = record(0, 0, drift=None, seams={"ratio": None})
-    values["precision_check"] = {"agreement": None}
+    values["engine"] = {"precision": "fp32"}  # after bf16 was not good enough
 
     found = verdicts(gates, values)
 

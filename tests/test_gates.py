@@ -160,7 +160,7 @@ def test_a_night_parks_what_is_unlike_its_series(tmp_path, model_path):
     scenes.mkdir()
     for number in range(4):
         make_scene(scenes / f"s{number}.tif", random_pixels(99, 80, seed=number))
-    facts = {"history_least": 3, "class_jump": 0.4}
+    facts = {"history_least": 3, "class_jump": 0.1}
     table = "".join(f"{key} = {value}\n" for key, value in facts.items())
     (tmp_path / "job.toml").write_text(f"keep = 1\n[gates]\n{table}")
     words = ["nightly", "--scenes", scenes, "--model", model_path]
