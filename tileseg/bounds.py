@@ -134,13 +134,14 @@ def judge(
     found = [Gate("valid", "so", wanted, passed=True)]  # else there is no record
     if gates.grid:
         found.append(_grid(record, live))
-    bounds = {
-        "seams": (record["seams"]["ratio"], gates.seams),
-        "drift": (record.get("drift"), gates.drift),
-        "nodata": (nodata, gates.nodata),
-    }
     found += [
-        _at_most(name, *pair) for name, pair in bounds.items() if pair[1] is not None
+        _at_most(name, got, most)
+        for name, got, most in (
+            ("seams", record["seams"]["ratio"], gates.seams),
+            ("drift", record.get("drift"), gates.drift),
+            ("nodata", nodata, gates.nodata),
+        )
+        if most is not None
     ]
     if gates.precision is not None:
         # In fp32 there is nothing to agree with, whatever was tried before.

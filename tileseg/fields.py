@@ -66,7 +66,9 @@ def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
             has = f"{what} have" if what.endswith("s") else f"a {what} has"
             msg = f"{path}: unknown key {key!r}; {has} {', '.join(hints)}"
             raise UsageError(msg)
-        if is_dataclass(hint := hints[key]) and isinstance(value, dict):
+        hint = hints[key]
+        is_table = isinstance(hint, type) and is_dataclass(hint)
+        if is_table and isinstance(value, dict):
             values[key] = of_table(f"{path}: {key}", value, hint)
         elif not fits(value, hint):
             msg = f"{path}: {key}: got {value!r}, wanted {said(hints[key])}"

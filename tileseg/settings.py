@@ -151,8 +151,9 @@ class Job:
         """Refuse what no run could mean."""
         _check_address("output", self.output)
         _check_address("work", self.work)
-        if isinstance(self.gates, dict):
-            object.__setattr__(self, "gates", of_table("gates", self.gates, Gates))
+        table: object = self.gates
+        if isinstance(table, dict):
+            object.__setattr__(self, "gates", of_table("gates", table, Gates))
         for item in fields(self):
             if not fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {said(item.type)}"
