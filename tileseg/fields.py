@@ -59,7 +59,7 @@ def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
         UsageError: there is no such field, or it has another type.
     """
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    hints = {item.name: item.type for item in fields(kind)}
+    hints: dict[str, Any] = {item.name: item.type for item in fields(kind)}
     for key, value in list(values.items()):
         if key not in hints:
             what = kind.__name__.lower()

@@ -24,7 +24,7 @@ def series_of(output: str) -> tuple[Storage, str]:
     if is_remote(output):
         parent, _, name = output.rstrip("/").rpartition("/")
         return open_storage(parent), name
-    path = Path(output).resolve()
+    path = Path(output).absolute()
     return open_storage(str(path.parent)), path.name
 
 
