@@ -166,7 +166,7 @@ def _fit(task: Task) -> Iterator[Finding]:
             f"trained on {channel.mean:.4g} ± {channel.std:.4g}"
         )
         yield Finding("data", text)
-    for text in doubts_of(task, found, ensemble.cards):
+    for text in doubts_of(task, found, ensemble.cards)[0]:
         yield Finding("odd", text)
 
 

@@ -9,6 +9,7 @@ from tileseg.cli_mask import change, evaluate, polygonize
 from tileseg.cli_model import model
 from tileseg.cli_nightly import is_over, nightly, run_one
 from tileseg.cli_train import train
+from tileseg.cli_versions import release, rollback, versions
 from tileseg.console import (
     configure_logging,
     leave,
@@ -32,6 +33,8 @@ def main() -> None:
 
 
 for command in (nightly, change, evaluate, polygonize, train, model):
+    main.add_command(command)
+for command in (versions, rollback, release):
     main.add_command(command)
 
 

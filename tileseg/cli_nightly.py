@@ -156,7 +156,9 @@ def _each(options: dict[str, Any]) -> tuple[list[int], bool]:
     from tileseg.nightly import Night
 
     with signals() as stop, Staff(stop) as staff:
-        values = {**job_file(options.pop("config"), is_one=False), **stated(options)}
+        # What a person took back is not made again by whatever runs every night.
+        values = {"again": False, **job_file(options.pop("config"), is_one=False)}
+        values |= stated(options)
         if values.get("join"):
             msg = "join: makes one scene of several files, and a night has many scenes"
             raise UsageError(msg)

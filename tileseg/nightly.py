@@ -9,6 +9,7 @@ from typing import Any
 
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
+from tileseg.publish import PARKED
 from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import ITEM, update
@@ -16,7 +17,7 @@ from tileseg.series import ITEM, update
 __all__ = ["SUMMARY", "Night", "item_of", "state_of"]
 
 SUMMARY = "night.json"
-_STATES = ("done", "unchanged", "kept", "partial", "failed", "waiting")
+_STATES = ("done", "unchanged", "kept", "partial", "parked", "failed", "waiting")
 
 
 def state_of(record: Record) -> str:
@@ -26,13 +27,20 @@ def state_of(record: Record) -> str:
         return "kept"  # of an older version or other options; no work of tonight
     if record.values["status"] in ("interrupted", "dry-run"):
         return "waiting"
+    if record.values["status"] == PARKED:
+        return "parked"  # at a gate; what was live there still is
     if code == ExitCode.OK:
         return "done" if record.is_news else "unchanged"
     return "partial" if code == ExitCode.PARTIAL else "failed"
 
 
 def item_of(record: Record) -> str:
-    """Return the path of a scene's STAC Item below its results; empty without one."""
+    """Return the path of a scene's STAC Item below its results; empty without one.
+
+    Not of one that is parked: it is not the one that is live.
+    """
+    if record.values["status"] == PARKED:
+        return ""
     paths = (PurePosixPath(item["path"]) for item in record.values["outputs"])
     return next((str(path) for path in paths if path.name == ITEM), "")
 
@@ -112,7 +120,7 @@ class Night:
         lines = [
             f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
             for item in self.scenes
-            if item["state"] in ("partial", "failed")
+            if item["state"] in ("partial", "parked", "failed")
         ]
         told = ", ".join(f"{counts[state]} {state}" for state in _STATES)
         return "\n".join([*lines, f"{counts['scenes']} scenes: {told}"])

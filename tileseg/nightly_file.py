@@ -261,7 +261,8 @@ def _job(path: str, values: dict[str, Any], stated: dict[str, Any]) -> dict[str,
         if told.get(name):
             msg = f"{path}: [job] {name}: is of one scene, and a night has many"
             raise UsageError(msg)
-    told = {"overwrite": True, **told}
+    # What a person took back is not made again by whatever runs every night.
+    told = {"overwrite": True, "again": False, **told}
     try:
         Job(**{**told, "input": "scene.tif"})
     except UsageError as err:

@@ -28,7 +28,7 @@ _HOW = {"device_minutes", "engine", "grace", "hosts", "input", "keep_work", "out
 """Fields of a job that say how it is done, and change no product."""
 
 _AGAIN = ("changed", "options", "gone")
-_FAILED = ("failed", "partial")
+_FAILED = ("failed", "partial", "parked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ STATE = "night-state.json"
 
 _VERSION = 1
 _REMEMBERED = 8  # scenes that say how fast the next one will be
-_FAILED = ("failed", "partial")
+_FAILED = ("failed", "partial", "parked")
 _MIDDAY = timedelta(hours=12)
 _NOT_THE_SCENES = (ExitCode.OUTPUT, ExitCode.STORAGE, ExitCode.BUSY)
 """What ends a scene and is not its fault: no reason to park it."""

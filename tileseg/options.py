@@ -171,6 +171,12 @@ _OPTIONS = (
         " than before are computed. Also make shards.json, for the next time.",
     ),
     click.option(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="Keep the last N versions that newer ones replace.  [default: 0]",
+    ),
+    click.option(
         "--allow-partial",
         is_flag=True,
         default=None,

@@ -16,7 +16,7 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from tileseg.sketch import Collage, Picture
 
-__all__ = ["build", "warm_up"]
+__all__ = ["build", "present", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,10 @@ def build(
     receipts: dict[Shard, Receipt],
     record: Record,
     folder: Path,
-) -> None:
-    """Make every product in `folder`."""
+) -> "Collage":
+    """Make rasters and polygons in `folder`; return how the scene was seen."""
     from tileseg.encode import looks, sketch_of
-    from tileseg.incremental import SHARDS, list_shards
-    from tileseg.overlay import overlays
-    from tileseg.quicklook import quicklook
-    from tileseg.report import report
     from tileseg.sketch import Collage
-    from tileseg.stac import item
     from tileseg.stitch import stitch
     from tileseg.verify import verify_layer, verify_mask
 
@@ -71,13 +66,32 @@ def build(
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = _picture(task, collage)
+    if task.job.incremental:
+        from tileseg.incremental import SHARDS, list_shards
+
+        shards = list_shards(ledger.plan, receipts.values())
+        write_whole(folder / SHARDS, shards)
+    return collage
+
+
+def present(
+    task: Task,
+    collage: "Collage",
+    receipts: dict[Shard, Receipt],
+    record: Record,
+    folder: Path,
+) -> None:
+    """Make beside them what shows them: quicklook, STAC Item, report."""
+    from tileseg.overlay import overlays
+    from tileseg.quicklook import quicklook
+    from tileseg.report import report
+    from tileseg.stac import item
+
+    picture, mask = _picture(task, collage), folder / "mask.tif"
+    pixels = count_pixels(receipts.values())
     drawn = quicklook(task, mask, pixels, picture)
     write_whole(folder / "quicklook.png", drawn)
     write_whole(folder / "item.json", item(task, folder))
-    if task.job.incremental:
-        shards = list_shards(ledger.plan, receipts.values())
-        write_whole(folder / SHARDS, shards)
     chart = overlays(task, folder, picture, receipts.values())
     record.finish()
     beside = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
