@@ -22,11 +22,13 @@ from tileseg.console import (
 from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
 from tileseg.intake import job_file, one_each, scenes_of, stated
-from tileseg.options import job_options
+from tileseg.logs import about
+from tileseg.options import job_options, watch_options
 from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
     from tileseg.job import Staff
+    from tileseg.monitor import Monitor
     from tileseg.record import Record
     from tileseg.settings import Job
 
@@ -55,23 +57,23 @@ for command in (change, evaluate, polygonize, train, model):
     " may be given several times.",
 )
 @job_options
+@watch_options
 def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Make a georeferenced class mask of each scene.
 
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
-    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
-    scrub()
+    _begin(options)
     from tileseg.job import Staff
+    from tileseg.monitor import Monitor
 
-    codes = []
-    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
+    monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
+    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:
         for facts in scenes_of(options):
-            record = _run(facts, staff)
-            codes.append(record.values["exit_code"])
+            record = _run(facts, staff, monitor)
             if _is_over(record, staff):
                 break
-    leave(worst(codes), is_broken=staff.is_broken)
+    leave(monitor.code, is_broken=staff.is_broken)
 
 
 @main.command()
@@ -82,6 +84,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     help="A folder of GeoTIFFs, a text file with one path a line, or any --input.",
 )
 @job_options
+@watch_options
 def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Segment every scene of a folder, list or collection that has no result yet.
 
@@ -90,13 +93,14 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     other. One line of JSON per scene goes to stdout, then the summary as the last
     line.
     """
-    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
-    scrub()
+    _begin(options)
     from tileseg.inputs import find_many
     from tileseg.job import Staff
+    from tileseg.monitor import Monitor
     from tileseg.nightly import Night
 
-    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
+    monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
+    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:
         values = {**job_file(options.pop("config"), is_one=False), **stated(options)}
         if values.get("join"):
             msg = "join: makes one scene of several files, and a night has many scenes"
@@ -105,10 +109,11 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
         night = Night(list(find_many(options["scenes"])))
         output = values.get("output", "out")
         for facts in one_each(list(night.waiting), values):
-            record = _run(facts, staff, is_taken=night.has(facts["output"]))
+            record = _run(facts, staff, monitor, is_taken=night.has(facts["output"]))
             night.add(facts["input"], facts["output"], record)
             if _is_over(record, staff):
                 break
+        monitor.sum_up(night.summary())
         codes = [night.exit_code]
         try:
             if not values.get("dry_run"):
@@ -116,9 +121,10 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
         except TilesegError as err:
             tell(f"tileseg: {err}", err=True)
             codes.append(int(err.exit_code))
+        monitor.code = worst(codes)
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
-    leave(worst(codes), is_broken=staff.is_broken)
+    leave(monitor.code, is_broken=staff.is_broken)
 
 
 @main.command()
@@ -131,8 +137,7 @@ def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     take. Takes the options of `segment`; writes nothing. Exits as the job would if it
     could not begin.
     """
-    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
-    scrub()
+    _begin(options)
     from tileseg.check import check as look_at
     from tileseg.settings import Job
 
@@ -150,7 +155,19 @@ def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     leave(worst(codes), is_broken=False)
 
 
-def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "Record":
+def _begin(options: dict[str, Any]) -> None:
+    """See to what the process needs before anything; takes its options away."""
+    configure_logging(
+        options.pop("verbose"),
+        is_quiet=options.pop("quiet"),
+        log_format=options.pop("log_format"),
+    )
+    scrub()
+
+
+def _run(
+    facts: dict[str, Any], staff: "Staff", monitor: "Monitor", *, is_taken: bool = False
+) -> "Record":
     """Run one job, print its line and return its record.
 
     The line comes last: where stdout and stderr are one, as in the log of a Ray job,
@@ -160,23 +177,25 @@ def _run(facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False) -> "R
     from tileseg.record import Record
     from tileseg.settings import Job, called
 
-    record = Record(called(facts["input"]))
-    try:
-        if is_taken:
-            scene, output = called(facts["input"]), facts["output"]
-            msg = f"{scene}: another scene's results go to {output}"
-            raise UsageError(msg)
-        job = Job(**facts)
-        with progress(job.href) as told:
-            record = run(job, told, staff)
-        if record.values["status"] == "dry-run":
-            _print_estimate(job, record.values)
-    except StopSignal as err:
-        record.fail(err.error)
-    except TilesegError as err:
-        record.fail(err)
-    if record.error:
-        tell(f"tileseg: {record.values['error']}", err=True)
+    scene = called(facts["input"])
+    record = Record(scene)
+    with about(scene):
+        try:
+            if is_taken:
+                msg = f"{scene}: another scene's results go to {facts['output']}"
+                raise UsageError(msg)
+            job = Job(**facts)
+            with progress(job.href) as told:
+                record = run(job, monitor.beside(told), staff)
+            if record.values["status"] == "dry-run":
+                _print_estimate(job, record.values)
+        except StopSignal as err:
+            record.fail(err.error)
+        except TilesegError as err:
+            record.fail(err)
+        if record.error:
+            tell(f"tileseg: {record.values['error']}", err=True)
+    monitor.add(record)
     tell(json.dumps(record.values))
     return record
 

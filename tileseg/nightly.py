@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
 
+from tileseg.cost import told, total
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.record import Record
@@ -30,6 +31,7 @@ class Night:
     started: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
+    _bills: list[dict[str, Any]] = field(default_factory=list)
     _items: dict[str, str] = field(default_factory=dict)
     """Folder of a result -> path in it of its STAC Item."""
     _start: float = field(default_factory=perf_counter)
@@ -44,6 +46,8 @@ class Night:
             state = "waiting"
         elif values["exit_code"] != ExitCode.OK:
             state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
+        if record.is_news:
+            self._bills.append(values["spent"])
         paths = [PurePosixPath(item["path"]) for item in values["outputs"]]
         if found := [str(path) for path in paths if path.name == ITEM]:
             self._items[PurePosixPath(output).name] = found[0]
@@ -83,6 +87,7 @@ class Night:
                 "scenes": states.total(),
                 **{state: states[state] for state in _STATES},
             },
+            "spent": total(self._bills),
             "scenes": self.scenes + left,
         }
 
@@ -98,11 +103,13 @@ class Night:
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
-        counts = self.summary()["counts"]
+        summary = self.summary()
+        counts, costs = summary["counts"], told(summary["spent"])
         lines = [
             f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
             for item in self.scenes
             if item["state"] in ("partial", "failed")
         ]
-        told = ", ".join(f"{counts[state]} {state}" for state in _STATES)
-        return "\n".join([*lines, f"{counts['scenes']} scenes: {told}"])
+        states = ", ".join(f"{counts[state]} {state}" for state in _STATES)
+        end = f"; {costs}" if costs else ""
+        return "\n".join([*lines, f"{counts['scenes']} scenes: {states}{end}"])

@@ -136,6 +136,10 @@ class Job:
     """The input is ours: need not be looked at first by a process that may die."""
     trust_model_code: bool = False
     """Run a model that is a program (TorchScript, torch.export), whatever it does."""
+    watts: float | None = None
+    """What a device takes; of GPUs that count their energy themselves not needed."""
+    price: float | None = None
+    """What a device costs in an hour, in whatever money."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 
@@ -258,6 +262,8 @@ class Job:
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
+            "watts": (lambda x: 0 < x < inf, "a finite number > 0"),
+            "price": (lambda x: 0 <= x < inf, "a finite number, not below 0"),
             "grace": ((lambda x: 0 <= x <= _LONGEST), "0 seconds to 10 days"),
             "patience": seconds,
             "wait": seconds,
