@@ -59,6 +59,7 @@ class Monitor:
         if now - self._beat < _BEAT_SECONDS:
             return
         self._beat = now
+        self._values["tileseg_heartbeat_timestamp_seconds", ""] = time()
         if self.heartbeat:
             _touch(Path(self.heartbeat))
         if total:
@@ -126,7 +127,6 @@ class Monitor:
         if not self.metrics:
             return
         self._written = monotonic()
-        self._values["tileseg_heartbeat_timestamp_seconds", ""] = time()
         registry = CollectorRegistry()
         registry.register(self)
         try:
