@@ -420,19 +420,23 @@ def test_the_disks_hold_the_largest_scene(overlay):
     assert number(claim["resources"]["requests"]["storage"]) > RESERVE * needed
 
 
-def test_one_node_with_a_gpu_is_two_lines_more(tmp_path):
-    """As the comment in the overlay says it."""
+def test_one_node_with_a_gpu_and_an_image_by_digest(tmp_path):
+    """As the comment in the overlay and the README say it."""
     copy = tmp_path / "infra"
     shutil.copytree(INFRA, copy)
     file = copy / "overlays/small/job/kustomization.yaml"
     text = file.read_text()
     assert "components: [../../../base/gpu]" in text
     text = text.replace("--device cpu", "--device cuda")
-    file.write_text(text + "components: [../../../base/gpu]\n")
+    image = "{name: registry.example.com/tileseg, newName: ours/tileseg, digest: 'D'}"
+    image = image.replace("D", f"sha256:{'0' * 64}")
+    lines = ["components: [../../../base/gpu]", f"images: [{image}]"]
+    file.write_text("\n".join([text, *lines]))
 
     [manifest] = built(copy / "overlays/small/job")
 
     assert faults(manifest) == []
+    assert {image.partition("@")[0] for image in images(manifest)} == {"ours/tileseg"}
 
 
 def test_the_readme_submits_what_the_command_line_takes():

@@ -112,6 +112,35 @@ def test_two_commands_files_say_whose_they_are(nights):
     assert all('service="city"' in line for line in series)
 
 
+def test_rays_port_is_told_what_workers_do_not_count(nights, monkeypatch):
+    """They count while they work; told again, it would be there twice."""
+    ray = pytest.importorskip("ray")
+    from ray.util.metrics import Counter, Gauge
+
+    from tileseg import meters
+
+    _, [(_, night, _), _] = nights
+    told = {}
+
+    def note(meter, value, tags):
+        told[(meter.info["name"], *(tags or {}).values())] = value
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(Gauge, "set", note)
+    monkeypatch.setattr(Counter, "inc", note)
+    worked = [
+        metrics.Sample(metrics.METRICS["tileseg_tiles"], 5),
+        metrics.Sample(metrics.METRICS["tileseg_scenes"], 1, "complete"),
+        metrics.Sample(metrics.METRICS["tileseg_cost"], 0),
+    ]
+    meters.tell([*worked, *metrics.of_night(night)])
+
+    assert told["tileseg_night_scenes", "failed"] == 1
+    assert told["tileseg_scenes", "complete"] == 1
+    assert ("tileseg_tiles",) not in told
+    assert ("tileseg_cost",) not in told  # Ray refuses 0
+
+
 def test_the_heartbeat_ends_with_the_command(nights):
     folder, _ = nights
 
