@@ -7,9 +7,11 @@ more; it ends the shards in hand, and Ray's processes end when they have nothing
 import time
 
 import click
-from ray._raylet import GcsClient
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
-from ray.core.generated.gcs_pb2 import GcsNodeInfo
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import (  # type: ignore[attr-defined]
+    DrainNodeReason,
+)
+from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 from ray.util import get_node_ip_address
 
 _PREEMPTED = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")

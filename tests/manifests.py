@@ -40,6 +40,7 @@ INSTALLED = ("overlays/small", "overlays/large", "watching")
 JOBS = ("overlays/small/job", "overlays/large/job", "scene")
 """What `kubectl create -k` is for: a RayJob each."""
 GPU = "nvidia.com/gpu"
+VOLUMES = ("configMap", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret")
 COMMANDS = {"segment": segment, "nightly": nightly}
 
 
@@ -164,6 +165,11 @@ def _pod(pod):
         found.append("pod may run as root")
     if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
         found.append("pod without seccomp profile RuntimeDefault")
+    found += [
+        f"volume {volume['name']}: of a kind that is not restricted"
+        for volume in pod.get("volumes", ())
+        if not volume.keys() <= {"name", *VOLUMES}
+    ]
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         found += _container(container["name"], container)
     return found

@@ -123,6 +123,9 @@ BREAKAGES = {
     "LoadBalancer lets": lambda _, cluster: _set(
         cluster["headGroupSpec"], serviceType="LoadBalancer"
     ),
+    "of a kind": lambda _, cluster: _worker(cluster)["volumes"].append(
+        {"name": "node", "hostPath": {"path": "/"}}
+    ),
     "hostNetwork": lambda _, cluster: _set(_worker(cluster), hostNetwork=True),
     "hostPort": lambda _, cluster: _set(
         _worker(cluster)["containers"][0], ports=[{"containerPort": 1, "hostPort": 1}]

@@ -79,9 +79,10 @@ class Monitor:
     ) -> None:
         """Say how the command ended; there is no heart to beat any more."""
         cause = error.error if isinstance(error, StopSignal) else error
-        if cause:
-            ours = isinstance(cause, TilesegError)
-            self.code = int(cause.exit_code if ours else ExitCode.BUG)
+        if isinstance(cause, TilesegError):
+            self.code = int(cause.exit_code)
+        elif cause:
+            self.code = int(ExitCode.BUG)
         self._tell(of_end(self.code))
         if self.heartbeat:
             with suppress(OSError):
