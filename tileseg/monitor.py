@@ -99,6 +99,7 @@ class Monitor:
 
     def add(self, record: Record) -> None:
         """Count a scene that has ended."""
+        self.pulse(0, 0)  # of many that are unchanged, nothing else tells
         self.code = worst((self.code, record.values["exit_code"]))
         self._tell(of_run(record.values, is_news=record.is_news))
 
