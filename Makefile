@@ -162,6 +162,7 @@ sbom: .venv/dev.stamp .venv/tools.stamp
 	@mkdir -p dist
 	@$(TOOLS)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
 	  --output-file dist/sbom.json $(BIN)/python
+	@$(BIN)/pytest -q tests/test_supply.py -k bill_of_materials
 
 audit: .venv/tools.stamp
 	@for set in $(SETS); do $(TOOLS)/pip-audit --disable-pip --requirement requirements/$$set.txt || exit 1; done

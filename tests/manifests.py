@@ -1,12 +1,17 @@
 """What can be said of infra/ without a cluster: valid, pinned, restricted, unexposed.
 
+Manifests are what Kustomize makes of them, as `kubectl apply -k` does.
+
 As a script it prints what is wrong and fails; `make infra` runs it so.
 """
 
 import gzip
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,8 +26,21 @@ from tileseg.cli import nightly, segment
 ROOT = Path(__file__).parents[1]
 INFRA = ROOT / "infra"
 KUBERNETES = "1.35"
-SCHEMAS = {"RayJob": ROOT / "tests/schemas/rayjob-kuberay-1.7.0.json.gz"}
+OPERATOR = "prometheus-operator-0.93.0"
+SCHEMAS = {
+    kind: ROOT / "tests/schemas" / f"{name}.json.gz"
+    for kind, name in {
+        "RayJob": "rayjob-kuberay-1.7.0",
+        "PodMonitor": f"podmonitor-{OPERATOR}",
+        "PrometheusRule": f"prometheusrule-{OPERATOR}",
+    }.items()
+}
+INSTALLED = ("overlays/small", "overlays/large", "watching")
+"""What `kubectl apply -k` is for."""
+JOBS = ("overlays/small/job", "overlays/large/job", "scene")
+"""What `kubectl create -k` is for: a RayJob each."""
 GPU = "nvidia.com/gpu"
+VOLUMES = ("configMap", "emptyDir", "ephemeral", "persistentVolumeClaim", "secret")
 COMMANDS = {"segment": segment, "nightly": nightly}
 
 
@@ -31,13 +49,21 @@ def documents(path):
     return list(yaml.safe_load_all(path.read_text()))
 
 
+@cache
+def built(folder):
+    """Return the manifests that Kustomize makes of a folder, in infra/ if relative."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [shutil.which("kubectl", path=path) or "kubectl", "kustomize"]
+    text = subprocess.run(
+        [*command, INFRA / folder], check=True, capture_output=True, text=True
+    ).stdout
+    return list(yaml.safe_load_all(text))
+
+
 def manifests():
-    """Return (file name, manifest) of all of infra/; Kustomize's own file is none."""
+    """Return (folder, manifest) of all of infra/."""
     return [
-        (path.name, document)
-        for path in sorted(INFRA.glob("*.yaml"))
-        if path.name != "kustomization.yaml"
-        for document in documents(path)
+        (folder, manifest) for folder in INSTALLED + JOBS for manifest in built(folder)
     ]
 
 
@@ -81,7 +107,7 @@ def command_faults(entrypoint):
 def _schema(manifest):
     kind = manifest["kind"]
     if kind in SCHEMAS:
-        errors = Draft4Validator(_closed_schema(kind)).iter_errors(manifest)
+        errors = Draft4Validator(_schema_of(kind)).iter_errors(manifest)
         return [f"{error.json_path}: {error.message}" for error in errors]
     try:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
@@ -91,7 +117,7 @@ def _schema(manifest):
 
 
 @cache
-def _closed_schema(kind):
+def _schema_of(kind):
     """Return a CRD's schema in which an unknown field is an error.
 
     The API server prunes those; kubectl refuses them, and so do we.
@@ -139,6 +165,11 @@ def _pod(pod):
         found.append("pod may run as root")
     if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
         found.append("pod without seccomp profile RuntimeDefault")
+    found += [
+        f"volume {volume['name']}: of a kind that is not restricted"
+        for volume in pod.get("volumes", ())
+        if not volume.keys() <= {"name", *VOLUMES}
+    ]
     for container in [*pod["containers"], *pod.get("initContainers", [])]:
         found += _container(container["name"], container)
     return found
@@ -176,8 +207,9 @@ def _rayjob(spec):
         found.append(f"the job does not ask for all of {wanted} workers")
     pods = [group["template"]["spec"] for group in workers]
     limits = [pod["containers"][0]["resources"]["limits"] for pod in pods]
-    if any(limit.get(GPU) != 1 for limit in limits):
-        found.append("a worker is one GPU")
+    gpus = int("--device cuda" in spec["entrypoint"])
+    if any(limit.get(GPU, 0) != gpus for limit in limits):
+        found.append("a worker is one GPU, or none with --device cpu")
     pods.append(spec["submitterPodTemplate"]["spec"])
     if any(pod.get("automountServiceAccountToken") is not False for pod in pods):
         found.append("worker or submitter with a service account token")

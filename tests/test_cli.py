@@ -26,7 +26,7 @@ SCRIPTS = Path(sys.executable).parent
 KEYS = {
     "": "status exit_code error job request_id plan_id started seconds scene model "
     "grid engine counts pixels hectares seams rates decode precision_check memory "
-    "verdict failures outputs",
+    "spent verdict failures outputs",
     "seconds": "total open plan work load read wait forward hold write stitch verify "
     "vectorize compare",
     "scene": "href width height bands dtype crs transform nodata sha256",
@@ -41,6 +41,7 @@ KEYS = {
     "decode": "source_pixels decoded_pixels",
     "precision_check": "tiles agreement",
     "memory": "peak_rss_mb above_mb device_mb",
+    "spent": "device_seconds kwh kwh_from cost tiles decoded_pixels seconds",
     "verdict": "limit busy phases advice",
 }
 

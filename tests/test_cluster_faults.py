@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.timeout(150)]
 SHARDS = 104  # 13 x 8 of 4 x 4 tiles
 RATE = 250  # tiles a second of each worker: a scene takes them some seconds
 SEGMENT = Path(__file__).parents[1] / "jobs" / "segment.py"
+DRAIN = SEGMENT.with_name("drain.py")
 SLOW = pytest.mark.slow
 LONG = (SLOW, pytest.mark.long)
 SECONDS = 120  # within which everything ends, on a busy machine too
@@ -319,14 +320,10 @@ def test_a_node_that_is_frozen_is_done_without(add, job, expected, tmp_path):
 
 
 def drain(node, seconds):
-    """Tell the head that a node will be taken away."""
-    from ray.core.generated import autoscaler_pb2
-
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    deadline = (time.time_ns() // 1_000_000) + seconds * 1_000
-    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
-    is_accepted, why = client.drain_node(node.node_id, reason, "spot", deadline)
-    assert is_accepted, why
+    """Have a node tell that it will be taken away, as its pod's preStop hook does."""
+    head = ray.get_runtime_context().gcs_address
+    words = [sys.executable, DRAIN, "--seconds", str(seconds)]
+    return subprocess.Popen([*words, "--address", head, "--node", node.node_id])
 
 
 def test_a_node_that_is_about_to_go_gets_nothing_more(
@@ -339,14 +336,13 @@ def test_a_node_that_is_about_to_go_gets_nothing_more(
 
     def tell(_done, _total):
         if not told:
-            drain(nodes[1], 60)
-            told.append(time.monotonic())
+            told.append(drain(nodes[1], 60))
 
     progress = after(task, 10, lambda: tell(0, 0))
     values, seconds = segment(task, progress)
 
     check(values, seconds, expected, tmp_path / "out")
-    assert told
+    assert told[0].wait(SECONDS) == 0
     assert values["counts"]["retries"] == 0
     assert values["counts"]["worker_restarts"] == 0
     cluster.remove_node(nodes[1], allow_graceful=False)

@@ -1,12 +1,13 @@
 """What is installed is what was chosen; what is built depends on the source only."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
 
@@ -97,6 +98,53 @@ def test_the_security_floors_hold():
 
     assert not ranges["torch"].contains("2.5.1")
     assert not ranges["ray"].contains("2.51.0")
+
+
+def not_listed(sbom, wanted):
+    """Return the pins that a CycloneDX document does not list in their version."""
+    listed = {
+        (canonicalize_name(item["name"]), item.get("version"))
+        for item in sbom["components"]
+    }
+    return sorted(wanted.items() - listed)
+
+
+def test_a_bill_of_materials_lists_every_pin_that_is_installed():
+    """Of `make sbom`; the Dockerfile installs the same sets."""
+    path = ROOT / "dist" / "sbom.json"
+    if not path.exists():
+        pytest.skip("there is no dist/sbom.json: make sbom")
+    sbom = json.loads(path.read_text())
+    wanted = {
+        name: version
+        for name, version in (LOCKED | pins("torch.txt")).items()
+        if find_distribution(name) == version
+    }
+
+    assert (sbom["bomFormat"], sbom["metadata"]["component"]["name"]) == (
+        "CycloneDX",
+        "tileseg",
+    )
+    assert len(wanted) > 80
+    assert not_listed(sbom, wanted) == []
+
+
+def test_what_a_bill_of_materials_leaves_out_is_found():
+    sbom = {"components": [{"name": "Jinja2", "version": "3.1.6"}]}
+
+    assert not_listed(sbom, {"jinja2": "3.1.6"}) == []
+    assert not_listed(sbom, {"jinja2": "3.1.7", "numpy": "1"}) == [
+        ("jinja2", "3.1.7"),
+        ("numpy", "1"),
+    ]
+
+
+def find_distribution(name):
+    """Return the version that is installed here; None for one that is not."""
+    try:
+        return distribution(name).version
+    except PackageNotFoundError:  # another platform's, by its marker
+        return None
 
 
 def _all_lines():

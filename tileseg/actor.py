@@ -13,7 +13,8 @@ import ray
 from tileseg.address import allow, shown
 from tileseg.canary import Canary, agree
 from tileseg.crew import Crew, Outcome
-from tileseg.device import Device, device_memory_mb, resolve_device
+from tileseg.device import Device, device_memory_mb, gpu_uuids, resolve_device
+from tileseg.energy import EnergyMeter
 from tileseg.ensemble import Ensemble
 from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
@@ -64,6 +65,8 @@ class Report:
     """Most memory of its process so far."""
     above_mb: float
     """How much of it is above what it held when its network was loaded."""
+    joules: float | None
+    """What its GPU took since `begin`; None where nobody says."""
 
 
 class Station:
@@ -78,6 +81,7 @@ class Station:
         scrub()
         self._crew: Crew | None = None
         self._meters = WorkerMeters()
+        self._energy = EnergyMeter(())
 
     def hello(self) -> Hello:
         """Say where this is, and what it runs."""
@@ -136,6 +140,7 @@ class Station:
         # Of a CPU, Ray gave this process its share; a GPU's share reads for it.
         cores = CORES if kind == "cpu" else _cpus_per_gpu()
         here = replace(wanted, hardware=hardware)
+        self._energy = EnergyMeter(gpu_uuids([here.name]))
         self._crew = Crew([recipe.on(here, share(kind, cores, 1))])
         self._crew.wait_loaded()  # who dies of the network dies without a lease
         return hardware
@@ -168,6 +173,7 @@ class Station:
             device_memory_mb(),
             peak,
             max(0.0, peak - (self._crew.loaded_mb or 0)),
+            self._energy.joules(),
         )
 
 

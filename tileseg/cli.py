@@ -11,17 +11,16 @@ from tileseg.cli_nightly import is_over, nightly, run_one
 from tileseg.cli_train import train
 from tileseg.cli_versions import release, rollback, versions
 from tileseg.console import (
-    configure_logging,
+    begin,
     leave,
     one_line_errors,
     results,
     signals,
     tell,
 )
-from tileseg.environment import scrub
 from tileseg.errors import TilesegError, worst
 from tileseg.intake import scenes_of
-from tileseg.options import job_options
+from tileseg.options import job_options, watch_options
 
 __all__ = ["main", "nightly", "segment"]
 
@@ -48,23 +47,23 @@ for command in (versions, rollback, release):
     " may be given several times.",
 )
 @job_options
+@watch_options
 def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Make a georeferenced class mask of each scene.
 
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
-    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
-    scrub()
+    begin(options)
     from tileseg.job import Staff
+    from tileseg.monitor import Monitor
 
-    codes = []
-    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
+    monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
+    with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:
         for facts in scenes_of(options):
-            record = run_one(facts, staff)
-            codes.append(record.values["exit_code"])
+            record = run_one(facts, staff, monitor)
             if is_over(record, staff):
                 break
-    leave(worst(codes), is_broken=staff.is_broken)
+    leave(monitor.code, is_broken=staff.is_broken)
 
 
 @main.command()
@@ -77,8 +76,7 @@ def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     take. Takes the options of `segment`; writes nothing. Exits as the job would if it
     could not begin.
     """
-    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
-    scrub()
+    begin(options)
     from tileseg.check import check as look_at
     from tileseg.settings import Job
 

@@ -7,7 +7,7 @@ import click
 
 from tileseg.address import allow
 from tileseg.console import (
-    configure_logging,
+    begin,
     deadline,
     leave,
     one_line_errors,
@@ -16,14 +16,15 @@ from tileseg.console import (
     signals,
     tell,
 )
-from tileseg.environment import scrub
 from tileseg.errors import ExitCode, TilesegError, UsageError, worst
 from tileseg.intake import job_file, one_each, stated
-from tileseg.options import job_options
+from tileseg.logs import about
+from tileseg.options import job_options, watch_options
 from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
     from tileseg.job import Staff
+    from tileseg.monitor import Monitor
     from tileseg.nightly_file import NightFile
     from tileseg.nightly_run import Tonight
     from tileseg.record import Record
@@ -55,6 +56,7 @@ _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
     " given several times.",
 )
 @job_options
+@watch_options
 def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     """Segment every scene of a folder, list or collection that has no result yet.
 
@@ -64,19 +66,25 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     is and what is done about failures. A scene that fails stops no other. One line of
     JSON per scene goes to stdout, then the summary as the last line.
     """
-    configure_logging(options.pop("verbose"), is_quiet=options.pop("quiet"))
-    scrub()
+    begin(options)
+    from tileseg.monitor import Monitor
+
+    monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     is_plan, retry = options.pop("is_plan"), options.pop("retry")
-    with results(), one_line_errors():
+    is_broken = False
+    with results(), one_line_errors(), monitor:
         if options["scenes"] is None:
             file = _file(options)
-            codes, is_broken = _plan(file, retry) if is_plan else _spend(file, retry)
+            if is_plan:
+                _plan(file, retry)
+            else:
+                is_broken = _spend(file, retry, monitor)
         elif is_plan or retry:
             msg = "plan, retry: are of a night's file; leave --scenes out"
             raise UsageError(msg)
         else:
-            codes, is_broken = _each(options)
-        leave(worst(codes), is_broken=is_broken)
+            is_broken = _each(options, monitor)
+    leave(monitor.code, is_broken=is_broken)
 
 
 def _file(options: dict[str, Any]) -> "NightFile":
@@ -98,7 +106,7 @@ def _file(options: dict[str, Any]) -> "NightFile":
     return file
 
 
-def _plan(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
+def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     """Print what a night would do; write nothing."""
     from tileseg.nightly_run import Tonight
     from tileseg.nightly_told import table
@@ -107,16 +115,14 @@ def _plan(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
         plan = Tonight(file, retry=retry).plan()
     tell(table(plan), err=True)
     tell(json.dumps(plan))
-    return [0], False
 
 
-def _spend(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
-    """Do what a night's file asks; return exit codes, and whether workers are stuck."""
+def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> bool:
+    """Do what a night's file asks; return whether workers are stuck."""
     from tileseg.job import Staff
     from tileseg.nightly_hook import notify, notify_failure
     from tileseg.nightly_run import Tonight, hold_night
 
-    codes = []
     with signals() as stop, hold_night(file):
         try:
             night = Tonight(file, retry=retry)
@@ -124,24 +130,24 @@ def _spend(file: "NightFile", retry: tuple[str, ...]) -> tuple[list[int], bool]:
             notify_failure(file.night, err)
             raise
         with Staff(stop) as staff, deadline(stop, night.left()):
-            _work(night, staff)
+            _work(night, staff, monitor)
+        monitor.sum_up(night.summary())
         try:
             if night.leave():
                 notify(file.night, night.summary())
         except TilesegError as err:
             tell(f"tileseg: {err}", err=True)
-            codes.append(int(err.exit_code))
-    codes.append(night.summary()["exit_code"])
+            monitor.code = worst((monitor.code, err.exit_code))
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
-    return codes, staff.is_broken
+    return staff.is_broken
 
 
-def _work(night: "Tonight", staff: "Staff") -> None:
+def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
     """Do scenes until all are done or somebody says stop."""
     try:
         for choice in night.turns():
-            record = run_one(choice.facts, staff)
+            record = run_one(choice.facts, staff, monitor)
             night.add(choice, record)
             if is_over(record, staff):
                 break
@@ -149,7 +155,7 @@ def _work(night: "Tonight", staff: "Staff") -> None:
         night.stop(err.error)
 
 
-def _each(options: dict[str, Any]) -> tuple[list[int], bool]:
+def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
     """Do every scene that --scenes names; return what `_spend` does."""
     from tileseg.inputs import find_many
     from tileseg.job import Staff
@@ -166,24 +172,25 @@ def _each(options: dict[str, Any]) -> tuple[list[int], bool]:
         night = Night(list(find_many(options["scenes"])))
         output = values.get("output", "out")
         for facts in one_each(list(night.waiting), values):
-            record = run_one(facts, staff, is_taken=night.has(facts["output"]))
+            is_taken = night.has(facts["output"])
+            record = run_one(facts, staff, monitor, is_taken=is_taken)
             night.add(facts["input"], facts["output"], record)
             if is_over(record, staff):
                 break
-        codes = [night.exit_code]
+        monitor.sum_up(night.summary())
         try:
             if not values.get("dry_run"):
                 night.leave(output)
         except TilesegError as err:
             tell(f"tileseg: {err}", err=True)
-            codes.append(int(err.exit_code))
+            monitor.code = worst((monitor.code, err.exit_code))
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
-    return codes, staff.is_broken
+    return staff.is_broken
 
 
 def run_one(
-    facts: dict[str, Any], staff: "Staff", *, is_taken: bool = False
+    facts: dict[str, Any], staff: "Staff", monitor: "Monitor", *, is_taken: bool = False
 ) -> "Record":
     """Run one job, print its line and return its record.
 
@@ -194,23 +201,25 @@ def run_one(
     from tileseg.record import Record
     from tileseg.settings import Job, called
 
-    record = Record(called(facts["input"]))
-    try:
-        if is_taken:
-            scene, output = called(facts["input"]), facts["output"]
-            msg = f"{scene}: another scene's results go to {output}"
-            raise UsageError(msg)
-        job = Job(**facts)
-        with progress(job.href) as told:
-            record = run(job, told, staff)
-        if record.values["status"] == "dry-run":
-            _print_estimate(job, record.values)
-    except StopSignal as err:
-        record.fail(err.error)
-    except TilesegError as err:
-        record.fail(err)
-    if record.error:
-        tell(f"tileseg: {record.values['error']}", err=True)
+    scene = called(facts["input"])
+    record = Record(scene)
+    with about(scene):
+        try:
+            if is_taken:
+                msg = f"{scene}: another scene's results go to {facts['output']}"
+                raise UsageError(msg)
+            job = Job(**facts)
+            with progress(job.href) as told:
+                record = run(job, monitor.beside(told), staff)
+            if record.values["status"] == "dry-run":
+                _print_estimate(job, record.values)
+        except StopSignal as err:
+            record.fail(err.error)
+        except TilesegError as err:
+            record.fail(err)
+        if record.error:
+            tell(f"tileseg: {record.values['error']}", err=True)
+    monitor.add(record)
     tell(json.dumps(record.values))
     return record
 

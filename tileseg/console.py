@@ -13,16 +13,19 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
+from tileseg.environment import scrub
 from tileseg.errors import (
     DeadlineError,
     InterruptedRunError,
     PreemptedError,
     TilesegError,
 )
+from tileseg.logs import JsonLines
 from tileseg.redact import Redacted, redact
 from tileseg.stopping import Stop, StopSignal
 
 __all__ = [
+    "begin",
     "configure_logging",
     "deadline",
     "leave",
@@ -37,14 +40,35 @@ _LOG_SECONDS = 10
 _STDERR = 2
 logger = logging.getLogger(__name__)
 _results: TextIO | None = None
+_json_lines: JsonLines | None = None
 
 
-def configure_logging(verbosity: int, *, is_quiet: bool) -> None:
-    """Log to stderr: what tileseg does, and of others only warnings."""
+def begin(options: dict[str, Any]) -> None:
+    """See to what the process needs before anything; takes its options away."""
+    configure_logging(
+        options.pop("verbose"),
+        is_quiet=options.pop("quiet"),
+        log_format=options.pop("log_format"),
+    )
+    scrub()
+
+
+def configure_logging(
+    verbosity: int, *, is_quiet: bool, log_format: str | None = None
+) -> None:
+    """Log to stderr: what tileseg does, and of others only warnings.
+
+    Args:
+        verbosity: more than 0 for what only a developer asks for.
+        is_quiet: only errors.
+        log_format: `json` for an object a line; None or `text` for lines to be read.
+    """
+    global _json_lines  # noqa: PLW0603  (of the process, as sys.stderr is)
     _open_streams()
+    _json_lines = JsonLines() if log_format == "json" else None
     level = logging.ERROR if is_quiet else logging.DEBUG if verbosity else logging.INFO
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Redacted("%(asctime)s %(message)s"))
+    handler.setFormatter(_json_lines or Redacted("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("tileseg").setLevel(level)
 
@@ -103,7 +127,7 @@ def progress(title: str) -> Iterator[Any]:
     """Give a function of (done, total): a bar on a terminal, else a line per 10 s."""
     if not logger.isEnabledFor(logging.INFO):
         yield lambda _done, _total: None
-    elif sys.stderr.isatty():
+    elif sys.stderr.isatty() and not _json_lines:
         from tqdm.contrib.logging import logging_redirect_tqdm
 
         with ExitStack() as stack, logging_redirect_tqdm():
@@ -155,6 +179,10 @@ def results() -> Iterator[None]:
 def tell(line: str, *, err: bool = False) -> None:
     """Print a line, no secret; a reader that is gone, or a full disk, stops no job."""
     stream = sys.stderr if err else _results or sys.stdout
+    if err and _json_lines:
+        level = logging.ERROR if line.startswith("tileseg: ") else logging.INFO
+        told = logging.LogRecord("tileseg", level, "", 0, line, None, None)
+        line = _json_lines.format(told)
     try:
         click.echo(redact(line), file=stream)
     except OSError:

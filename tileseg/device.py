@@ -1,5 +1,6 @@
 """Where networks compute, on how many tiles at once, and how a device fails."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,3 +153,10 @@ def worker_devices(device: Device, workers: int | None) -> list[str]:
         return ["cpu"] * (workers or 1)
     gpus = torch.cuda.device_count()
     return [f"cuda:{number % gpus}" for number in range(workers or gpus)]
+
+
+def gpu_uuids(names: Sequence[str]) -> list[str]:
+    """Return what NVIDIA's tools call each GPU among devices of torch, once."""
+    gpus = [name for name in names if name.startswith("cuda")]
+    uuids = (torch.cuda.get_device_properties(name).uuid for name in gpus)
+    return sorted({f"GPU-{uuid}" for uuid in uuids})

@@ -12,7 +12,14 @@ from typing import Protocol
 
 from tileseg.canary import Canary, agree
 from tileseg.crew import Crew, Outcome
-from tileseg.device import Device, device_memory_mb, resolve_device, worker_devices
+from tileseg.device import (
+    Device,
+    device_memory_mb,
+    gpu_uuids,
+    resolve_device,
+    worker_devices,
+)
+from tileseg.energy import EnergyMeter
 from tileseg.ensemble import Ensemble
 from tileseg.errors import (
     DeviceFaultError,
@@ -56,6 +63,8 @@ class Usage:
     """Most of it above what it held when its network was loaded; likewise None."""
     loaded_mb: float | None = None
     """What this process held then; None where workers have processes of their own."""
+    joules: float | None = None
+    """What the devices took, as their own counters say; None where they do not."""
 
     def with_peaks(
         self, device_mb: float | None, rss_mb: float, above_mb: float
@@ -136,6 +145,7 @@ class LocalEngine:
         self._crew: Crew | None = None
         self._crew_size = 0
         self._loaded_mb: float | None = None
+        self._joules: float | None = None
 
     def resolve(self, job: Job) -> Device:
         """Turn the job's `auto` into what this machine has."""
@@ -173,6 +183,7 @@ class LocalEngine:
             [recipe.on(replace(recipe.device, name=name), threads) for name in names]
         )
         self._crew_size = len(names)
+        energy = EnergyMeter(gpu_uuids(names))
         watch, done = Watch(recipe.patience(self._patience)), 0
         try:
             crew.give(runs)
@@ -193,7 +204,7 @@ class LocalEngine:
             self.is_broken = True
             raise
         finally:
-            self._loaded_mb = crew.loaded_mb
+            self._loaded_mb, self._joules = crew.loaded_mb, energy.joules()
             self.is_broken |= not crew.close(0 if self.is_broken else self._patience)
             self._crew = None  # it may hold most of a device's memory
 
@@ -208,6 +219,7 @@ class LocalEngine:
             workers=self._crew_size,
             device_mb=device_memory_mb(),
             loaded_mb=self._loaded_mb,
+            joules=self._joules,
         )
 
     def close(self) -> None:

@@ -382,6 +382,9 @@ def _process(  # noqa: PLR0913  (see `carry_out`)
         with record.stage("work"), stop.patient(), closing(outcomes):
             for outcome in outcomes:
                 if isinstance(outcome, Failure):
+                    _log_shard(
+                        logging.WARNING, outcome.shard, f"given up: {outcome.error}"
+                    )
                     record.add_failure(outcome, task.grid)
                     if len(record.failures) >= _ENOUGH_BAD and not allow_partial:
                         break
@@ -389,6 +392,7 @@ def _process(  # noqa: PLR0913  (see `carry_out`)
                 task.identity.check_unchanged()  # else another file's pixels
                 ledger.record(outcome)
                 receipts[outcome.shard] = outcome
+                _log_shard(logging.DEBUG, outcome.shard, "done")
     finally:
         if todo:
             record.add_usage(engine.usage())
@@ -397,6 +401,11 @@ def _process(  # noqa: PLR0913  (see `carry_out`)
     if record.failures and not (allow_partial and receipts):
         raise record.failures[0].error
     return receipts
+
+
+def _log_shard(level: int, shard: Shard, text: str) -> None:
+    """Log what became of a shard."""
+    logger.log(level, "shard %s: %s", shard.name, text, extra={"shard": shard.name})
 
 
 def _nothing() -> Generator[Never]:

@@ -1,16 +1,53 @@
 """What Ray's metrics port tells of a job; sum over workers to read it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from time import perf_counter
+from typing import Any
 
+import ray
 from ray.util import metrics
 
 from tileseg.crew import Failure, Outcome
+from tileseg.metrics import METRICS, STAGES, Sample
 
-__all__ = ["DriverMeters", "WorkerMeters"]
+__all__ = ["DriverMeters", "WorkerMeters", "tell"]
 
-_STAGES = ("read", "wait", "forward", "hold", "write")
+# What workers and driver count while it happens: not again when the scene ends.
+_LIVE = {
+    "tileseg_device_busy",
+    "tileseg_read_pixels",
+    "tileseg_seconds",
+    "tileseg_shards",
+    "tileseg_tiles",
+    "tileseg_worker_restarts",
+}
+_meters: dict[str, Any] = {}
+
+
+def _meter(name: str) -> Any:  # noqa: ANN401  (Ray's counters and gauges are two kinds)
+    """Return Ray's meter for a metric; one in each process."""
+    if name not in _meters:
+        metric = METRICS[name]
+        kind = metrics.Counter if metric.kind == "counter" else metrics.Gauge
+        labels = (metric.label,) if metric.label else ()
+        _meters[name] = kind(name, metric.help, labels)
+    return _meters[name]
+
+
+def tell(samples: Iterable[Sample]) -> None:
+    """Tell what the driver knows at the end of a scene or a night."""
+    if not ray.is_initialized():
+        return
+    for sample in samples:
+        metric = sample.metric
+        if metric.name in _LIVE:
+            continue
+        tags = {metric.label: sample.label} if metric.label else None
+        if metric.kind == "gauge":
+            _meter(metric.name).set(sample.value, tags)
+        elif sample.value > 0:  # Ray refuses 0
+            _meter(metric.name).inc(sample.value, tags)
 
 
 class WorkerMeters:
@@ -18,14 +55,12 @@ class WorkerMeters:
 
     def __init__(self) -> None:
         """Begin at nothing."""
-        self._tiles = metrics.Counter("tileseg_tiles", "Tiles forwarded or skipped")
-        self._shards = metrics.Counter("tileseg_shards", "Shards", ("status",))
-        self._seconds = metrics.Counter("tileseg_seconds", "By stage", ("stage",))
-        self._pixels = metrics.Counter("tileseg_read_pixels", "Pixels decoded")
-        self._bytes = metrics.Counter("tileseg_written_bytes", "Bytes of shard files")
-        self._busy = metrics.Gauge(
-            "tileseg_device_busy", "Share of the time in which the network was at work"
-        )
+        self._tiles = _meter("tileseg_tiles")
+        self._shards = _meter("tileseg_shards")
+        self._seconds = _meter("tileseg_seconds")
+        self._pixels = _meter("tileseg_read_pixels")
+        self._bytes = _meter("tileseg_written_bytes")
+        self._busy = _meter("tileseg_device_busy")
         self._since = perf_counter()
 
     def count(self, outcomes: Sequence[Outcome]) -> None:
@@ -38,7 +73,7 @@ class WorkerMeters:
         self._inc(self._pixels, work["decoded_pixels"])
         files = [file for item in receipts for file in item.artifacts.values()]
         self._inc(self._bytes, sum(file.bytes for file in files))
-        for stage in _STAGES:
+        for stage in STAGES:
             self._inc(self._seconds, work[stage], stage=stage)
         if receipts:
             now = perf_counter()
@@ -56,8 +91,8 @@ class DriverMeters:
 
     def __init__(self) -> None:
         """Begin at nothing."""
-        self._left = metrics.Gauge("tileseg_shards_left", "Shards not done yet")
-        self._lost = metrics.Counter("tileseg_worker_restarts", "Workers lost")
+        self._left = _meter("tileseg_shards_left")
+        self._lost = _meter("tileseg_worker_restarts")
 
     def left(self, shards: int) -> None:
         """Say how many shards are not done yet."""

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
 
+from tileseg.cost import told, total
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.publish import PARKED
@@ -56,6 +57,7 @@ class Night:
     started: str = field(
         default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds")
     )
+    _bills: list[dict[str, Any]] = field(default_factory=list)
     _items: dict[str, str] = field(default_factory=dict)
     """Folder of a result -> path in it of its STAC Item."""
     _start: float = field(default_factory=perf_counter)
@@ -65,6 +67,8 @@ class Night:
         values = record.values
         if found := item_of(record):
             self._items[PurePosixPath(output).name] = found
+        if record.is_news:
+            self._bills.append(values["spent"])
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
             {
@@ -101,6 +105,7 @@ class Night:
                 "scenes": states.total(),
                 **{state: states[state] for state in _STATES},
             },
+            "spent": total(self._bills),
             "scenes": self.scenes + left,
         }
 
@@ -116,11 +121,13 @@ class Night:
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
-        counts = self.summary()["counts"]
+        summary = self.summary()
+        counts, costs = summary["counts"], told(summary["spent"])
         lines = [
             f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
             for item in self.scenes
             if item["state"] in ("partial", "parked", "failed")
         ]
-        told = ", ".join(f"{counts[state]} {state}" for state in _STATES)
-        return "\n".join([*lines, f"{counts['scenes']} scenes: {told}"])
+        states = ", ".join(f"{counts[state]} {state}" for state in _STATES)
+        end = f"; {costs}" if costs else ""
+        return "\n".join([*lines, f"{counts['scenes']} scenes: {states}{end}"])

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 
+from tileseg.cost import total
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.lock import hold
 from tileseg.nightly import SUMMARY, item_of, state_of
@@ -208,8 +209,15 @@ class Tonight:
             "tiles": sum(row["tiles"] or 0 for row in done),
             "bytes": sum(row["bytes"] or 0 for row in done),
             "device_minutes": sum(row["device_minutes"] or 0 for row in done),
+            "spent": total(self._bills()),
             "scenes": told,
         }
+
+    def _bills(self) -> Iterator[dict[str, Any]]:
+        """Yield what devices took for each scene of tonight."""
+        for entry in self.state.scenes.values():
+            if entry.night == self.state.night and entry.spent:
+                yield entry.spent
 
     def _deadline(self) -> str | None:
         return None if self.end is None else self.end.isoformat(timespec="seconds")
@@ -311,6 +319,7 @@ def _outcome(record: Record) -> Outcome:
         workers=values["engine"]["workers"] or 1,
         tiles=counts["tiles"],
         is_whole=not counts["shards_reused"],
+        spent=values["spent"] if is_news else None,
         size=sum(item["bytes"] for item in outputs),
         item=item_of(record),
         products=tuple(str(item["path"]) for item in outputs),

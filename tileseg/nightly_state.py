@@ -52,6 +52,8 @@ class Outcome:
     """Whether one attempt did all of it."""
     size: int = 0
     """Bytes of the products."""
+    spent: dict[str, Any] | None = None
+    """What devices took, see `cost.py`; None where nothing was done."""
     item: str = ""
     """Path of its STAC Item in its folder; empty without one."""
     products: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class Entry:
     workers: int = 1
     tiles: int | None = None
     size: int = 0
+    spent: dict[str, Any] | None = None
     item: str = ""
     products: tuple[str, ...] = ()
 

@@ -6,7 +6,14 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["Numbers", "job_options", "pairs", "with_options", "words"]
+__all__ = [
+    "Numbers",
+    "job_options",
+    "pairs",
+    "watch_options",
+    "with_options",
+    "words",
+]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -194,8 +201,27 @@ _OPTIONS = (
         help="TOML with any of these and the rarer fields of a job, or the run.json of"
         " a job to be run again; options win.",
     ),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        help="Of what goes to stderr: json is an object a line.  [default: text]",
+    ),
     click.option("-v", "--verbose", count=True, help="Say more."),
     click.option("-q", "--quiet", is_flag=True, help="Only errors."),
+)
+
+
+_WATCHING = (
+    click.option(
+        "--metrics",
+        metavar="FILE.prom",
+        help="Write metrics there, for Prometheus' node_exporter.",
+    ),
+    click.option(
+        "--heartbeat",
+        metavar="FILE",
+        help="Touch it as long as there is progress; it goes when the command ends.",
+    ),
 )
 
 
@@ -237,3 +263,8 @@ def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[T], T]:
 def job_options(command: T) -> T:
     """Give a command the options that a job has, `--input` apart."""
     return with_options(_OPTIONS)(command)
+
+
+def watch_options(command: T) -> T:
+    """Give a command the options of what watches it from outside."""
+    return with_options(_WATCHING)(command)

@@ -14,9 +14,11 @@ from tileseg.errors import OutputError
 from tileseg.settings import is_remote
 from tileseg.task import Task
 
-__all__ = ["preflight"]
+__all__ = ["RESERVE", "preflight", "room"]
 
-_RESERVE = 1.1
+RESERVE = 1.1
+"""Times what is needed: how much must be free."""
+
 _OVERVIEWS = 4 / 3  # a raster with its overviews, in pixels of the raster
 _POLYGON_BYTES = 1  # of a pixel's polygons: roughly, nothing bounds them usefully
 
@@ -53,7 +55,7 @@ def preflight(task: Task) -> None:
 
 def _check_room(needs: list[_Need]) -> None:
     """Compare what is needed with what is free on one disk."""
-    needed = round(_RESERVE * sum(need.bytes for need in needs))
+    needed = round(RESERVE * sum(need.bytes for need in needs))
     room = shutil.disk_usage(needs[0].folder)
     if room.total and room.free < needed:  # some network disks know no sizes
         places = " and ".join({need.place: None for need in needs})
@@ -66,11 +68,10 @@ def _check_room(needs: list[_Need]) -> None:
 
 def _needs(task: Task) -> list[_Need]:
     """Return what each local place is asked to hold."""
-    job, pixels = task.job, task.grid.area.size
-    layers = 1 + len(job.layers)
-    polygons = _POLYGON_BYTES * bool(job.polygons)
-    # The products, and beside them the blocks of the one that is being made.
-    results = pixels * (_OVERVIEWS * (layers + 1) + polygons)
+    job = task.job
+    results, shards = room(
+        task.grid.area.size, rasters=1 + len(job.layers), polygons=bool(job.polygons)
+    )
     has_disk = not is_remote(job.workplace)
     work = f"--work {job.work_path}", job.work_path
     if not is_remote(job.destination):
@@ -81,9 +82,18 @@ def _needs(task: Task) -> list[_Need]:
         output = "TMPDIR", Path(gettempdir())
     places = [(*output, results)]
     if has_disk:
-        shards = _share_to_do(task) * pixels * (_OVERVIEWS * layers + polygons)
-        places.append((*work, shards))
+        places.append((*work, _share_to_do(task) * shards))
     return [_Need(option, _nearest(path), size) for option, path, size in places]
+
+
+def room(
+    pixels: int, *, rasters: int = 1, polygons: bool = False
+) -> tuple[float, float]:
+    """Return how many bytes a scene's results need at most, and its shards."""
+    features = _POLYGON_BYTES * polygons
+    # The products, and beside them the blocks of the one that is being made.
+    results = pixels * (_OVERVIEWS * (rasters + 1) + features)
+    return results, pixels * (_OVERVIEWS * rasters + features)
 
 
 def _share_to_do(task: Task) -> float:

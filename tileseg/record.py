@@ -17,6 +17,7 @@ from tileseg.address import is_address, shown
 from tileseg.bounds import Gate, failed
 from tileseg.budget import budget_of
 from tileseg.card import NODATA
+from tileseg.cost import bill
 from tileseg.errors import ExitCode, ParkedError, TilesegError
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
@@ -48,6 +49,7 @@ _KEYS: dict[str, str] = {
     "decode": "source_pixels decoded_pixels bytes_fetched",
     "precision_check": "tiles agreement",
     "memory": "peak_rss_mb above_mb device_mb",
+    "spent": "device_seconds kwh kwh_from cost tiles decoded_pixels seconds",
     "estimate": "runs shards tiles forwards bytes_to_read memory_mb device_mb",
 }
 _MEMBER = ("name", "version", "sha256")
@@ -71,6 +73,7 @@ class Record:
         self._workers_rss_mb = 0.0
         self._loaded_mb: float | None = None
         self._above_mb: float | None = None
+        self._joules: float | None = None
         self._ended: dict[str, float] = {}
         self._spent = Spent()
         self.values: dict[str, Any] = {
@@ -205,14 +208,17 @@ class Record:
                 engine["devices"] = [f"{kind} ({model})" for model in usage.hardware]
         self._workers_rss_mb = usage.rss_mb
         self._loaded_mb, self._above_mb = usage.loaded_mb, usage.above_mb
+        self._joules = usage.joules
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the seconds of a stage."""
         start = perf_counter()
-        yield
-        self.values["seconds"][name] = perf_counter() - start
-        self._ended[name] = self._elapsed()
+        try:
+            yield
+        finally:
+            self.values["seconds"][name] = perf_counter() - start
+            self._ended[name] = self._elapsed()
 
     def add_receipts(self, receipts: Mapping[Shard, Receipt], task: Task) -> None:
         """Say what was done; shards made by earlier attempts count, their time too."""
@@ -265,6 +271,17 @@ class Record:
             self._spent, stages={key: _work(fresh, key) for key in _STAGES}
         )
         self._add_rates(fresh, task)
+        self._add_spent(fresh, task)
+
+    def _add_spent(self, done: list[Receipt], task: Task) -> None:
+        """Say what this attempt's workers did, and what their devices took."""
+        held = self._workers * (self.values["seconds"]["work"] or 0.0)
+        self.values["spent"] = {
+            **bill(held, self._joules, task.job),
+            "tiles": int(_work(done, "tiles") + _work(done, "tiles_skipped")),
+            "decoded_pixels": int(_work(done, "decoded_pixels")),
+            "seconds": {key: _work(done, key) for key in _STAGES},
+        }
 
     def _add_rates(self, done: list[Receipt], task: Task) -> None:
         """Say how fast this attempt was, from its start to the finished products."""

@@ -148,6 +148,10 @@ class Job:
     """The input is ours: need not be looked at first by a process that may die."""
     trust_model_code: bool = False
     """Run a model that is a program (TorchScript, torch.export), whatever it does."""
+    watts: float | None = None
+    """What a device takes; of GPUs that count their energy themselves not needed."""
+    price: float | None = None
+    """What a device costs in an hour, in whatever money."""
     run_shards: tuple[int, int] | None = None
     """Most (rows, columns) of shards in a run; None for a choice by memory."""
 
@@ -274,6 +278,8 @@ class Job:
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
             "keep": ((lambda number: 0 <= number <= _MOST_KEPT), f"0 to {_MOST_KEPT}"),
+            "watts": (lambda x: 0 < x < inf, "a finite number > 0"),
+            "price": (lambda x: 0 <= x < inf, "a finite number, not below 0"),
             "grace": ((lambda x: 0 <= x <= _LONGEST), "0 seconds to 10 days"),
             "patience": seconds,
             "wait": seconds,

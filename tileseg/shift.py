@@ -51,6 +51,7 @@ class _Seat:
 
     node: str = ""
     hardware: str = ""
+    pid: int = 0
     fails: int = 0
     """Losses in a row, without a shard made in between, that are no shard's doing."""
     is_there: bool = False
@@ -75,6 +76,7 @@ class Shift:
         self._looked = 0.0
         self._tiles: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
+        self._joules: dict[tuple[str, int], float] = {}
         self._was_thinned = False
         self._took_part: dict[str, str] = {}
         self._refusal: TilesegError | None = None
@@ -151,7 +153,7 @@ class Shift:
     def _welcome(self, name: str, hello: Hello) -> None:
         """Call a worker that is there to the plan."""
         seat = self._seats[name]
-        seat.node, seat.is_there = hello.node, True
+        seat.node, seat.pid, seat.is_there = hello.node, hello.pid, True
         logger.info("%s: process %d on %s", name, hello.pid, hello.address)
         for package, wanted in self._versions.items():
             if (got := hello.versions.get(package)) != wanted:
@@ -175,6 +177,9 @@ class Shift:
         self.usage = self.usage.with_peaks(
             report.device_mb, report.rss_mb, report.above_mb
         )
+        if report.joules is not None:
+            self._joules[name, self._seats[name].pid] = report.joules
+            self.usage = replace(self.usage, joules=sum(self._joules.values()))
         if report.outcomes:
             self._seats[name].fails = 0
             self._took_part[name] = self._seats[name].hardware
