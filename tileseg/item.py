@@ -148,6 +148,9 @@ def _more(card: Card) -> dict[str, Any]:
         more["tileseg:answers"] = card.answers
     if card.temperature is not None:
         more["tileseg:temperature"] = card.temperature
+    if card.fields:
+        names = {item.value: item.name for item in card.classes}
+        more["tileseg:fields"] = [names[value] for value in card.fields]
     if card.scenes:
         more["tileseg:scenes"] = [_described(card, scene) for scene in card.scenes]
     own = card.architecture
@@ -253,6 +256,7 @@ def from_stac(item: dict[str, Any]) -> Card:
         architecture=architecture,
         answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(MULTIHASH),
+        fields=_fields(properties.get("tileseg:fields", []), classes),
         gsd=_number(properties, "tileseg:gsd"),
         gsd_range=_range(properties.get("tileseg:gsd_range")),
         weights=str(asset["href"]),
@@ -275,6 +279,17 @@ def _statistics(
         msg = f"has statistics of other bands than its input's, {', '.join(names)}"
         raise ValueError(msg)
     return tuple(found) or None
+
+
+def _fields(said: list[str], classes: tuple[LandClass, ...]) -> tuple[int, ...]:
+    """Return the values of classes that are called fields, by name."""
+    values = {item.name: item.value for item in classes}
+    for name in said:
+        if name not in values:
+            known = ", ".join(values)
+            msg = f"has no class {name!r}, which tileseg:fields names; it has {known}"
+            raise ValueError(msg)
+    return tuple(values[name] for name in said)
 
 
 def _number(properties: dict[str, Any], key: str) -> float | None:

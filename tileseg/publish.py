@@ -21,11 +21,13 @@ __all__ = [
     "Folder",
     "Place",
     "check_free",
+    "check_new",
     "file_sha256",
     "is_complete",
     "list_outputs",
     "published",
     "staging",
+    "staging_file",
     "sweep",
 ]
 
@@ -227,6 +229,58 @@ def staging(output: Path, name: str = RECORD) -> Iterator[Path]:
             _replace(folder, place)
         except OSError as err:
             msg = f"{output}: cannot be published: {err.strerror}"
+            raise OutputError(msg) from err
+
+
+def check_new(output: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file, or what is none.
+
+    Raises:
+        OtherPlanError: there is one, and no `overwrite`.
+        OutputError: there is a folder.
+    """
+    if output.is_dir():
+        msg = f"{output}: cannot be written: is a directory"
+        raise OutputError(msg)
+    if output.exists() and not overwrite:
+        msg = f"{output}: is there already; --overwrite replaces it"
+        raise OtherPlanError(msg)
+
+
+@contextmanager
+def staging_file(output: Path) -> Iterator[Path]:
+    """Give a path for a file that appears at `output` whole, if all goes well.
+
+    Folders that lack are made, and go on an error if they are empty. What killed ones
+    left there is removed; one at a time makes a file of that name.
+
+    Raises:
+        BusyError: somebody else makes it.
+        OutputError: the place cannot be written.
+    """
+    place = output.absolute()
+    missing = [parent for parent in place.parents if not parent.exists()]
+    folder = _sibling(place, f"staging.{uuid4().hex}")
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold_file(_sibling(place, "lock")))
+            for item in _leftovers(place):
+                shutil.rmtree(item, ignore_errors=True)
+            folder.mkdir()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        except OSError as err:
+            msg = f"{output}: cannot be written: {err.strerror or err}"
+            raise OutputError(msg) from err
+        yield folder / place.name
+        held.renew()
+        try:
+            _sync(folder / place.name)
+            (folder / place.name).replace(place)
+            _sync(place.parent)
+        except OSError as err:
+            msg = f"{output}: cannot be written: {err.strerror or err}"
             raise OutputError(msg) from err
 
 

@@ -45,7 +45,8 @@ def of_properties(said: Mapping[str, Any]) -> Period | None:
     """Return when the properties of a STAC Item say that it was taken."""
     start, end = _period(said.get("start_datetime")), _period(said.get("end_datetime"))
     if start and end and start.start <= end.end:
-        return Period(start.start, end.end)
+        found = Period(start.start, end.end)
+        return None if found == SOMETIME else found
     return _period(said.get("datetime"))
 
 
