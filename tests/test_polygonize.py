@@ -348,8 +348,10 @@ def test_a_file_that_is_there_is_kept_unless_somebody_says_overwrite(tmp_path, s
 def test_folders_that_lack_are_made_for_a_whole_file_only(tmp_path, small, is_damaged):
     output, mask = tmp_path / "a" / "b" / "made.gpkg", tmp_path / "mask.tif"
     if is_damaged:
-        write(mask, np.eye(600, 700, dtype="u1"), compress="deflate")
-        mask.write_bytes(mask.read_bytes()[:-9])
+        random = np.random.default_rng(0)
+        write(mask, random.integers(0, 3, (60, 70), np.uint8), compress="deflate")
+        data = mask.read_bytes()
+        mask.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
 
     result = CliRunner().invoke(main, [*small, str(output)])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tileseg.architecture import KINDS, Architecture, unet
 from tileseg.card import Card
-from tileseg.classes import LandClass
+from tileseg.classes import LandClass, values_of
 from tileseg.drift import Statistics
 from tileseg.errors import ModelError, RefusedError
 from tileseg.mlm import (
@@ -256,7 +256,7 @@ def from_stac(item: dict[str, Any]) -> Card:
         architecture=architecture,
         answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(MULTIHASH),
-        fields=_fields(properties.get("tileseg:fields", []), classes),
+        fields=values_of(properties.get("tileseg:fields", []), classes),
         gsd=_number(properties, "tileseg:gsd"),
         gsd_range=_range(properties.get("tileseg:gsd_range")),
         weights=str(asset["href"]),
@@ -279,17 +279,6 @@ def _statistics(
         msg = f"has statistics of other bands than its input's, {', '.join(names)}"
         raise ValueError(msg)
     return tuple(found) or None
-
-
-def _fields(said: list[str], classes: tuple[LandClass, ...]) -> tuple[int, ...]:
-    """Return the values of classes that are called fields, by name."""
-    values = {item.name: item.value for item in classes}
-    for name in said:
-        if name not in values:
-            known = ", ".join(values)
-            msg = f"has no class {name!r}, which tileseg:fields names; it has {known}"
-            raise ValueError(msg)
-    return tuple(values[name] for name in said)
 
 
 def _number(properties: dict[str, Any], key: str) -> float | None:
