@@ -5,6 +5,7 @@ Windows of whole blocks take the place of shards; the file does not depend on th
 
 import json
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -156,13 +157,18 @@ def _look(path: str) -> _Raster:
                 ),
                 names=class_tags(tags),
                 origin=_origin(path, {**tags, **dataset.tags(ns="IMAGERY")}),
-                fields=frozenset(map(int, tags.get("FIELDS", "").split(",")))
-                if tags.get("FIELDS")
-                else frozenset(),
+                fields=_fields(tags.get("FIELDS", "")),
             )
     except (*GDAL_ERRORS, ValueError) as err:  # the second of a CRS
         msg = f"{path}: cannot be read as a raster of classes: {err}"
         raise InputError(msg) from err
+
+
+def _fields(text: str) -> frozenset[int]:
+    """Return the classes that a mask of ours calls fields; none of other words."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        return frozenset()
+    return frozenset(map(int, text.split(",")))
 
 
 def _origin(path: str, tags: Mapping[str, str]) -> Origin | None:

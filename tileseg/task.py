@@ -129,7 +129,7 @@ class Task:
         """What decides the polygons' columns, beside the models' cards."""
         origin = self.origin
         taken = origin.taken and spelled(origin.taken)
-        given = self.job.attributes
+        given = [list(item) for item in self.job.attributes.items()]  # in their order
         return {"scene": origin.scene, "taken": taken, "attributes": given}
 
     @property
