@@ -226,7 +226,7 @@ class _Table:
     def _attributes(self, areas: Areas) -> dict[str, Any]:
         """Return the columns but the geometry; what is not known is null."""
         count, names = len(areas), self._meaning.names
-        columns = {
+        columns: dict[str, Any] = {
             "id": np.arange(self.count + 1, self.count + count + 1),
             "class_id": areas.classes.astype(np.int32),
             "class_name": [names[value] for value in areas.classes.tolist()],
