@@ -33,7 +33,7 @@ from tileseg.publish import check_new, staging_file
 from tileseg.reference import class_tags
 from tileseg.settings import MOST_METRES
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
-from tileseg.times import of_properties, of_tags
+from tileseg.times import last, of_properties, of_tags
 from tileseg.vectorize import Pieces
 from tileseg.window import Window
 
@@ -177,10 +177,10 @@ def _origin(path: str, tags: Mapping[str, str]) -> Origin | None:
     A run's `mask.tif` has its model in a tag, its scene and date in `item.json`.
     """
     item = _item_beside(path)
-    taken = of_properties(item.get("properties", {})) or of_tags(tags)
+    said = of_properties(item.get("properties", {}))
     found = Origin(
         scene=tags.get("SCENE") or item.get("id"),
-        taken=taken and taken.end,
+        taken=last(said or of_tags(tags)),
         model=tags.get("MODEL"),
     )
     return None if found == Origin() else found

@@ -30,7 +30,7 @@ from tileseg.probe import examine
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
 from tileseg.settings import Job, is_remote, scene_name
-from tileseg.times import spelled
+from tileseg.times import last, spelled
 
 if TYPE_CHECKING:
     from tileseg.region import Region
@@ -117,12 +117,8 @@ class Task:
     @property
     def origin(self) -> Origin:
         """What the polygons say of where they come from."""
-        taken = self.scene.taken
-        return Origin(
-            scene=scene_name(self.job.inputs[0]),
-            taken=taken and taken.end,
-            model=self.ensemble.title,
-        )
+        name, taken = scene_name(self.job.inputs[0]), last(self.scene.taken)
+        return Origin(scene=name, taken=taken, model=self.ensemble.title)
 
     @property
     def _columns(self) -> dict[str, Any]:

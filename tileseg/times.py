@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-__all__ = ["SOMETIME", "Period", "of_properties", "of_tags", "spelled", "together"]
+__all__ = [
+    "SOMETIME",
+    "Period",
+    "last",
+    "of_properties",
+    "of_tags",
+    "spelled",
+    "together",
+]
 
 # GDAL's word for an acquisition, Landsat's and others', then TIFF's for when the image
 # was made, which is about the file where one of the others is there.
@@ -45,8 +53,7 @@ def of_properties(said: Mapping[str, Any]) -> Period | None:
     """Return when the properties of a STAC Item say that it was taken."""
     start, end = _period(said.get("start_datetime")), _period(said.get("end_datetime"))
     if start and end and start.start <= end.end:
-        found = Period(start.start, end.end)
-        return None if found == SOMETIME else found
+        return Period(start.start, end.end)
     return _period(said.get("datetime"))
 
 
@@ -56,6 +63,11 @@ def together(periods: Iterable[Period | None]) -> Period | None:
     if not known:
         return None
     return Period(min(it.start for it in known), max(it.end for it in known))
+
+
+def last(period: Period | None) -> datetime | None:
+    """Return the last moment of a period; None where nothing is known."""
+    return None if period is None or period == SOMETIME else period.end
 
 
 def spelled(at: datetime) -> str:
