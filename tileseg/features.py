@@ -215,7 +215,8 @@ class _Table:
         try:
             places, anew = self.lonlat.placed(outlines, places)
         except ValueError as err:
-            raise OutputError(str(err)) from err
+            msg = f"GeoJSON: {err}; choose gpkg, parquet or fgb"
+            raise OutputError(msg) from err
         found = _binary(*encode(outlines, places))
         if not anew:
             return found
