@@ -33,6 +33,7 @@ from tileseg.vectorize import polygonise
 FORMATS = ["gpkg", "parquet", "fgb", "geojson"]
 COLUMNS = ["id", "class_id", "class_name", "area_ha", "perimeter_m"]
 SURE = ["mean_confidence", "min_confidence"]
+ORIGIN = ["scene", "date", "model"]
 GLOBE = Affine(1e-3, 0, 7, 0, -1e-3, 61)
 
 
@@ -124,7 +125,7 @@ def test_features_are_the_polygons_of_the_mask(made):
         expected = shapely.transform(expected, to_lonlat, interleaved=False)
         places = 1e-7
 
-    assert [*COLUMNS, *SURE] == list(columns)
+    assert [*COLUMNS, *SURE, *ORIGIN] == list(columns)
     assert list(range(1, len(expected) + 1)) == columns["id"]
     assert classes == columns["class_id"]
     assert [f"class {value}" for value in classes] == columns["class_name"]
@@ -273,14 +274,15 @@ def test_polygons_of_nothing_are_an_empty_file(tmp_path, model_path, kind):
 
     assert values["status"] == "complete"
     if kind == "parquet":
-        assert [*COLUMNS, *SURE, "bbox", "geometry"] == (pq.read_schema(path).names)
+        wanted = [*COLUMNS, *SURE, *ORIGIN, "bbox", "geometry"]
+        assert wanted == pq.read_schema(path).names
         assert pq.read_table(path).num_rows == 0
         return
     info = pyogrio.read_info(path, force_feature_count=True)
     assert info["features"] == 0
     assert info["geometry_type"] == ("Unknown" if kind == "geojson" else "Polygon")
     if kind != "geojson":  # which has no word for it
-        assert [*COLUMNS, *SURE] == info["fields"].tolist()
+        assert [*COLUMNS, *SURE, *ORIGIN] == info["fields"].tolist()
 
 
 def test_a_class_and_its_background_is_the_class_alone(tmp_path):
@@ -318,7 +320,7 @@ def test_without_confidence_there_is_no_such_column(tmp_path, model_path):
     pixels = random_pixels(53, 101)
     path, _ = segment(tmp_path, model_path, pixels, "gpkg", options=options)
 
-    assert list(table_of(path)[0]) == COLUMNS
+    assert list(table_of(path)[0]) == [*COLUMNS, *ORIGIN]
 
 
 # The same, however it came about

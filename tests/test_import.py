@@ -157,8 +157,10 @@ def test_safetensors_of_the_tutorial_are_its_network(tmp_path, bring):
 def test_half_precision_is_kept_as_the_numbers_that_it_is(tmp_path, bring):
     module = unet().half()
     torch.save(module.state_dict(), tmp_path / "half.pth")
-    folder = bring(tmp_path / "half.pth", *THREE)
+    folder = bring(tmp_path / "half.pth", *THREE, "--fields", "fields")
 
+    card = read_card(folder)
+    assert (card.fields, card.left_out) == ((2,), (255, 0, 1))
     check_same(folder, noise(), by_hand(module.float(), noise()))
 
 

@@ -23,11 +23,12 @@ from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 
 from tileseg.cli import main
-from tileseg.errors import ExitCode, InputError, UsageError
+from tileseg.errors import ExitCode, InputError, OtherPlanError, UsageError
 from tileseg.features import Meaning, write_features
 from tileseg.geobox import GeoBox
 from tileseg.join import join
 from tileseg.polygonize import Wish, polygonize, windows
+from tileseg.publish import staging_file
 from tileseg.vectorize import polygonise
 from tileseg.window import Window
 
@@ -301,7 +302,6 @@ def test_geoparquet_says_its_bounds(once, large):
         ({}, {"dtype": "float32"}, "wanted classes of type uint8 or uint16"),
         ({"output": "made.shp"}, {}, "wanted a name that ends in"),
         ({"output": "made.geojson"}, {"crs": None}, "longitude and latitude"),
-        ({"output": "mask.tif.gpkg"}, {}, "is there already"),
         ({"without": (256,)}, {}, "no pixel of uint8"),
         ({"confidence": "other.tif"}, {}, "is not a confidence raster"),
     ],
@@ -310,7 +310,6 @@ def test_what_cannot_be_made_is_refused(tmp_path, change, profile, says):
     mask = np.zeros((5, 7), profile.pop("dtype", "uint8"))
     path = write(tmp_path / "mask.tif", mask, **profile)
     write(tmp_path / "other.tif", mask[:4])
-    (tmp_path / "mask.tif.gpkg").touch()
     change = {"output": "made.gpkg", **change}
     change["output"] = tmp_path / change["output"]
     if "confidence" in change:
@@ -320,6 +319,80 @@ def test_what_cannot_be_made_is_refused(tmp_path, change, profile, says):
         polygonize(Wish(mask=path, **change))
 
     assert not (tmp_path / "made.gpkg").exists()
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A small mask, and the words to polygonise it but for the output."""
+    random = np.random.default_rng(0)
+    path = write(tmp_path / "mask.tif", random.integers(0, 3, (20, 31), np.uint8))
+    return ["polygonize", path, "--workers", "1", "--output"]
+
+
+def test_a_file_that_is_there_is_kept_unless_somebody_says_overwrite(tmp_path, small):
+    """The exit code is that of `tileseg change`."""
+    output = tmp_path / "made.parquet"
+    output.write_bytes(b"mine")
+
+    refused = CliRunner().invoke(main, [*small, str(output)])
+    kept = output.read_bytes()
+    result = CliRunner().invoke(main, [*small, str(output), "--overwrite"])
+
+    assert refused.exit_code == ExitCode.BUSY == OtherPlanError.exit_code
+    assert "is there already" in refused.stderr
+    assert kept == b"mine"
+    assert (result.exit_code, pq.read_metadata(output).num_rows > 1) == (0, True)
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_folders_that_lack_are_made_for_a_whole_file_only(tmp_path, small, is_damaged):
+    output, mask = tmp_path / "a" / "b" / "made.gpkg", tmp_path / "mask.tif"
+    if is_damaged:
+        random = np.random.default_rng(0)
+        write(mask, random.integers(0, 3, (60, 70), np.uint8), compress="deflate")
+        data = mask.read_bytes()
+        mask.write_bytes(data[: len(data) // 2] + bytes(len(data) // 2))
+
+    result = CliRunner().invoke(main, [*small, str(output)])
+
+    assert result.exit_code == (ExitCode.INPUT if is_damaged else ExitCode.OK)
+    assert output.exists() == (tmp_path / "a").exists() == (not is_damaged)
+
+
+def test_what_killed_ones_left_is_swept_and_nothing_else(tmp_path, small):
+    output = tmp_path / "made.gpkg"
+    program = """
+import os, signal, sys
+import tileseg.polygonize as it
+it.write_features = lambda areas, meaning, path: (
+    path.touch(), os.kill(os.getpid(), signal.SIGKILL))
+it.polygonize(it.Wish(mask=sys.argv[1], output=it.Path(sys.argv[2])))
+"""
+    words = [sys.executable, "-c", program, small[1], str(output)]
+    killed = subprocess.run(words, check=False, timeout=60)
+    left = {item.name for item in tmp_path.iterdir()}
+    others = [tmp_path / name for name in (".made.gpkg.staging.mine", ".tileseg-other")]
+    for folder in others:
+        folder.mkdir()
+
+    result = CliRunner().invoke(main, [*small, str(output)])
+
+    assert killed.returncode == -signal.SIGKILL
+    assert len(left) == 3  # the mask, a folder and a lock
+    assert result.exit_code == ExitCode.OK
+    names = {"mask.tif", "made.gpkg", *(it.name for it in others)}
+    assert {item.name for item in tmp_path.iterdir()} == names
+
+
+def test_one_at_a_time_makes_a_file(tmp_path, small):
+    output = tmp_path / "made.gpkg"
+
+    with staging_file(output) as made:
+        made.write_bytes(b"first")
+        result = CliRunner().invoke(main, [*small, str(output)])
+
+    assert result.exit_code == ExitCode.BUSY
+    assert output.read_bytes() == b"first"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

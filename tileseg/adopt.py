@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tileseg.architecture import KINDS
 from tileseg.card import Card
-from tileseg.classes import LandClass, color_of
+from tileseg.classes import LandClass, color_of, values_of
 from tileseg.errors import ModelError, UsageError, last_line
 from tileseg.footprint import footprint
 from tileseg.grid import shard_size
@@ -44,6 +44,8 @@ class Told:
     """Class names in the order of its outputs."""
     colors: tuple[str, ...] = ()
     """RRGGBB of each class."""
+    fields: tuple[str, ...] = ()
+    """Names of the classes that are agricultural fields."""
     unit: str | None = None
     """`reflectance` or `dn`: what mean and std are in."""
     mean: tuple[float, ...] = ()
@@ -179,6 +181,7 @@ def _described(found: Found, told: Told, source: Path, folder_name: str) -> Card
     if halo is None:
         halo = _halo(tile, found.architecture.multiple, found.says.get("halo"))
     unit, mean, std = _scaling(found, told)
+    classes = _classes(tuple(value("classes")), told.colors, found.outputs)
     return Card(
         name=told.name or folder_name,
         version=told.version,
@@ -188,7 +191,8 @@ def _described(found: Found, told: Told, source: Path, folder_name: str) -> Card
         std=std,
         tile=tile,
         halo=halo,
-        classes=_classes(tuple(value("classes")), told.colors, found.outputs),
+        classes=classes,
+        fields=values_of(told.fields, classes),
         outputs=found.outputs,
         architecture=found.architecture,
         answers=told.answers or "logits",

@@ -7,10 +7,13 @@ from numpy.typing import NDArray
 from pyproj import CRS, Geod, Transformer
 from pyproj.exceptions import CRSError, ProjError
 
+from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
 from tileseg.window import Window
 
 __all__ = [
+    "check_lonlat",
+    "check_metres",
     "lonlat_digits",
     "metres_per_unit",
     "pixel_lean",
@@ -150,3 +153,40 @@ def lonlat_digits(geobox: GeoBox) -> int | None:
         return None
     size = min(hypot(east - x, north - y) for east, north in others)
     return max(_DIGITS, ceil(2 - log10(size))) if isfinite(size) and size else None
+
+
+def check_lonlat(geobox: GeoBox, href: str) -> None:
+    """Refuse to make GeoJSON, which is in longitude and latitude, of what has none.
+
+    Args:
+        geobox: where a raster lies.
+        href: what it is called.
+
+    Raises:
+        UsageError: see above.
+    """
+    if lonlat_digits(geobox) is None:
+        msg = (
+            f"{href}: its CRS does not lead to longitude and latitude, which GeoJSON "
+            "is in: choose gpkg, parquet or fgb"
+        )
+        raise UsageError(msg)
+
+
+def check_metres(geobox: GeoBox, href: str, option: str) -> None:
+    """Refuse an option that is in metres or hectares where nothing says what these are.
+
+    Args:
+        geobox: where a raster lies.
+        href: what it is called.
+        option: as it is given, `--simplify`.
+
+    Raises:
+        UsageError: see above.
+    """
+    if pixel_metres(geobox) is None:
+        msg = (
+            f"{href}: its CRS does not say how long a metre is, which {option} needs: "
+            f"give it a CRS, or leave {option} out"
+        )
+        raise UsageError(msg)

@@ -55,6 +55,9 @@ class Card:
     """What kind of network it is, and how it is built."""
     sha256: str
     """Of the weights file, 64 hexadecimal digits."""
+    fields: tuple[int, ...] = ()
+    """Values of the classes whose areas are agricultural fields; then no other class
+    gets polygons."""
     answers: str = "logits"
     """`logits`, or `probabilities` where the network itself ends in softmax or sigmoid.
     """
@@ -115,6 +118,11 @@ class Card:
                 item.name.isprintable() and 0 < len(item.name) <= _LONGEST_NAME
                 for item in self.classes
             ),
+            f"calls {list(self.fields)} fields, wanted classes, each once": (
+                set(self.fields) < set(values)
+                and len(set(self.fields)) == len(self.fields)
+                and (self.outputs > 1 or 0 not in self.fields)
+            ),
             "has a class colour that is not RRGGBB": all(
                 re.fullmatch("[0-9A-Fa-f]{6}", item.color) for item in self.classes
             ),
@@ -154,7 +162,13 @@ class Card:
 
     @property
     def left_out(self) -> tuple[int, ...]:
-        """Mask values of no polygon: of one class and its background, that too."""
+        """Mask values of no polygon.
+
+        Of one class and its background, that too; of fields, all that is none.
+        """
+        if self.fields:
+            others = {item.value for item in self.classes} - set(self.fields)
+            return (NODATA, *sorted(others))
         return (NODATA, 0) if self.outputs == 1 else (NODATA,)
 
     @property

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tileseg import __version__
 from tileseg.address import shown
-from tileseg.area import lonlat_digits
+from tileseg.area import check_lonlat, check_metres
 from tileseg.card import CONFIDENCE_STEPS
 from tileseg.changecard import as_picture
 from tileseg.codes import Codes, Writer, raster
@@ -190,15 +190,10 @@ def _rule(wish: Wish, pair: Pair, ground: Ground) -> Rule:
             "confidence.tif beside it; segment with --confidence, or leave it out"
         )
         raise UsageError(msg)
-    if wish.least_hectares and ground.hectares is None:
-        msg = f"--min-area: {wish.old.mask} does not say how large a pixel is"
-        raise UsageError(msg)
-    if wish.polygons == "geojson" and lonlat_digits(pair.box) is None:
-        msg = (
-            f"{wish.old.mask}: its CRS does not lead to longitude and latitude, which "
-            "GeoJSON is in: choose another format"
-        )
-        raise UsageError(msg)
+    if wish.least_hectares:
+        check_metres(pair.box, wish.old.mask, "--min-area")
+    if wish.polygons == "geojson":
+        check_lonlat(pair.box, wish.old.mask)
     high, low = (_steps(share) for share in _thresholds(wish, pair))
     least = wish.least_hectares / (ground.hectares or 1)
     return Rule(high=high, low=low, least=round(least))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tileseg.errors import UsageError
 
-__all__ = ["LandClass", "color_of", "renaming"]
+__all__ = ["LandClass", "color_of", "renaming", "values_of"]
 
 _COLORS = (
     "2b7bba", "1b7837", "a6d96a", "d8b365", "d7301f", "7b3294", "fdae61", "01665e",
@@ -29,6 +29,21 @@ class LandClass:
         """Red, green, blue, each 0 to 255."""
         red, green, blue = bytes.fromhex(self.color)
         return red, green, blue
+
+
+def values_of(names: Iterable[str], classes: Iterable[LandClass]) -> tuple[int, ...]:
+    """Return the values of classes, by their names.
+
+    Raises:
+        ValueError: there is no such class; in words that go on after "it".
+    """
+    values = {item.name: item.value for item in classes}
+    for name in (names := tuple(names)):
+        if name not in values:
+            known = ", ".join(values)
+            msg = f"has no class {name!r} that could be called a field; it has {known}"
+            raise ValueError(msg)
+    return tuple(values[name] for name in names)
 
 
 def color_of(value: int) -> str:

@@ -10,6 +10,7 @@ import click
 from tileseg.classes import renaming
 from tileseg.console import one_line_errors, results, signals, tell
 from tileseg.environment import scrub
+from tileseg.options import attribute_option
 
 __all__ = ["change", "evaluate", "polygonize"]
 
@@ -100,6 +101,7 @@ def evaluate(
     type=float,
     help="Simplify borders by so much; neighbours keep one border.",
 )
+@attribute_option()
 @click.option(
     "--workers", type=click.IntRange(1), help="Processes.  [default: one a core]"
 )
@@ -116,6 +118,7 @@ def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401 
 
     options["confidence"] = options["confidence"] or _confidence_beside(mask)
     options["workers"] = options["workers"] or len(os.sched_getaffinity(0))
+    options["attributes"] = options["attributes"] or {}
     with results(), one_line_errors(), signals():
         count = make(Wish(mask=mask, output=Path(output), **options))
         tell(f"{output}: {count} polygons")

@@ -56,6 +56,12 @@ _IMPORT_OPTIONS = (
         "--colors", metavar="RRGGBB,...", callback=words, help="Of the classes."
     ),
     click.option(
+        "--fields",
+        metavar="NAME,...",
+        callback=words,
+        help="Those of them that are agricultural fields: polygons are of these alone.",
+    ),
+    click.option(
         "--unit",
         type=click.Choice(["reflectance", "dn"]),
         help="What mean and std are in: 0 to 1, or values as stored."

@@ -110,6 +110,8 @@ def looks(ensemble: Ensemble, layers: Iterable[str] = ()) -> dict[str, Look]:
     """Return each raster and how it presents itself: the mask, and `layers`."""
     card = ensemble.card
     names = {f"CLASS_{item.value}": item.name for item in card.classes}
+    if card.fields:
+        names["FIELDS"] = ",".join(map(str, card.fields))
     origin = {"MODEL": ensemble.title, "MODEL_SHA256": ensemble.joined("sha256")}
     if ensemble.tta != "none":
         origin["TTA"] = ensemble.tta

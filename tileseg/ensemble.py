@@ -19,6 +19,7 @@ _DECIDED = (  # by the first model, for all
     ("tile", "a tile of {}"),
     ("halo", "a halo of {}"),
     ("unit", "unit {}"),
+    ("fields", "fields {}"),
 )
 
 

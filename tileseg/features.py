@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import floor, tau
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
 import shapely
-from affine import Affine
 from numpy.typing import NDArray
 from pyogrio import errors
-from pyproj import CRS, Transformer
+from pyproj import CRS
 from pyproj.exceptions import ProjError
-from shapely.affinity import affine_transform
 
-from tileseg.area import lonlat_digits, pixel_lean, row_hectares, row_metres
+from tileseg.area import lonlat_digits
+from tileseg.attributes import Attribute, Origin
 from tileseg.card import CONFIDENCE_STEPS
+from tileseg.columns import (
+    FIELD_COLUMNS,
+    Constant,
+    collection,
+    given,
+    of_fields,
+    of_origin,
+)
 from tileseg.errors import OutputError
 from tileseg.geobox import GeoBox
+from tileseg.ground import footprint
+from tileseg.lonlat import LonLat
+from tileseg.measure import Measure
 from tileseg.outlines import Outlines
 from tileseg.vectorize import Areas
+from tileseg.window import Window
 from tileseg.wkb import bounds_of, encode, on_ground
 
 __all__ = ["FORMATS", "Meaning", "write_failures", "write_features"]
@@ -63,7 +73,7 @@ _COLUMNS = (
 )
 _SURE_COLUMNS = ("mean_confidence", pa.float64()), ("min_confidence", pa.float64())
 _BOX = pa.struct([(side, pa.float64()) for side in ("xmin", "ymin", "xmax", "ymax")])
-_SIDE_PIECES = 16  # of a side that is projected: straight on one map, not on another
+_HECTARE = 10_000.0  # square metres
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +90,22 @@ class Meaning:
     """Metres that borders are simplified by; None if they are as traced."""
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """More columns: by name, what each value has there."""
+    origin: Origin | None = None
+    """What the areas come from; None for no such columns."""
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    """Columns that somebody gives: by name, what all areas have there."""
+    are_fields: bool = False
+    """Whether every area is an agricultural field; such a file is fiboa's, too."""
+
+    @property
+    def constants(self) -> list[Constant]:
+        """The columns that have one value."""
+        origin = self.origin or Origin()
+        return [
+            *(of_origin(origin) if self.origin else ()),
+            *(given(*item) for item in self.attributes.items()),
+            *(of_fields(origin) if self.are_fields else ()),
+        ]
 
     @property
     def description(self) -> str:
@@ -110,18 +136,17 @@ def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
         OutputError: it cannot be written.
         TilesegError: whatever the areas raise.
     """
-    geobox = meaning.geobox
-    text = meaning.description
-    transform, options = geobox.transform, {"DESCRIPTION": text} if text else {}
-    if path.suffix == ".geojson":
-        transform, options = _turned(geobox), options | _geojson(geobox)
-    table = _Table(areas, meaning, transform, has_boxes=path.suffix == ".parquet")
+    crs, text = meaning.geobox.crs, meaning.description
+    options = {"DESCRIPTION": text} if text else {}
+    table = _Table(areas, meaning, path.suffix)
+    if table.lonlat:
+        crs, options = None, options | _geojson(table.lonlat.digits)
     try:
         if path.suffix == ".parquet":
-            _write_parquet(table, geobox.crs, path, text)
+            _write_parquet(table, meaning, path)
         else:
             reader = pa.RecordBatchReader.from_batches(table.schema, table.batches())
-            _write_ogr(reader, geobox.crs, path, layer="polygons", **options)
+            _write_ogr(reader, crs, path, layer="polygons", **options)
     except (*_WRITE_ERRORS, RuntimeError) as err:
         if table.error:  # pyogrio says that there was one, not which
             raise table.error from None
@@ -133,26 +158,31 @@ def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
 class _Table:
     """Areas as rows of a file, so many at a time."""
 
-    def __init__(
-        self,
-        areas: Iterable[Areas],
-        meaning: Meaning,
-        transform: Affine,
-        *,
-        has_boxes: bool,
-    ) -> None:
-        self._areas, self._meaning, self._transform = areas, meaning, transform
-        self._measure = _Measure(meaning.geobox)
+    def __init__(self, areas: Iterable[Areas], meaning: Meaning, suffix: str) -> None:
+        self._areas, self._meaning = areas, meaning
+        self._measure = Measure(meaning.geobox)
         self.count = 0
         """Rows so far."""
         self.error: BaseException | None = None
         """What the areas raised, or a signal while they came."""
         self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         """Of all geometries so far."""
+        self.lonlat = LonLat(meaning.geobox) if suffix == ".geojson" else None
+        """The way to longitude and latitude, where these are wanted."""
+        has_boxes = suffix == ".parquet"
+        constants = meaning.constants
+        if has_boxes:
+            constants = [item.packed() for item in constants]
+        self._constants = {it.name: it.rows(_ROW_GROUP) for it in constants}
         columns = [*_COLUMNS, *((name, pa.string()) for name in meaning.texts)]
         columns += _SURE_COLUMNS if meaning.has_confidence else ()
+        columns += FIELD_COLUMNS if meaning.are_fields else ()
+        if meaning.are_fields:
+            columns[0] = pa.field("id", pa.string(), nullable=False)
         box = [("bbox", _BOX)] if has_boxes else []
-        self.schema = pa.schema([*columns, *box, ("geometry", pa.binary())])
+        shape = pa.field("geometry", pa.binary(), nullable=not meaning.are_fields)
+        fields = [item.field for item in constants]
+        self.schema = pa.schema([*columns, *fields, *box, shape])
 
     def batches(self) -> Iterator[Any]:
         """Yield the rows, each time as many but for the last."""
@@ -166,21 +196,38 @@ class _Table:
             raise
 
     def _rows(self, areas: Areas) -> Any:  # noqa: ANN401  (pyarrow is untyped)
-        outlines, places = on_ground(areas.outlines, self._transform)
-        boxes = bounds_of(outlines, places)
-        self.bounds[:2] = np.minimum(self.bounds[:2], boxes[:, :2].min(axis=0))
-        self.bounds[2:] = np.maximum(self.bounds[2:], boxes[:, 2:].max(axis=0))
+        transform = self._meaning.geobox.transform
+        outlines, places = on_ground(areas.outlines, transform)
         columns = self._attributes(areas)
         if "bbox" in self.schema.names:
+            boxes = bounds_of(outlines, places)
+            self.bounds[:2] = np.minimum(self.bounds[:2], boxes[:, :2].min(axis=0))
+            self.bounds[2:] = np.maximum(self.bounds[2:], boxes[:, 2:].max(axis=0))
             sides = [pa.array(side) for side in boxes.T]
             columns["bbox"] = pa.StructArray.from_arrays(sides, fields=list(_BOX))
-        columns["geometry"] = _binary(*encode(outlines, places))
+        columns["geometry"] = self._shapes(outlines, places)
         return pa.RecordBatch.from_arrays(list(columns.values()), schema=self.schema)
+
+    def _shapes(self, outlines: Outlines, places: NDArray[np.float64]) -> Any:  # noqa: ANN401  (pyarrow is untyped)
+        """Return the geometries, on the ground or in longitude and latitude."""
+        if self.lonlat is None:
+            return _binary(*encode(outlines, places))
+        try:
+            places, anew = self.lonlat.placed(outlines, places)
+        except ValueError as err:
+            msg = f"GeoJSON: {err}; choose gpkg, parquet or fgb"
+            raise OutputError(msg) from err
+        found = _binary(*encode(outlines, places))
+        if not anew:
+            return found
+        shapes = found.to_numpy(zero_copy_only=False)
+        shapes[list(anew)] = shapely.to_wkb(list(anew.values()), byte_order=1)
+        return pa.array(shapes, pa.binary())
 
     def _attributes(self, areas: Areas) -> dict[str, Any]:
         """Return the columns but the geometry; what is not known is null."""
         count, names = len(areas), self._meaning.names
-        columns = {
+        columns: dict[str, Any] = {
             "id": np.arange(self.count + 1, self.count + count + 1),
             "class_id": areas.classes.astype(np.int32),
             "class_name": [names[value] for value in areas.classes.tolist()],
@@ -189,45 +236,29 @@ class _Table:
         }
         for name, texts in self._meaning.texts.items():
             columns[name] = [texts[value] for value in areas.classes.tolist()]
+        if self._meaning.are_fields:
+            columns["id"] = columns["id"].astype(str)
         self.count += count
         if self._meaning.has_confidence:
             assert areas.sureness, "areas of a mask with a confidence have one"
             total, least = areas.sureness.total, areas.sureness.least
             columns["mean_confidence"] = total / (areas.pixels * CONFIDENCE_STEPS)
             columns["min_confidence"] = least / CONFIDENCE_STEPS
+        if self._meaning.are_fields:
+            hectares, metres = columns["area_ha"], columns["perimeter_m"]
+            square = None if hectares is None else hectares * _HECTARE
+            columns["metrics:area"] = square
+            columns["metrics:perimeter"] = metres
         kinds = {item.name: item.type for item in self.schema}
-        return {
+        arrays = {
             name: pa.nulls(count, kinds[name])
             if values is None
             else pa.array(values, kinds[name])
             for name, values in columns.items()
         }
-
-
-class _Measure:
-    """How large and long pixels are on the ground, row by row."""
-
-    def __init__(self, geobox: GeoBox) -> None:
-        area, sides = row_hectares(geobox), row_metres(geobox)
-        # Only what differs from the first row's is summed: in a plane nothing, and
-        # there an area has exactly pixels x that of one.
-        self._area = None if area is None else (area[0], _summed(area - area[0]))
-        self._sides = sides and (sides[0], _summed(sides[1]), pixel_lean(geobox))
-
-    def hectares(self, outlines: Outlines) -> NDArray[np.float64] | None:
-        if self._area is None:
-            return None
-        first, more = self._area
-        hectares: NDArray[np.float64] = outlines.pixels * first + outlines.area(more)
-        return hectares
-
-    def metres(self, outlines: Outlines) -> NDArray[np.float64] | None:
-        return None if self._sides is None else outlines.perimeter(*self._sides)
-
-
-def _summed(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sum of what is above each row, and of all."""
-    return np.append(0, np.cumsum(rows))
+        return arrays | {
+            name: values.slice(0, count) for name, values in self._constants.items()
+        }
 
 
 def _even(parts: Iterable[Areas], size: int) -> Iterator[Areas]:
@@ -272,10 +303,8 @@ def write_failures(
     Raises:
         OutputError: it cannot be written.
     """
-    digits = lonlat_digits(geobox)
-    outlines = [
-        _footprint(item["window"], geobox) if digits else None for item in failures
-    ]
+    found = [footprint(geobox.crop(Window(*item["window"]))) for item in failures]
+    outlines = [item and shapely.geometry.shape(item.geometry) for item in found]
     numbers = pa.list_(pa.int64())
     columns = {
         "shard": pa.array([item["shard"] for item in failures], numbers),
@@ -283,24 +312,13 @@ def write_failures(
         "reason": pa.array([item["reason"] for item in failures], pa.string()),
         "geometry": _wkb(np.array(outlines, object)),
     }
-    crs, options = (geobox.crs, _geojson(geobox)) if digits else (None, {})
+    digits = lonlat_digits(geobox)
+    options = _geojson(digits) if digits else {}
     try:
-        _write_ogr(pa.table(columns), crs, path, layer="failures", **options)
+        _write_ogr(pa.table(columns), None, path, layer="failures", **options)
     except _WRITE_ERRORS as err:
         msg = f"{path}: cannot be written: {err}"
         raise OutputError(msg) from err
-
-
-def _footprint(window: Sequence[int], geobox: GeoBox) -> Any:  # noqa: ANN401  (shapely is untyped)
-    """Return a window on the ground; None where a corner is not on the Earth."""
-    row, col, height, width = window
-    pixels = shapely.box(col, row, col + width, row + height)
-    pieces = shapely.segmentize(pixels, max(height, width) / _SIDE_PIECES)
-    a, b, c, d, e, f = _turned(geobox)[:6]
-    outline = shapely.orient_polygons(affine_transform(pieces, [a, b, d, e, c, f]))
-    to_lonlat = Transformer.from_crs(geobox.crs, "OGC:CRS84", always_xy=True)
-    x, y = shapely.get_coordinates(outline).T
-    return outline if np.isfinite(to_lonlat.transform(x, y)).all() else None
 
 
 def _wkb(outlines: NDArray[Any]) -> Any:  # noqa: ANN401  (pyarrow is untyped)
@@ -312,15 +330,13 @@ def _parquet_writer(path: Path, schema: Any) -> Any:  # noqa: ANN401  (pyarrow i
     return pq.ParquetWriter(path, schema, compression="zstd", store_schema=False)
 
 
-def _write_parquet(
-    table: _Table, crs: str | None, path: Path, description: str
-) -> None:
+def _write_parquet(table: _Table, meaning: Meaning, path: Path) -> None:
     """Write GeoParquet 1.1, with the box of each feature so that readers can skip."""
     sides = [side.name for side in _BOX]
     geometry: dict[str, Any] = {
         "encoding": "WKB",
         "geometry_types": [],
-        "crs": _projjson(crs),
+        "crs": _projjson(meaning.geobox.crs),
         "orientation": "counterclockwise",
         "edges": "planar",
         "covering": {"bbox": {side: ["bbox", side] for side in sides}},
@@ -336,8 +352,11 @@ def _write_parquet(
             "columns": {"geometry": geometry},
         }
         writer.add_key_value_metadata({"geo": json.dumps(facts)})
-        if description:
-            writer.add_key_value_metadata({"description": description})
+        if meaning.description:
+            writer.add_key_value_metadata({"description": meaning.description})
+        if meaning.are_fields:
+            fields = collection(meaning.origin or Origin())
+            writer.add_key_value_metadata({"collection": fields})
 
 
 def _write_ogr(
@@ -375,26 +394,10 @@ def _projjson(crs: str | None) -> dict[str, Any] | None:
         return None
 
 
-def _geojson(geobox: GeoBox) -> dict[str, str]:
-    """Return the driver's options for RFC 7946: WGS 84, cut at the antimeridian."""
-    digits = lonlat_digits(geobox)
-    assert digits, "a scene without longitudes was refused"
-    return {"RFC7946": "YES", "COORDINATE_PRECISION": str(digits)}
-
-
-def _turned(geobox: GeoBox) -> Affine:
-    """Return the transform with the scene's middle within half a turn of Greenwich.
-
-    Longitudes may count from 0 to 360 and beyond; GDAL cuts at the antimeridian, but
-    loses what is more than a turn away.
-    """
-    assert geobox.crs, "a scene without a CRS was refused"
-    crs = CRS.from_wkt(geobox.crs)
-    if not crs.is_geographic:
-        return geobox.transform
-    turn = tau / crs.axis_info[0].unit_conversion_factor  # 360 of most units
-    middle, _ = geobox.transform @ (geobox.width / 2, geobox.height / 2)
-    return Affine.translation(-turn * floor(middle / turn + 0.5), 0) @ geobox.transform
+def _geojson(digits: int) -> dict[str, str]:
+    """Return the driver's options for degrees that are as RFC 7946 wants them."""
+    # No crs is given, which means WGS 84; nor RFC7946=YES, by which GDAL cuts again.
+    return {"COORDINATE_PRECISION": str(digits)}
 
 
 @contextmanager

@@ -17,6 +17,9 @@ def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
     """Return whether a value, of a TOML file say, is what a field's type says."""
     if isinstance(hint, UnionType):
         return any(fits(value, part) for part in get_args(hint))
+    if get_origin(hint) is dict:
+        _, kind = get_args(hint)  # in TOML and JSON all names are texts
+        return isinstance(value, dict) and all(fits(it, kind) for it in value.values())
     if get_origin(hint) is tuple:
         if not isinstance(value, tuple):
             return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from tileseg.architecture import KINDS, Architecture, unet
 from tileseg.card import Card
-from tileseg.classes import LandClass
+from tileseg.classes import LandClass, values_of
 from tileseg.drift import Statistics
 from tileseg.errors import ModelError, RefusedError
 from tileseg.mlm import (
@@ -148,6 +148,9 @@ def _more(card: Card) -> dict[str, Any]:
         more["tileseg:answers"] = card.answers
     if card.temperature is not None:
         more["tileseg:temperature"] = card.temperature
+    if card.fields:
+        names = {item.value: item.name for item in card.classes}
+        more["tileseg:fields"] = [names[value] for value in card.fields]
     if card.scenes:
         more["tileseg:scenes"] = [_described(card, scene) for scene in card.scenes]
     own = card.architecture
@@ -253,6 +256,7 @@ def from_stac(item: dict[str, Any]) -> Card:
         architecture=architecture,
         answers=str(properties.get("tileseg:answers", "logits")),
         sha256=str(asset["file:checksum"]).removeprefix(MULTIHASH),
+        fields=values_of(properties.get("tileseg:fields", []), classes),
         gsd=_number(properties, "tileseg:gsd"),
         gsd_range=_range(properties.get("tileseg:gsd_range")),
         weights=str(asset["href"]),

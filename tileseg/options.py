@@ -8,6 +8,7 @@ import click
 
 __all__ = [
     "Numbers",
+    "attribute_option",
     "job_options",
     "pairs",
     "watch_options",
@@ -39,6 +40,36 @@ class Numbers(click.ParamType[tuple[float, ...]]):
 def _one_or_all(folders: tuple[str, ...]) -> str | tuple[str, ...] | None:
     """Return what a job calls its model: one folder, several, or nothing said."""
     return (folders[0] if len(folders) == 1 else folders) if folders else None
+
+
+def pairs(
+    _context: click.Context, option: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return KEY=VALUE of each; a value is JSON, or else a word."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            msg = f"{text!r}: wanted KEY=VALUE"
+            raise click.BadParameter(msg, param=option)
+        try:
+            pairs[key] = json.loads(value)
+        except ValueError:
+            pairs[key] = value
+    return pairs
+
+
+def attribute_option() -> Callable[[Any], Any]:
+    """Return the option for columns that somebody gives: None where it is not."""
+    return click.option(
+        "--attribute",
+        "attributes",
+        multiple=True,
+        callback=lambda *given: pairs(*given) or None,
+        metavar="NAME=VALUE",
+        help="Give every polygon this column, a text or a number; may be given several"
+        " times.",
+    )
 
 
 _OPTIONS = (
@@ -131,6 +162,7 @@ _OPTIONS = (
         metavar="METRES",
         help="Simplify their borders by so much; neighbours keep one border.",
     ),
+    attribute_option(),
     click.option(
         "--scale",
         type=float,
@@ -230,23 +262,6 @@ def words(
 ) -> tuple[str, ...] | None:
     """Return words that stand between commas."""
     return None if text is None else tuple(part.strip() for part in text.split(","))
-
-
-def pairs(
-    _context: click.Context, option: click.Parameter, texts: tuple[str, ...]
-) -> dict[str, Any]:
-    """Return KEY=VALUE of each; a value is JSON, or else a word."""
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            msg = f"{text!r}: wanted KEY=VALUE"
-            raise click.BadParameter(msg, param=option)
-        try:
-            pairs[key] = json.loads(value)
-        except ValueError:
-            pairs[key] = value
-    return pairs
 
 
 def with_options(options: Sequence[Callable[[Any], Any]]) -> Callable[[T], T]:

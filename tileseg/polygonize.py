@@ -3,7 +3,9 @@
 Windows of whole blocks take the place of shards; the file does not depend on them.
 """
 
+import json
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -14,22 +16,24 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg.area import lonlat_digits, pixel_metres
-from tileseg.errors import InputError, LostError, OutputError, UsageError
+from tileseg.area import check_lonlat, check_metres
+from tileseg.attributes import Attribute, Origin, fault
+from tileseg.errors import InputError, LostError, UsageError
 from tileseg.features import FORMATS, Meaning, write_features
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.join import join
+from tileseg.publish import check_new, staging_file
 from tileseg.reference import class_tags
 from tileseg.settings import MOST_METRES
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
+from tileseg.times import last, of_properties, of_tags
 from tileseg.vectorize import Pieces
 from tileseg.window import Window
 
@@ -60,6 +64,8 @@ class Wish:
     """Metres on the ground that borders are simplified by; None for not."""
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """More columns: by name, what each value has there."""
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    """More of one value each, by name."""
     workers: int = 1
     """Processes."""
     overwrite: bool = False
@@ -76,19 +82,25 @@ class _Raster:
     nodata: float | None
     is_masked: bool
     names: dict[int, str]
+    origin: Origin | None
+    """None if it does not say where it comes from."""
+    fields: frozenset[int]
+    """Classes that are agricultural fields."""
 
 
 def polygonize(wish: Wish) -> int:
     """Make the file; return the number of its features.
 
     Raises:
-        UsageError: the mask is of another type, the file is there already, or its
-            format cannot hold the mask's place.
+        UsageError: the mask is of another type, or the format cannot hold its place.
+        OtherPlanError: the file is there already, and nobody said overwrite.
+        BusyError: somebody else makes it.
         InputError: a raster cannot be read.
         OutputError: the file cannot be written.
     """
     raster = _look(wish.mask)
     _check(wish, raster)
+    check_new(wish.output, overwrite=wish.overwrite)
     tagged, most = raster.names, np.iinfo(raster.dtype).max
     names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
     meaning = Meaning(
@@ -97,20 +109,14 @@ def polygonize(wish: Wish) -> int:
         has_confidence=wish.confidence is not None,
         simplified=wish.simplify,
         texts=wish.texts,
+        origin=raster.origin,
+        attributes=wish.attributes,
+        are_fields=bool(raster.fields)
+        and raster.fields >= tagged.keys() - set(wish.without),
     )
-    try:
-        place = wish.output.absolute().parent
-        # Beside the file, and moved to its place when it is whole.
-        with TemporaryDirectory(prefix=".tileseg-", dir=place) as folder:
-            made = Path(folder) / wish.output.name
-            with _rows(wish, raster) as rows:
-                areas = join(rows, is_noded=wish.simplify is not None)
-                count = write_features(areas, meaning, made)
-            made.replace(wish.output)
-    except OSError as err:
-        msg = f"{wish.output}: cannot be written: {err.strerror or err}"
-        raise OutputError(msg) from err
-    return count
+    with staging_file(wish.output) as made, _rows(wish, raster) as rows:
+        areas = join(rows, is_noded=wish.simplify is not None)
+        return write_features(areas, meaning, made)
 
 
 def windows(box: GeoBox, block: tuple[int, int]) -> Iterator[list[Window]]:
@@ -140,6 +146,7 @@ def _look(path: str) -> _Raster:
     try:
         with gdal_env(), open_dataset(path) as dataset:
             crs = dataset.crs.to_wkt() if dataset.crs else None
+            tags = dataset.tags()
             return _Raster(
                 box=GeoBox(dataset.height, dataset.width, dataset.transform, crs),
                 block=dataset.block_shapes[0],
@@ -148,11 +155,49 @@ def _look(path: str) -> _Raster:
                 is_masked=any(
                     flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0]
                 ),
-                names=class_tags(dataset.tags()),
+                names=class_tags(tags),
+                origin=_origin(path, {**tags, **dataset.tags(ns="IMAGERY")}),
+                fields=_fields(tags.get("FIELDS", "")),
             )
     except (*GDAL_ERRORS, ValueError) as err:  # the second of a CRS
         msg = f"{path}: cannot be read as a raster of classes: {err}"
         raise InputError(msg) from err
+
+
+def _fields(text: str) -> frozenset[int]:
+    """Return the classes that a mask of ours calls fields; none of other words."""
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        return frozenset()
+    return frozenset(map(int, text.split(",")))
+
+
+def _origin(path: str, tags: Mapping[str, str]) -> Origin | None:
+    """Return what a raster's tags say of where it comes from, and the Item beside it.
+
+    A run's `mask.tif` has its model in a tag, its scene and date in `item.json`.
+    """
+    item = _item_beside(path)
+    said = of_properties(item.get("properties", {}))
+    found = Origin(
+        scene=tags.get("SCENE") or item.get("id"),
+        taken=last(said or of_tags(tags)),
+        model=tags.get("MODEL"),
+    )
+    return None if found == Origin() else found
+
+
+def _item_beside(path: str) -> dict[str, Any]:
+    """Return the STAC Item of a run's mask; nothing of another one, or without."""
+    beside = Path(path).with_name("item.json")
+    if Path(path).name != "mask.tif" or not beside.is_file():
+        return {}
+    try:
+        item = json.loads(beside.read_bytes())
+    except (OSError, ValueError) as err:
+        msg = f"{beside}: cannot be read as the STAC Item of {path}: {err}"
+        raise InputError(msg) from err
+    is_item = isinstance(item, dict) and item.get("type") == "Feature"
+    return item if is_item and isinstance(item.get("id"), str) else {}
 
 
 def _check(wish: Wish, raster: _Raster) -> None:
@@ -169,16 +214,12 @@ def _check(wish: Wish, raster: _Raster) -> None:
     if suffix not in FORMATS:
         msg = f"{wish.output}: wanted a name that ends in {', '.join(FORMATS)}"
         raise UsageError(msg)
-    if suffix == ".geojson" and lonlat_digits(raster.box) is None:
-        msg = (
-            f"{wish.mask}: its CRS does not lead to longitude and latitude, which "
-            "GeoJSON is in: choose another format"
-        )
+    if suffix == ".geojson":
+        check_lonlat(raster.box, wish.mask)
+    if wrong := fault(wish.attributes):
+        msg = f"--attribute: {wrong}"
         raise UsageError(msg)
     _check_metres(wish, raster.box)
-    if wish.output.exists() and not wish.overwrite:
-        msg = f"{wish.output}: is there already; --overwrite replaces it"
-        raise UsageError(msg)
     if wish.confidence is not None:
         other = _look(wish.confidence)
         if (other.box, other.dtype) != (raster.box, "uint8"):
@@ -196,12 +237,7 @@ def _check_metres(wish: Wish, box: GeoBox) -> None:
             f"{MOST_METRES:,}"
         )
         raise UsageError(msg)
-    if pixel_metres(box) is None:
-        msg = (
-            f"{wish.mask}: its CRS does not say how long a metre is, which --simplify "
-            "is in: give the mask a CRS, or leave --simplify out"
-        )
-        raise UsageError(msg)
+    check_metres(box, wish.mask, "--simplify")
 
 
 @contextmanager

@@ -131,6 +131,9 @@ def _vectorize(
         task.scene.geobox,
         has_confidence="confidence" in task.job.layers,
         simplified=task.job.simplify,
+        origin=task.origin,
+        attributes=task.job.attributes,
+        are_fields=bool(task.card.fields),
     )
     areas = join(rows, is_noded=task.job.simplify is not None)
     write_features(areas, meaning, path)

@@ -23,6 +23,7 @@ __all__ = [
     "RECORD",
     "Place",
     "check_free",
+    "check_new",
     "clear_up",
     "explained",
     "file_sha256",
@@ -33,6 +34,7 @@ __all__ = [
     "published",
     "refuse_broken",
     "staging",
+    "staging_file",
     "sweep",
 ]
 
@@ -301,6 +303,58 @@ def _put(folder: Path, place: Path, name: str, *, keep: int) -> None:
     _replace(folder, place, keep=keep)
     versions.discard(home, place)  # what is parked is older than this
     versions.forget_rollback(place)
+
+
+def check_new(output: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a file, or what is none.
+
+    Raises:
+        OtherPlanError: there is one, and no `overwrite`.
+        OutputError: there is a folder.
+    """
+    if output.is_dir():
+        msg = f"{output}: cannot be written: is a directory"
+        raise OutputError(msg)
+    if output.exists() and not overwrite:
+        msg = f"{output}: is there already; --overwrite replaces it"
+        raise OtherPlanError(msg)
+
+
+@contextmanager
+def staging_file(output: Path) -> Iterator[Path]:
+    """Give a path for a file that appears at `output` whole, if all goes well.
+
+    Folders that lack are made, and go on an error if they are empty. What killed ones
+    left there is removed; one at a time makes a file of that name.
+
+    Raises:
+        BusyError: somebody else makes it.
+        OutputError: the place cannot be written.
+    """
+    place = output.absolute()
+    missing = [parent for parent in place.parents if not parent.exists()]
+    folder = swap.sibling(place, f"staging.{uuid4().hex}")
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold_file(swap.sibling(place, "lock")))
+            for item in _leftovers(place):
+                shutil.rmtree(item, ignore_errors=True)
+            folder.mkdir()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        except OSError as err:
+            msg = f"{output}: cannot be written: {err.strerror or err}"
+            raise OutputError(msg) from err
+        yield folder / place.name
+        held.renew()
+        try:
+            swap.sync(folder / place.name)
+            (folder / place.name).replace(place)
+            swap.sync(place.parent)
+        except OSError as err:
+            msg = f"{output}: cannot be written: {err.strerror or err}"
+            raise OutputError(msg) from err
 
 
 def recover(output: Path) -> None:

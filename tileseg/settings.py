@@ -4,13 +4,14 @@ import json
 import os
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from importlib.resources import files
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from tileseg.address import STORES, is_address, keep, shown
+from tileseg.attributes import Attribute, fault
 from tileseg.bounds import Gates
 from tileseg.errors import UsageError
 from tileseg.fields import checked, fits, of_table, said
@@ -96,6 +97,8 @@ class Job:
     """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
     simplify: float | None = None
     """Metres on the ground that their borders are simplified by; None for not."""
+    attributes: dict[str, Attribute] = field(default_factory=dict)
+    """Columns that they get, by name: the same value, a text or number, in all."""
     scale: float | None = None
     """physical = stored * scale + offset; None for the file's own tags."""
     offset: float | None = None
@@ -175,6 +178,7 @@ class Job:
         if self.simplify is not None and not self.polygons:
             msg = "simplify: means nothing without polygons; give both"
             raise UsageError(msg)
+        self._check_attributes()
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
             raise UsageError(msg)
@@ -187,6 +191,15 @@ class Job:
         rules = map(parse_rule, self.mask)
         kept = (str(rule.with_source(keep(rule.source))) for rule in rules)
         object.__setattr__(self, "mask", tuple(kept))
+
+    def _check_attributes(self) -> None:
+        """Refuse columns that polygons cannot have."""
+        if self.attributes and not self.polygons:
+            msg = "attributes: mean nothing without polygons; give both"
+            raise UsageError(msg)
+        if wrong := fault(self.attributes):
+            msg = f"attributes: {wrong}"
+            raise UsageError(msg)
 
     def _check_inputs(self) -> None:
         """Refuse several files that are no one scene, or one without a name."""
@@ -224,7 +237,7 @@ class Job:
         given = {
             item.name: _plain(value)
             for item in fields(self)
-            if (value := getattr(self, item.name)) != item.default
+            if (value := getattr(self, item.name)) != _default(item)
             and item.name not in ("overwrite", "again", "dry_run")
         }
         inputs = [_shown(source) for source in self.inputs]
@@ -353,6 +366,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  (any field of a job)
     if isinstance(value, Gates):
         return value.given()
     return list(value) if isinstance(value, tuple) else value
+def _default(item: "Field[Any]") -> object:
+    """Return what a field is if nobody says anything."""
+    return item.default if item.default_factory is MISSING else item.default_factory()
 
 
 def is_remote(address: str) -> bool:

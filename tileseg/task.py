@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import allow, has_secret
-from tileseg.area import pixel_metres
+from tileseg.area import check_lonlat, check_metres, pixel_metres
+from tileseg.attributes import Origin
 from tileseg.card import Card
 from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
@@ -28,7 +29,8 @@ from tileseg.objects import open_storage
 from tileseg.probe import examine
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job, is_remote, scene_name
+from tileseg.times import last, spelled
 
 if TYPE_CHECKING:
     from tileseg.region import Region
@@ -111,8 +113,23 @@ class Task:
             "batch_size": job.batch_size,
             "products": products,
             "simplify": job.simplify,
+            "columns": self._columns if job.polygons else None,
             "versions": versions(polygons=bool(job.polygons)),
         }
+
+    @property
+    def origin(self) -> Origin:
+        """What the polygons say of where they come from."""
+        name, taken = scene_name(self.job.inputs[0]), last(self.scene.taken)
+        return Origin(scene=name, taken=taken, model=self.ensemble.title)
+
+    @property
+    def _columns(self) -> dict[str, Any]:
+        """What decides the polygons' columns, beside the models' cards."""
+        origin = self.origin
+        taken = origin.taken and spelled(origin.taken)
+        given = [list(item) for item in self.job.attributes.items()]  # in their order
+        return {"scene": origin.scene, "taken": taken, "attributes": given}
 
     @property
     def request_id(self) -> str:
@@ -195,13 +212,9 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         )
         raise UsageError(msg)
     if job.polygons == "geojson":
-        _check_lonlat(job, scene)
-    if job.simplify and pixel_metres(scene.geobox) is None:
-        msg = (
-            f"{job.href}: its CRS does not say how long a metre is, which --simplify "
-            "is in: give the scene a CRS, or leave --simplify out"
-        )
-        raise UsageError(msg)
+        check_lonlat(scene.geobox, job.href)
+    if job.simplify:
+        check_metres(scene.geobox, job.href, "--simplify")
     for card in ensemble.cards:
         _compare_scales(scene, card)
     card, wanted = ensemble.card, ensemble.bands
@@ -384,17 +397,6 @@ def _refuse_nesting(job: Job) -> None:
         is_nested = any(map(job.work_path.resolve().is_relative_to, beside))
     if is_nested:
         msg = f"--work {work}: lies in --output {output}, or where its versions do"
-        raise UsageError(msg)
-
-
-def _check_lonlat(job: Job, scene: Scene) -> None:
-    from tileseg.area import lonlat_digits
-
-    if lonlat_digits(scene.geobox) is None:
-        msg = (
-            f"{job.href}: the scene does not say where on the Earth it lies, and "
-            "GeoJSON is in longitude and latitude: use --polygons gpkg, parquet or fgb"
-        )
         raise UsageError(msg)
 
 

@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-__all__ = ["SOMETIME", "Period", "of_properties", "of_tags", "spelled", "together"]
+__all__ = [
+    "SOMETIME",
+    "Period",
+    "last",
+    "of_properties",
+    "of_tags",
+    "spelled",
+    "together",
+]
 
 # GDAL's word for an acquisition, Landsat's and others', then TIFF's for when the image
 # was made, which is about the file where one of the others is there.
@@ -55,6 +63,11 @@ def together(periods: Iterable[Period | None]) -> Period | None:
     if not known:
         return None
     return Period(min(it.start for it in known), max(it.end for it in known))
+
+
+def last(period: Period | None) -> datetime | None:
+    """Return the last moment of a period; None where nothing is known."""
+    return None if period is None or period == SOMETIME else period.end
 
 
 def spelled(at: datetime) -> str:
