@@ -366,6 +366,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  (any field of a job)
     if isinstance(value, Gates):
         return value.given()
     return list(value) if isinstance(value, tuple) else value
+
+
 def _default(item: "Field[Any]") -> object:
     """Return what a field is if nobody says anything."""
     return item.default if item.default_factory is MISSING else item.default_factory()
