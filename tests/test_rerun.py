@@ -33,6 +33,7 @@ EVERYTHING = {
     "confidence": True,
     "polygons": "fgb",
     "simplify": 12.5,
+    "min_area": 0.25,
     "scale": 1.0,
     "offset": -0.1,
     "bands": ("red", 2),

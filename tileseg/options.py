@@ -125,6 +125,12 @@ _OPTIONS = (
         help="Simplify their borders by so much; neighbours keep one border.",
     ),
     click.option(
+        "--min-area",
+        type=float,
+        metavar="HECTARES",
+        help="Merge smaller ones into the neighbour with the longest common border.",
+    ),
+    click.option(
         "--scale",
         type=float,
         help="reflectance = stored value * scale + offset.  [default: the file's tags]",

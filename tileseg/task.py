@@ -108,6 +108,7 @@ class Task:
             "batch_size": job.batch_size,
             "products": products,
             "simplify": job.simplify,
+            "min_area": job.min_area,
             "versions": versions(polygons=bool(job.polygons)),
         }
 
@@ -197,10 +198,12 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         raise UsageError(msg)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    if job.simplify and pixel_metres(scene.geobox) is None:
+    wanted = {"--simplify": job.simplify, "--min-area": job.min_area}
+    needing = [option for option, value in wanted.items() if value is not None]
+    if needing and pixel_metres(scene.geobox) is None:
         msg = (
-            f"{job.href}: its CRS does not say how long a metre is, which --simplify "
-            "is in: give the scene a CRS, or leave --simplify out"
+            f"{job.href}: its CRS does not say how long a metre is, which "
+            f"{needing[0]} needs: give the scene a CRS, or leave {needing[0]} out"
         )
         raise UsageError(msg)
     for card in ensemble.cards:

@@ -74,6 +74,8 @@ class Recipe:
     polygons: bool
     simplify: float | None
     """Metres that their borders are simplified by."""
+    eliminates: bool
+    """Whether small ones are merged when all are there; then these are as traced."""
     folder: str
     """The plan's directory, wherever it is."""
     hosts: tuple[str, ...] = ()
@@ -98,6 +100,7 @@ class Recipe:
             layers=task.job.layers,
             polygons=bool(task.job.polygons),
             simplify=task.job.simplify,
+            eliminates=task.job.min_area is not None,
             folder=ledger.folder.address,
             hosts=task.job.hosts,
         )
@@ -302,11 +305,13 @@ class Worker:
     def _write_pieces(self, shard: Shard, rows: LabelRows) -> Artifact:
         window = self._recipe.grid.pixels(shard)
         box = self._recipe.scene.geobox.crop(window)
-        manner = Manner(
-            nodata=(NODATA,),
-            left_out=self._recipe.card.left_out,
-            tolerance=tolerance_of(self._recipe.simplify, box),
-        )
+        manner = Manner(nodata=(NODATA,))
+        if not self._recipe.eliminates:
+            manner = replace(
+                manner,
+                left_out=self._recipe.card.left_out,
+                tolerance=tolerance_of(self._recipe.simplify, box),
+            )
         pieces = polygonise_simply(rows.labels, rows.confidence, window, manner)
         return self._write_artifact(
             f"shards/{shard.name}.polygons.npz", pieces.to_bytes()
