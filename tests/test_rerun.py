@@ -34,6 +34,7 @@ EVERYTHING = {
     "confidence": True,
     "polygons": "fgb",
     "simplify": 12.5,
+    "min_area": 0.25,
     "attributes": {"farm": "Green Court", "year": 2024, "is_known": False},
     "scale": 1.0,
     "offset": -0.1,

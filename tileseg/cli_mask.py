@@ -103,6 +103,12 @@ def evaluate(
 )
 @attribute_option()
 @click.option(
+    "--min-area",
+    metavar="HECTARES",
+    type=float,
+    help="Merge smaller polygons into the neighbour with the longest common border.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), help="Processes.  [default: one a core]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")

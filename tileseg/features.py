@@ -86,6 +86,8 @@ class Meaning:
     """The scene's."""
     has_confidence: bool = False
     """Whether areas say how sure they are."""
+    eliminated: str = ""
+    """What was done with small polygons; empty for nothing."""
     simplified: float | None = None
     """Metres that borders are simplified by; None if they are as traced."""
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
@@ -110,12 +112,14 @@ class Meaning:
     @property
     def description(self) -> str:
         """What the file says of itself; empty where there is nothing to say."""
-        if self.simplified is None:
-            return ""
-        return (
-            f"Borders are simplified, tolerance {self.simplified:g} m: corners between "
-            f"two classes may cut off triangles of {self.simplified**2:g} m2"
-        )
+        said = [self.eliminated] if self.eliminated else []
+        if self.simplified is not None:
+            said.append(
+                f"Borders are simplified, tolerance {self.simplified:g} m: corners "
+                "between two classes may cut off triangles of "
+                f"{self.simplified**2:g} m2"
+            )
+        return ". ".join(said)
 
 
 def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:

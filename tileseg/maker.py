@@ -1,7 +1,7 @@
 """A shard's labels and layers -> its files, and the receipt for them."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,8 @@ class Maker:
     polygons: bool
     simplify: float | None
     """Metres that their borders are simplified by."""
+    eliminates: bool
+    """Whether small ones are merged when all are there; then these are as traced."""
     folder: Storage
     """The plan's directory."""
     outline: bytes | None
@@ -101,11 +103,13 @@ class Maker:
         return self._write(f"shards/{shard.name}{suffix}.tif", data)
 
     def _write_pieces(self, shard: Shard, rows: LabelRows, box: GeoBox) -> Artifact:
-        manner = Manner(
-            nodata=(NODATA,),
-            left_out=self.ensemble.card.left_out,
-            tolerance=tolerance_of(self.simplify, box),
-        )
+        manner = Manner(nodata=(NODATA,))
+        if not self.eliminates:
+            manner = replace(
+                manner,
+                left_out=self.ensemble.card.left_out,
+                tolerance=tolerance_of(self.simplify, box),
+            )
         window = self.grid.pixels(shard)
         pieces = polygonise_simply(rows.labels, rows.confidence, window, manner)
         return self._write(f"shards/{shard.name}.polygons.npz", pieces.to_bytes())

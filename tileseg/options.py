@@ -164,6 +164,12 @@ _OPTIONS = (
     ),
     attribute_option(),
     click.option(
+        "--min-area",
+        type=float,
+        metavar="HECTARES",
+        help="Merge smaller ones into the neighbour with the longest common border.",
+    ),
+    click.option(
         "--scale",
         type=float,
         help="reflectance = stored value * scale + offset.  [default: the file's tags]",

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from tileseg.area import check_lonlat, check_metres
 from tileseg.attributes import Attribute, Origin, fault
+from tileseg.borders import Borders, Gauge, borders_of
+from tileseg.eliminate import eliminate, settled
 from tileseg.errors import InputError, LostError, UsageError
 from tileseg.features import FORMATS, Meaning, write_features
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
@@ -45,7 +48,8 @@ _CLASS_TYPES = "uint8", "uint16"
 _MASKED = -1  # no class has it
 
 
-_Make = Callable[[Window], Pieces]
+_Spread = Callable[[Callable[[Any], Any], Iterator[list[Any]]], Iterator[list[Any]]]
+"""Makes something of each item of rows, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,8 @@ class Wish:
     """Values that get no polygons, beside nodata."""
     simplify: float | None = None
     """Metres on the ground that borders are simplified by; None for not."""
+    min_area: float | None = None
+    """Hectares; smaller polygons become parts of neighbours. None for none."""
     texts: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     """More columns: by name, what each value has there."""
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
@@ -103,18 +109,20 @@ def polygonize(wish: Wish) -> int:
     check_new(wish.output, overwrite=wish.overwrite)
     tagged, most = raster.names, np.iinfo(raster.dtype).max
     names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
-    meaning = Meaning(
-        names,
-        raster.box,
-        has_confidence=wish.confidence is not None,
-        simplified=wish.simplify,
-        texts=wish.texts,
-        origin=raster.origin,
-        attributes=wish.attributes,
-        are_fields=bool(raster.fields)
-        and raster.fields >= tagged.keys() - set(wish.without),
-    )
-    with staging_file(wish.output) as made, _rows(wish, raster) as rows:
+    with staging_file(wish.output) as made, _crew(wish.workers) as spread:
+        rows, eliminated = _rows(wish, raster, spread)
+        meaning = Meaning(
+            names,
+            raster.box,
+            has_confidence=wish.confidence is not None,
+            eliminated=eliminated,
+            simplified=wish.simplify,
+            texts=wish.texts,
+            origin=raster.origin,
+            attributes=wish.attributes,
+            are_fields=bool(raster.fields)
+            and raster.fields >= tagged.keys() - set(wish.without),
+        )
         areas = join(rows, is_noded=wish.simplify is not None)
         return write_features(areas, meaning, made)
 
@@ -228,34 +236,60 @@ def _check(wish: Wish, raster: _Raster) -> None:
 
 
 def _check_metres(wish: Wish, box: GeoBox) -> None:
-    """Refuse to simplify by what is no length on the ground."""
-    if wish.simplify is None:
-        return
-    if not 0 < wish.simplify <= MOST_METRES:
+    """Refuse to measure by what is no length or area on the ground."""
+    if wish.simplify is not None and not 0 < wish.simplify <= MOST_METRES:
         msg = (
             f"--simplify {wish.simplify}: wanted metres, more than 0, at most "
             f"{MOST_METRES:,}"
         )
         raise UsageError(msg)
-    check_metres(box, wish.mask, "--simplify")
+    if wish.min_area is not None and not 0 < wish.min_area < inf:
+        msg = f"--min-area {wish.min_area}: wanted hectares, more than 0"
+        raise UsageError(msg)
+    wanted = {"--simplify": wish.simplify, "--min-area": wish.min_area}
+    for option, value in wanted.items():
+        if value is not None:
+            check_metres(box, wish.mask, option)
+
+
+def _rows(
+    wish: Wish, raster: _Raster, spread: _Spread
+) -> tuple[Iterator[list[Pieces]], str]:
+    """Return the pieces of each row of windows, and what was done with small ones."""
+    if wish.min_area is None:
+        return spread(partial(_pieces, wish, raster), _windows(wish, raster)), ""
+    gauge = Gauge.of(raster.box, wish.min_area)
+    parts = (
+        [(window, gauge.crop(window)) for window in row]
+        for row in _windows(wish, raster)
+    )
+    found = eliminate(spread(partial(_borders, wish, raster), parts), gauge)
+    changes = (
+        [(window, found.of(window)) for window in row] for row in _windows(wish, raster)
+    )
+    rows = spread(partial(_settled, wish, raster), changes)
+    return rows, found.told(wish.min_area)
+
+
+def _windows(wish: Wish, raster: _Raster) -> Iterator[list[Window]]:
+    """Return the windows that pieces are made of, row by row."""
+    if wish.simplify is None:
+        return windows(raster.box, raster.block)
+    # Corners on their borders stay: not where depends on how the mask is stored.
+    return _cut(raster.box, _rows_of(raster.box), _SIDE)
 
 
 @contextmanager
-def _rows(wish: Wish, raster: _Raster) -> Iterator[Iterator[list[Pieces]]]:
-    """Yield the pieces of each row of windows, made by so many processes."""
-    make = partial(_pieces, wish, raster)
-    rows = windows(raster.box, raster.block)
-    if wish.simplify is not None:
-        # Corners on their borders stay: not where depends on how the mask is stored.
-        rows = _cut(raster.box, _rows_of(raster.box), _SIDE)
-    if wish.workers == 1:
-        yield ([make(window) for window in row] for row in rows)
+def _crew(workers: int) -> Iterator[_Spread]:
+    """Yield what makes something of each item of rows, by so many processes."""
+    if workers == 1:
+        yield lambda make, rows: ([make(item) for item in row] for row in rows)
         return
     with ExitStack() as stack:
         # Not forked: GDAL and pyarrow have threads, which would be lost half-way.
-        pool = ProcessPoolExecutor(wish.workers, get_context("spawn"), _serve)
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _serve)
         stack.callback(pool.shutdown, cancel_futures=True)
-        yield _made(pool, make, rows, ahead=wish.workers)
+        yield partial(_made, pool, workers)
 
 
 def _serve() -> None:
@@ -272,13 +306,16 @@ def _follow() -> None:
 
 
 def _made(
-    pool: ProcessPoolExecutor, make: _Make, rows: Iterator[list[Window]], *, ahead: int
-) -> Iterator[list[Pieces]]:
+    pool: ProcessPoolExecutor,
+    ahead: int,
+    make: Callable[[Any], Any],
+    rows: Iterator[list[Any]],
+) -> Iterator[list[Any]]:
     """Yield what is made of each row; the next one is being made meanwhile."""
-    pending: deque[list[Future[Pieces]]] = deque()
+    pending: deque[list[Future[Any]]] = deque()
     try:
         for row in rows:
-            pending.append([pool.submit(make, window) for window in row])
+            pending.append([pool.submit(make, item) for item in row])
             while sum(map(len, list(pending)[1:])) >= 2 * ahead:
                 yield [item.result() for item in pending.popleft()]
         while pending:
@@ -288,22 +325,49 @@ def _made(
         raise LostError(msg) from err
 
 
-def _pieces(wish: Wish, raster: _Raster, window: Window) -> Pieces:
-    """Return the pieces of one window."""
-    labels = _read(wish.mask, window)
+def _borders(wish: Wish, raster: _Raster, part: tuple[Window, Gauge]) -> Borders:
+    """Return what decides which pieces of one window are small."""
+    window, gauge = part
+    plain = replace(wish, confidence=None)
+    return borders_of(_traced(plain, raster, window), gauge)
+
+
+def _settled(
+    wish: Wish, raster: _Raster, change: tuple[Window, NDArray[Any]]
+) -> Pieces:
+    """Return the pieces of one window when small ones are merged."""
+    window, classes = change
+    pieces = _traced(wish, raster, window)
+    return settled(pieces, classes, _manner(wish, raster, window))
+
+
+def _traced(wish: Wish, raster: _Raster, window: Window) -> Pieces:
+    """Return the pieces of one window, of all classes and with all corners."""
+    return _pieces(replace(wish, without=(), simplify=None), raster, window)
+
+
+def _manner(wish: Wish, raster: _Raster, window: Window) -> Manner:
+    """Return how the pieces of one window are made."""
     nodata = list[int]()
     if raster.nodata is not None and _is_class(raster.nodata, raster.dtype):
         nodata.append(int(raster.nodata))
     if raster.is_masked:
-        is_valid = _read(wish.mask, window, masks=True)
-        labels = np.where(is_valid, labels.astype(np.int32), _MASKED)
         nodata.append(_MASKED)
-    confidence = _read(wish.confidence, window) if wish.confidence else None
-    manner = Manner(
+    return Manner(
         nodata=nodata,
         left_out=wish.without,
         tolerance=tolerance_of(wish.simplify, raster.box.crop(window)),
     )
+
+
+def _pieces(wish: Wish, raster: _Raster, window: Window) -> Pieces:
+    """Return the pieces of one window."""
+    labels = _read(wish.mask, window)
+    if raster.is_masked:
+        is_valid = _read(wish.mask, window, masks=True)
+        labels = np.where(is_valid, labels.astype(np.int32), _MASKED)
+    confidence = _read(wish.confidence, window) if wish.confidence else None
+    manner = _manner(wish, raster, window)
     return polygonise_simply(labels, confidence, window, manner)
 
 

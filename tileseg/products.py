@@ -7,14 +7,18 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
+from tileseg.card import NODATA
 from tileseg.grid import Shard
-from tileseg.ledger import Ledger, Receipt
+from tileseg.ledger import Files, Ledger, Receipt
 from tileseg.record import Record, count_pixels
 from tileseg.storage import write_whole
 from tileseg.task import Task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tileseg.sketch import Collage, Picture
+    from tileseg.vectorize import Pieces
 
 __all__ = ["build", "present", "warm_up"]
 
@@ -116,20 +120,18 @@ def _vectorize(
     """Make the file of polygons in `folder`."""
     from tileseg.features import Meaning, write_features
     from tileseg.join import join
-    from tileseg.vectorize import Pieces
 
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.href, path.name)
     files = ledger.files(receipts, "polygons")
-    found = files.read(sorted(files.shards))
-    rows = (
-        [Pieces.from_bytes(data) for _, data in row]
-        for _, row in groupby(found, lambda item: item[0].row)
-    )
+    rows, eliminated = _rows(files), ""
+    if task.job.min_area is not None:
+        rows, eliminated = _eliminated(task, files, task.job.min_area)
     meaning = Meaning(
         {item.value: item.name for item in task.card.classes},
         task.scene.geobox,
         has_confidence="confidence" in task.job.layers,
+        eliminated=eliminated,
         simplified=task.job.simplify,
         origin=task.origin,
         attributes=task.job.attributes,
@@ -137,3 +139,43 @@ def _vectorize(
     )
     areas = join(rows, is_noded=task.job.simplify is not None)
     write_features(areas, meaning, path)
+
+
+def _rows(files: Files) -> "Iterator[list[Pieces]]":
+    """Yield the pieces of each row of shards."""
+    from tileseg.vectorize import Pieces
+
+    found = files.read(sorted(files.shards))
+    for _, row in groupby(found, lambda item: item[0].row):
+        yield [Pieces.from_bytes(data) for _, data in row]
+
+
+def _eliminated(
+    task: Task, files: Files, hectares: float
+) -> "tuple[Iterator[list[Pieces]], str]":
+    """Return the same rows without small polygons, and what is said of that.
+
+    Shards are read twice: first for what they border on, then for what they become.
+    """
+    from tileseg.borders import Gauge, borders_of
+    from tileseg.eliminate import eliminate, settled
+    from tileseg.simplify import Manner, tolerance_of
+
+    scene = task.scene.geobox
+    gauge = Gauge.of(scene, hectares)
+    found = eliminate(
+        (
+            [borders_of(item, gauge.crop(item.window)) for item in row]
+            for row in _rows(files)
+        ),
+        gauge,
+    )
+
+    def made(item: "Pieces") -> "Pieces":
+        tolerance = tolerance_of(task.job.simplify, scene.crop(item.window))
+        left_out = task.card.left_out
+        manner = Manner(nodata=(NODATA,), left_out=left_out, tolerance=tolerance)
+        return settled(item, found.of(item.window), manner)
+
+    rows = ([made(item) for item in row] for row in _rows(files))
+    return rows, found.told(hectares)

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from numpy.typing import NDArray
 
+from tileseg.borders import Gauge
 from tileseg.card import NODATA, Card
+from tileseg.eliminate import eliminate_within
 from tileseg.figures import plain_text, png
 from tileseg.glance import labels_of, stretched, try_glance
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
@@ -24,6 +26,7 @@ __all__ = ["quicklook"]
 _SIDE = 600  # pixels of the longer side of a panel, at most
 _LEGEND = 20  # classes that the legend names, the commonest
 _DETAIL = 256  # pixels of the side of what is shown with polygons
+_AROUND = 128  # pixels round it that small polygons may be merged into
 
 
 @plain_text()
@@ -107,14 +110,18 @@ def _liveliest(labels: NDArray[np.uint8], whole: Window) -> Window:
 
 def _outlines(mask: Path, at: Window, task: Task) -> LineCollection:
     """Return the rings of the polygons that a window meets, in their colours."""
-    # A pixel more on each side: where the window cuts an area off is out of sight.
-    card, whole = task.card, task.grid.area
-    seen = at.pad(1).intersect(whole)
+    # More on each side: where the window cuts an area off is out of sight.
+    card, whole, least = task.card, task.grid.area, task.job.min_area
+    seen = at.pad(1 if least is None else _AROUND).intersect(whole)
     labels = labels_of(mask, seen.relative_to(whole), (seen.height, seen.width))
     box = task.scene.geobox.crop(seen)
     tolerance = tolerance_of(task.job.simplify, box)
     manner = Manner(nodata=(NODATA,), left_out=card.left_out, tolerance=tolerance)
-    areas = polygonise_simply(labels, None, seen, manner).areas
+    if least is None:
+        areas = polygonise_simply(labels, None, seen, manner).areas
+    else:
+        pieces = polygonise_simply(labels, None, seen, Manner(nodata=(NODATA,)))
+        areas = eliminate_within(pieces, Gauge.of(box, least), manner).areas
     rings = closed(areas.outlines)
     lines = np.split(rings.vertices, rings.rings[1:-1])
     colors = {item.value: f"#{item.color}" for item in card.classes}

@@ -97,6 +97,8 @@ class Job:
     """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
     simplify: float | None = None
     """Metres on the ground that their borders are simplified by; None for not."""
+    min_area: float | None = None
+    """Hectares; smaller ones become parts of neighbours. None for none."""
     attributes: dict[str, Attribute] = field(default_factory=dict)
     """Columns that they get, by name: the same value, a text or number, in all."""
     scale: float | None = None
@@ -175,9 +177,10 @@ class Job:
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
         self._check_inputs()
-        if self.simplify is not None and not self.polygons:
-            msg = "simplify: means nothing without polygons; give both"
-            raise UsageError(msg)
+        for name in ("simplify", "min_area"):
+            if getattr(self, name) is not None and not self.polygons:
+                msg = f"{name}: means nothing without polygons; give both"
+                raise UsageError(msg)
         self._check_attributes()
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
@@ -283,6 +286,7 @@ class Job:
                 lambda metres: 0 < metres <= MOST_METRES,
                 f"metres, more than 0, at most {MOST_METRES:,}",
             ),
+            "min_area": (lambda area: 0 < area < inf, "hectares, more than 0"),
             "workers": positive,
             "batch_size": positive,
             "shard": positive,

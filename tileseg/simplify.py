@@ -18,7 +18,7 @@ from tileseg.vectorize import Pieces, polygonise
 from tileseg.window import Window
 from tileseg.wkb import closed
 
-__all__ = ["Manner", "polygonise_simply", "simplified", "tolerance_of"]
+__all__ = ["Manner", "finished", "polygonise_simply", "tolerance_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class Manner:
     left_out: Collection[int] = ()
     """Others that get no polygon: borders to them are simplified."""
     tolerance: float | None = None
-    """See `simplified`; None for all corners."""
+    """See `_simplified`; None for all corners."""
 
 
 def polygonise_simply(
@@ -51,8 +51,14 @@ def polygonise_simply(
     if manner.tolerance is None:
         values = {*nodata, *left_out}
         return polygonise(labels, confidence, window, left_out=values)
-    pieces = polygonise(labels, confidence, window, left_out=nodata)
-    return simplified(pieces, manner.tolerance).without(left_out)
+    return finished(polygonise(labels, confidence, window, left_out=nodata), manner)
+
+
+def finished(pieces: Pieces, manner: Manner) -> Pieces:
+    """Return traced pieces of all classes as they are wanted."""
+    if manner.tolerance is not None:
+        pieces = _simplified(pieces, manner.tolerance)
+    return pieces.without(manner.left_out) if manner.left_out else pieces
 
 
 def tolerance_of(metres: float | None, box: GeoBox) -> float | None:
@@ -67,7 +73,7 @@ def tolerance_of(metres: float | None, box: GeoBox) -> float | None:
     return metres / side
 
 
-def simplified(pieces: Pieces, tolerance: float) -> Pieces:
+def _simplified(pieces: Pieces, tolerance: float) -> Pieces:
     """Return pieces with some of their corners.
 
     Borders between two pieces lose corners; where three or more meet all stay, as they

@@ -114,6 +114,7 @@ class Task:
             "products": products,
             "simplify": job.simplify,
             "columns": self._columns if job.polygons else None,
+            "min_area": job.min_area,
             "versions": versions(polygons=bool(job.polygons)),
         }
 
@@ -213,8 +214,10 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         raise UsageError(msg)
     if job.polygons == "geojson":
         check_lonlat(scene.geobox, job.href)
-    if job.simplify:
-        check_metres(scene.geobox, job.href, "--simplify")
+    wanted = {"--simplify": job.simplify, "--min-area": job.min_area}
+    for option, value in wanted.items():
+        if value is not None:
+            check_metres(scene.geobox, job.href, option)
     for card in ensemble.cards:
         _compare_scales(scene, card)
     card, wanted = ensemble.card, ensemble.bands

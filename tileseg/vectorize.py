@@ -13,7 +13,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from tileseg.outlines import Indices, Outlines, ends_of
+from tileseg.outlines import Indices, Outlines, ends_of, spread
 from tileseg.trace import Spans, trace
 from tileseg.window import Window
 
@@ -96,6 +96,28 @@ class Pieces:
     """(height,) the same of the first column."""
     right: NDArray[np.int32]
     """(height,) the same of the last column."""
+
+    @property
+    def numbers(self) -> NDArray[np.int32]:
+        """(height, width) the piece of each pixel, -1 where there is none; as traced.
+
+        Right of a side that leads down a piece begins, of one that leads up it ends.
+        """
+        outlines, box = self.areas.outlines, self.window
+        here = outlines.vertices - (box.col, box.row)
+        down = here[outlines.after, 1] - here[:, 1]
+        sides = np.diff(outlines.begins, append=len(here))
+        owner = np.repeat(np.arange(1, len(sides) + 1, dtype=np.int32), sides)
+        steps = np.zeros((box.height, box.width + 1), np.int32)
+        for way in (1, -1):
+            side = np.flatnonzero(way * down > 0)
+            count = abs(down[side]).astype(np.int64)
+            rows = spread(here[side, 1] + np.minimum(down[side], 0), count)
+            # Of one way no two are at one place: each adds its own.
+            steps[rows, np.repeat(here[side, 0], count)] += way * np.repeat(
+                owner[side], count
+            )
+        return np.cumsum(steps, axis=1, dtype=np.int32)[:, :-1] - np.int32(1)
 
     def to_bytes(self) -> bytes:
         """Return a file of them: NumPy's .npz; the same pieces give the same bytes."""

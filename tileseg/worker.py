@@ -67,6 +67,8 @@ class Recipe:
     polygons: bool
     simplify: float | None
     """Metres that their borders are simplified by."""
+    eliminates: bool
+    """Whether small ones are merged when all are there; then these are as traced."""
     folder: str
     """The plan's directory, wherever it is."""
     prints: bool = False
@@ -93,6 +95,7 @@ class Recipe:
             layers=task.job.layers,
             polygons=bool(task.job.polygons),
             simplify=task.job.simplify,
+            eliminates=task.job.min_area is not None,
             folder=ledger.folder.address,
             prints=task.job.incremental,
             hosts=task.job.hosts,
@@ -130,6 +133,7 @@ class Recipe:
             ensemble=self.ensemble,
             polygons=self.polygons,
             simplify=self.simplify,
+            eliminates=self.eliminates,
             folder=open_storage(self.folder),
             outline=self.outline,
         )
