@@ -90,6 +90,7 @@ ORDER = (
     "owner",
     "lock",
     "seams",
+    "moments",
     "ledger",
     "identity",
     "catalog",

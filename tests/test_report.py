@@ -178,7 +178,7 @@ def test_the_page_fetches_nothing_and_runs_nothing_but_its_own(made, page):
 
 def test_names_are_text_wherever_they_stand(page):
     assert [tag for tag, attrs in page.tags if tag == "script"] == ["script"] * 2
-    assert list(page.data["names"].values()) == list(HOSTILE)
+    assert [it["name"] for it in page.data["legends"]["mask"].values()] == list(HOSTILE)
     for name in HOSTILE:
         assert " ".join(name.split()) in " ".join(page.text.split())
 

@@ -67,10 +67,10 @@ def _check_room(needs: list[_Need]) -> None:
 def _needs(task: Task) -> list[_Need]:
     """Return what each local place is asked to hold."""
     job, pixels = task.job, task.grid.area.size
-    layers = 1 + len(job.layers)
+    largest = max(len(look.bands) for look in task.looks.values())
     polygons = _POLYGON_BYTES * bool(job.polygons)
     # The products, and beside them the blocks of the one that is being made.
-    results = pixels * (_OVERVIEWS * (layers + 1) + polygons)
+    results = pixels * (_OVERVIEWS * (task.planes + largest) + polygons)
     has_disk = not is_remote(job.workplace)
     work = f"--work {job.work_path}", job.work_path
     if not is_remote(job.destination):
@@ -81,7 +81,7 @@ def _needs(task: Task) -> list[_Need]:
         output = "TMPDIR", Path(gettempdir())
     places = [(*output, results)]
     if has_disk:
-        shards = _share_to_do(task) * pixels * (_OVERVIEWS * layers + polygons)
+        shards = _share_to_do(task) * pixels * (_OVERVIEWS * task.planes + polygons)
         places.append((*work, shards))
     return [_Need(option, _nearest(path), size) for option, path, size in places]
 

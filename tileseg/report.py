@@ -41,6 +41,7 @@ _NOTES = {
     "confidence": "probability of the class",
     "margin": "how far the next class is behind",
     "entropy": "how spread out the probabilities are",
+    "probabilities": "how probable each class is, a band for each",
     "polygons": "the mask as polygons",
     "failures": "where shards could not be made",
     "quicklook": "scene and mask at a glance",
@@ -64,7 +65,9 @@ def report(
         outputs: name to size in bytes of the files beside the page.
     """
     classes = _classes(run, chart["colors"])
-    names = {item["value"]: item["name"] for item in classes}
+    legend = {
+        it["value"]: {key: it[key] for key in ("name", "color")} for it in classes
+    }
     failures = run["failures"][:_MOST]
     text = (
         _environment()
@@ -84,7 +87,7 @@ def report(
             notes=_NOTES,
             most=_MOST,
             is_seen=(run["seams"]["ratio"] or 0) > _VISIBLE,
-            data={"chart": chart, "names": names, "failures": failures},
+            data={"chart": chart, "legends": {"mask": legend}, "failures": failures},
             style=_asset("leaflet/leaflet.css") + _asset("report.css"),
             script=_asset("leaflet/leaflet.js") + _asset("report.js"),
             licence=_asset("leaflet/LICENSE"),

@@ -29,6 +29,7 @@ from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Artifact, Ledger, Receipt
 from tileseg.memory import rss_mb
 from tileseg.model import Network
+from tileseg.moments import moments_of
 from tileseg.objects import GIVE_UP_SECONDS, open_storage
 from tileseg.overlap import Ahead, behind
 from tileseg.picture import LabelRows
@@ -261,8 +262,8 @@ class Worker:
         window = self._recipe.grid.pixels(shard)
         box = self._recipe.scene.geobox.crop(window)
         artifacts = {
-            product: self._write_layer(shard, product, pixels, box)
-            for product, pixels in {"mask": rows.labels, **rows.layers}.items()
+            product: self._write_layer(shard, product, layer, box)
+            for product, layer in {"mask": rows.labels, **rows.layers}.items()
         }
         if self._recipe.polygons:
             artifacts["polygons"] = self._write_pieces(shard, rows)
@@ -279,6 +280,7 @@ class Worker:
             pixels=pixels,
             masked=0 if rows.masked is None else int(rows.masked.sum()),
             hectares=hectares,
+            moments={name: moments_of(layer) for name, layer in rows.layers.items()},
             seams=seams.look_at(rows.labels, window, self._recipe.grid.stride),
             outside=outside,
             work=work,
