@@ -123,9 +123,7 @@
     }
     if (chart.shards) layers.shards = await raster("shards", chart.shards);
   } catch (error) {
-    const trouble = document.getElementById("trouble");
-    trouble.textContent = "This browser is too old for the map's rasters; quicklook.png beside this page shows them.";
-    trouble.hidden = false;
+    document.getElementById("trouble").hidden = false;
   }
   if (chart.polygons) layers.polygons = polygons(chart.polygons);
   if (failures.length) layers.failures = holes();
