@@ -15,7 +15,7 @@ __all__ = ["Moments", "moments_of"]
 class Moments(NamedTuple):
     """Of the values of one band that are not nodata."""
 
-    count: int = 0
+    number: int = 0
     """How many."""
     total: int = 0
     """Their sum."""
@@ -29,7 +29,7 @@ class Moments(NamedTuple):
     @classmethod
     def sum(cls, parts: Iterable["Moments"]) -> "Moments":
         """Return those of several parts of a band."""
-        known = [part for part in parts if part.count]
+        known = [part for part in parts if part.number]
         if not known:
             return cls()
         counts, totals, squares, least, most = zip(*known, strict=True)
@@ -41,15 +41,15 @@ class Moments(NamedTuple):
         Args:
             size: pixels of the band, nodata too.
         """
-        share = {"count": self.count, "valid_percent": 100 * self.count / size}
-        if not self.count:
+        share = {"count": self.number, "valid_percent": 100 * self.number / size}
+        if not self.number:
             return share
-        spread = self.count * self.squares - self.total**2  # whole: nothing is lost
+        spread = self.number * self.squares - self.total**2  # whole: nothing is lost
         return {
             "minimum": self.least,
             "maximum": self.most,
-            "mean": self.total / self.count,
-            "stddev": sqrt(spread) / self.count,
+            "mean": self.total / self.number,
+            "stddev": sqrt(spread) / self.number,
             **share,
         }
 
@@ -65,5 +65,5 @@ def _of_band(pixels: Pixels) -> Moments:
     if not found.size:
         return Moments()
     counts = counts[found]
-    sums = (int(counts @ values) for values in (found**0, found, found**2))
-    return Moments(*sums, int(found[0]), int(found[-1]))
+    total, squares = int(counts @ found), int(counts @ found**2)
+    return Moments(int(counts.sum()), total, squares, int(found[0]), int(found[-1]))
