@@ -150,6 +150,12 @@ def confidence(sums, total, valid):
     return np.where(valid, np.round(254 * best), 255).astype(np.uint8)
 
 
+def probabilities(sums, total, valid):
+    """Return round(254 p) of every class; of one logit its background comes first."""
+    found = chances(sums / total)[:: -1 if len(sums) == 1 else 1]
+    return np.where(valid, np.round(254 * found), 255).astype(np.uint8)
+
+
 def margin(sums, total, valid):
     """Return round(254 m), m the first probability less the second."""
     *_, second, first = np.sort(chances(sums / total), axis=0)

@@ -173,7 +173,9 @@ def segment(network, path, grid, blend, *, runs=None, batch=3):
     reader = Reader(scene, scene.bands, grid)
     scaling = scaling_of(network.ensemble)
     predictor = Predictor(network, grid, blend, scaling, batch=batch)
-    found = {name: np.full((grid.height, grid.width), 254) for name in ("", *LAYERS)}
+    shape = grid.height, grid.width
+    found = {name: np.full(shape, 254) for name in ("", *LAYERS)}
+    found["probabilities"] = np.full((max(2, network.card.outputs), *shape), 254)
     for run in runs or whole(grid):
         window = grid.pixels(run)
         row = window.row
@@ -182,7 +184,7 @@ def segment(network, path, grid, blend, *, runs=None, batch=3):
             assert list(part.layers) == list(LAYERS)
             box = replace(window, row=row, height=len(part.labels))
             for name, values in {"": part.labels, **part.layers}.items():
-                found[name][box.slices] = values
+                found[name][..., *box.slices] = values
             row = box.row_stop
     return found
 

@@ -11,20 +11,22 @@ import rasterio
 import shapely
 from affine import Affine
 from click.testing import CliRunner
+from cogs import faults
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import NORTH_UP
 from numpy.testing import assert_array_equal
 from pyproj import Geod
 from rasterio.features import rasterize
-from rio_cogeo.cogeo import cog_validate
 from scipy import ndimage
 from test_evaluate import NAMES, SHAPE, patchy, write
+from test_report import HOSTILE, Page, values_of
 
 from tileseg.cli import main
 from tileseg.errors import ExitCode
 from tileseg.evaluate import Question, evaluate
 from tileseg.hysteresis import COUNTS, TOO_SMALL, UNDECIDED, Patch, Rule, settle
+from tileseg.publish import staging
 from tileseg.window import Window
 
 PIXEL = 0.01  # hectares
@@ -166,7 +168,7 @@ def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monke
     assert {9, 10, VOID} < set(np.unique(wanted))
     names = {f["path"] for f in record["outputs"]} | {"change.json"}
     assert names == {item.name for item in (tmp_path / "out").iterdir()}
-    for name in ("change.tif", "change.gpkg", "change.png"):
+    for name in ("change.tif", "change.gpkg", "change.png", "change.html"):
         one, other = (tmp_path / it / name for it in ("once", "out"))
         assert one.read_bytes() == other.read_bytes()
     assert once == record
@@ -187,8 +189,10 @@ def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monke
     assert record["undecided_share"] == pytest.approx(counts[9] / differing)
     assert [record[it]["plan"] for it in ("old", "new")] == ["first", "second"]
     assert record["classes"] == list(NAMES)
+    assert record["grid"]["code"] == "EPSG:32631"
+    assert record["grid"]["wkt2"].startswith("PROJCRS[")
 
-    assert cog_validate(path, strict=True, quiet=True) == (True, [], [])
+    assert faults(path) == []
     with rasterio.open(path) as dataset:
         tags, table = dataset.tags(), dataset.colormap(1)
         assert (dataset.transform, dataset.crs) == (NORTH_UP, "EPSG:32631")
@@ -197,6 +201,79 @@ def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monke
     assert table[0] == table[4] != table[1]
     itself = evaluate(Question(mask=str(path), reference=str(path)))
     assert itself.confusion.accuracy == 1
+
+
+@pytest.mark.parametrize("side", [1000, 20])
+def test_the_page_shows_what_the_files_say(runs, arrays, tmp_path, monkeypatch, side):
+    """Pixel by pixel, or of each cell the first; however it was read."""
+    monkeypatch.setattr("tileseg.transitions._MAP_SIDE", side)
+    monkeypatch.setattr("tileseg.polygonize._SIDE", 16)
+    monkeypatch.setattr("tileseg.polygonize._LEAST_SIDE", 16)
+    made(*runs, tmp_path / "out", *OPTIONS)
+
+    page = Page((tmp_path / "out" / "change.html").read_bytes())
+
+    rasters, legends = page.data["chart"]["rasters"], page.data["legends"]
+    step = -(-max(SHAPE) // side)
+    for name, labels in zip(("old", "new"), arrays, strict=False):
+        assert rasters[name]["step"] == step
+        assert_array_equal(values_of(rasters[name]), labels[::step, ::step])
+        assert [it["name"] for it in legends[name].values()] == list(NAMES)
+    shown = values_of(rasters["change"])
+    if step == 1:
+        _, wanted = expected_raster(arrays, RULE)
+        with rasterio.open(tmp_path / "out" / "change.tif") as dataset:
+            tags = dataset.tags()
+        for code in np.unique(wanted[wanted != VOID]):
+            (value,) = np.unique(shown[wanted == code])
+            name = tags[f"CLASS_{code}"]
+            told = {"undecided": "undecided or too small"}.get(name, name)
+            told = "undecided or too small" if name == "too small" else told
+            told = "unchanged" if name.endswith("unchanged") else told
+            assert legends["change"][str(value)]["name"] == told
+        assert_array_equal(shown == VOID, wanted == VOID)
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    beside = {item.name for item in (tmp_path / "out").iterdir()}
+    assert links == beside - {"change.html"}
+
+
+def test_the_page_believes_no_name_and_warns(arrays, tmp_path):
+    """Classes of hostile names, masks of two models, one of them without confidence."""
+    old, new, sure, _ = arrays
+    runs = [
+        write_run(tmp_path / name, labels, *some, tags=HOSTILE)
+        for name, labels, some in (("a", old, (sure,)), ("b", new, ()))
+    ]
+    for run, model in zip(runs, HOSTILE, strict=False):
+        with rasterio.open(run / "mask.tif", "r+") as dataset:
+            dataset.update_tags(MODEL=model, MODEL_SHA256=model)
+    record = made(*runs, tmp_path / "out")
+
+    page = Page((tmp_path / "out" / "change.html").read_bytes())
+
+    assert [tag for tag, attrs in page.tags if tag == "script"] == ["script"] * 2
+    text = " ".join(page.text.split())
+    for name in HOSTILE:
+        assert " ".join(name.split()) in text
+    assert record["new"]["model"] == {"name": HOSTILE[1], "sha256": HOSTILE[1]}
+    assert "b/mask.tif has no confidence" in text
+    assert "are of different models" in text
+    for size in np.array(record["hectares"]["matrix"]).ravel():
+        assert f"{size:.3g}" in text
+    assert "a to b" in text
+
+
+def test_what_a_killed_comparison_left_goes_with_the_next(runs, tmp_path):
+    with staging(tmp_path / "out", "change.json") as left:
+        (left / "change.tif").write_bytes(b"half")
+        kept = left.rename(tmp_path / "kept")
+        left.mkdir()
+    kept.rename(left)
+    assert left.exists()
+
+    made(*runs, tmp_path / "out", "--overwrite")
+
+    assert not left.exists()
 
 
 def test_polygons_are_the_changes_of_the_raster(runs, arrays, tmp_path):
@@ -299,7 +376,9 @@ def test_what_a_mask_in_the_file_hides_is_not_known(tmp_path, arrays):
     with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(masked, "r+") as it:
         it.write_mask(new != VOID)
 
-    records = [made(first, it, tmp_path / it[-8:-4]) for it in (plain, masked)]
+    records = [
+        made(first, it, tmp_path / name) for name, it in (("a", plain), ("b", masked))
+    ]
 
     assert records[0]["pixels"] == records[1]["pixels"]
     scores = [evaluate(Question(mask=it, reference=first)) for it in (plain, masked)]
@@ -354,7 +433,7 @@ def test_many_classes_have_codes_of_16_bits(tmp_path):
     path = tmp_path / "out" / "change.tif"
     wanted = old.astype(int) * 16 + new
     assert_array_equal(wanted, read(path))
-    assert cog_validate(path, strict=True, quiet=True)[0]
+    assert faults(path) == []
     with rasterio.open(path) as dataset:
         tags = {it for it in dataset.tags() if it.startswith("CLASS_")}
         assert dataset.nodata == 65_535
@@ -372,8 +451,9 @@ def test_a_raster_is_a_cog_however_narrow(tmp_path, shape):
 
     path = tmp_path / "out" / "change.tif"
     assert_array_equal(old * 3 + new, read(path))
-    # Strictly, one column should have overviews, of which none could be narrower.
-    assert cog_validate(path, strict=shape[1] > 1, quiet=True)[:2] == (True, [])
+    # One column should have overviews, of which none could be narrower.
+    said = [text for text in faults(path) if "overviews" not in text or shape[1] > 1]
+    assert said == []
 
 
 def test_where_nothing_changed_there_is_an_empty_answer(tmp_path):

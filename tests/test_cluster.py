@@ -191,6 +191,7 @@ def test_averages_and_layers_are_the_same_on_a_cluster(job, model_path, tmp_path
         "blend": "cosine",
         "margin": True,
         "entropy": True,
+        "probabilities": True,
         **EVERYTHING,
     }
 
@@ -198,7 +199,7 @@ def test_averages_and_layers_are_the_same_on_a_cluster(job, model_path, tmp_path
     succeed(job("there", engine="ray", workers=2, run_shards=(1, 1), **options))
 
     here = products(tmp_path / "here")
-    assert {"margin.tif", "entropy.tif", "polygons.gpkg"} < here.keys()
+    assert {"margin.tif", "probabilities.tif", "polygons.gpkg"} < here.keys()
     assert here == products(tmp_path / "there")
 
 

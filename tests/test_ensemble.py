@@ -33,7 +33,7 @@ from tileseg.worker import Recipe
 CARD = make_card()
 OTHER = replace(CARD, name="other", version="2", sha256="1" * 64)
 HEIGHT, WIDTH = 150, 110
-ALL = {"confidence": True, "margin": True, "entropy": True}
+ALL = dict.fromkeys(LAYERS, True)
 
 
 # What they must share
@@ -186,9 +186,11 @@ def test_products_say_what_they_are_of(job, models):
             tags, layer = dataset.tags(), dataset.read(1)
             assert (tags["MODEL"], tags["TTA"]) == ("test 1 + two 1", "d4")
             assert tags["MODEL_SHA256"] == values["model"]["sha256"]
-            assert dataset.scales == ((1,) if name == "mask" else (1 / 254,))
+            assert set(dataset.scales) == {1 if name == "mask" else 1 / 254}
             assert dataset.nodata == 255
             np.testing.assert_array_equal(mask == 255, layer == 255)
+            bands = dataset.descriptions
+    assert bands == tuple(item.name for item in prepare(job()).card.classes)
 
 
 def test_layers_are_what_their_definitions_say(job):
@@ -197,7 +199,7 @@ def test_layers_are_what_their_definitions_say(job):
 
     succeed(job(model=str(folder), **ALL))
 
-    layers = [read(job().output_path / f"{name}.tif") for name in LAYERS]
+    layers = [read(job().output_path / f"{name}.tif") for name in LAYERS[:3]]
     p, margin, entropy = (layer[layer != 255] / 254 for layer in layers)
     assert len(np.unique(p)) > 20
     assert np.abs(margin - (2 * p - 1)).max() < 2 / 254
@@ -205,6 +207,32 @@ def test_layers_are_what_their_definitions_say(job):
     bits = -p * np.log2(p) - q * np.log2(q)
     is_flat = p < 0.95  # where a step of p is few steps of the entropy
     assert np.abs(entropy - bits)[is_flat].max() < 4 / 254
+
+
+@pytest.mark.parametrize("blend", ["crop", "cosine"])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_probabilities_are_of_the_mask_and_add_up(job, outputs, blend):
+    """The class of the mask is the most probable one, as probable as it is certain."""
+    folder = make_model(job().output_path.parent / "model", outputs=outputs)
+
+    succeed(job(model=str(folder), tta="none", blend=blend, **ALL))
+
+    names = "mask", "confidence", "margin"
+    mask, sure, margin = (read(job().output_path / f"{it}.tif") for it in names)
+    with rasterio.open(job().output_path / "probabilities.tif") as dataset:
+        chances = dataset.read().astype(int)
+    is_known = mask != 255
+    labels = np.where(is_known, mask, 0).astype(int)
+    own = np.take_along_axis(chances, labels[None], axis=0)[0]
+    assert len(chances) == max(2, outputs)
+    assert len(np.unique(mask)) > 2
+    assert (chances[:, ~is_known] == 255).all()
+    np.testing.assert_array_equal(own[is_known], sure[is_known])
+    np.testing.assert_array_equal(own, chances.max(axis=0))
+    is_clear = is_known & (margin > 1)
+    assert is_clear.mean() > 0.7
+    np.testing.assert_array_equal(chances.argmax(axis=0)[is_clear], mask[is_clear])
+    assert abs(chances.sum(axis=0) - 254)[is_known].max() <= len(chances) / 2
 
 
 @pytest.mark.parametrize("wish", [*({name: True} for name in LAYERS), ALL, {}])

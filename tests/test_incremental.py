@@ -87,6 +87,7 @@ def make(tmp_path, model_path):
             "shard": 96,
             "incremental": True,
             "confidence": True,
+            "probabilities": True,
             "polygons": "gpkg",
         }
         return Job(**{**facts, **options})

@@ -1,7 +1,9 @@
-"""An overview invents nothing: its rule, against one that counts pixel by pixel."""
+"""An overview's rule, against one that counts pixel by pixel."""
 
 from collections import Counter
+from fractions import Fraction
 from itertools import pairwise
+from math import floor
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tileseg.overview import halved, level_shapes, mode, nearest
+from tileseg.overview import halved, level_shapes, mean, mode, nearest
 
 PIXELS = arrays(
     np.uint8,
@@ -25,18 +27,42 @@ def commonest(values):
     return min((value for value in votes if votes[value] == most), default=255)
 
 
-@given(PIXELS)
-def test_mode_is_the_lowest_of_the_commonest_classes(pixels):
+def rounded(values):
+    """The mean of what is no nodata, halves up."""
+    known = [Fraction(value) for value in values.ravel().tolist() if value != 255]
+    return floor(sum(known) / len(known) + Fraction(1, 2)) if known else 255
+
+
+def two_by_two(pixels, rule):
+    """Ask a rule for every 2 x 2 pixels."""
     height, width = halved(*pixels.shape)
-    expected = [
+    made = [
         [
-            commonest(pixels[2 * row : 2 * row + 2, 2 * col : 2 * col + 2])
+            rule(pixels[2 * row : 2 * row + 2, 2 * col : 2 * col + 2])
             for col in range(width)
         ]
         for row in range(height)
     ]
+    return np.array(made, np.uint8)
 
-    np.testing.assert_array_equal(mode(pixels), np.array(expected, np.uint8))
+
+@given(PIXELS)
+def test_mode_is_the_lowest_of_the_commonest_classes(pixels):
+    np.testing.assert_array_equal(mode(pixels), two_by_two(pixels, commonest))
+
+
+@given(PIXELS)
+def test_mean_is_that_of_what_is_known(pixels):
+    np.testing.assert_array_equal(mean(pixels), two_by_two(pixels, rounded))
+
+
+@given(PIXELS)
+def test_bands_are_made_smaller_each_for_itself(pixels):
+    bands = np.stack((pixels, pixels[::-1, ::-1]))
+
+    for shrink in (mode, mean):
+        expected = np.stack([shrink(band) for band in bands])
+        np.testing.assert_array_equal(shrink(bands), expected)
 
 
 @given(PIXELS)

@@ -5,15 +5,21 @@
 Skipped where there is no Chromium: `make browser` brings one.
 """
 
+import shutil
+from functools import partial
+
 import browser
 import matplotlib.image
 import numpy as np
 import pytest
+import rasterio
 from test_report import HEIGHT, HOSTILE, WIDTH, make_hostile, page_facts
 
+from tileseg.change import Wish, change
 from tileseg.names import slug
 from tileseg.nightly_page import page as night_page
 from tileseg.nightly_state import Entry
+from tileseg.pair import find
 from tileseg.report import report
 from tileseg.storage import Disk
 
@@ -62,12 +68,24 @@ def made(tmp_path_factory):
     return output, told
 
 
-@pytest.fixture
-def opened(chromium, made):
-    """Open the page; at the end nothing was fetched, said or refused."""
-    said, contexts = [], []
+@pytest.fixture(scope="module")
+def compared(made, tmp_path_factory):
+    """A comparison of the mask with itself turned round."""
+    other = tmp_path_factory.mktemp("other") / "mask.tif"
+    shutil.copy(made[0] / "mask.tif", other)
+    with rasterio.open(other, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as dataset:
+        dataset.write(dataset.read(1)[::-1, ::-1], 1)
+    output = other.parent / "change"
+    wish = Wish(old=find(str(made[0])), new=find(str(other)), output=output)
+    return output, change(wish)
 
-    def open_page(size=WIDE, scheme="light"):
+
+@pytest.fixture
+def opening(chromium):
+    """Open pages; at the end nothing was fetched, said or refused."""
+    said, contexts, addresses = [], [], []
+
+    def open_page(path, size=WIDE, scheme="light"):
         context = chromium.new_context(viewport=size, color_scheme=scheme)
         contexts.append(context)
         page = context.new_page()
@@ -75,16 +93,22 @@ def opened(chromium, made):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: said.append(dialog.message))
         page.on("request", lambda request: said.append(request.url))
-        page.goto(address)
+        addresses.append(path.as_uri())
+        page.goto(addresses[-1])
         page.wait_for_selector("body[data-ready]")
         return page
 
-    address = (made[0] / "report.html").as_uri()
     yield open_page
     for context in contexts:
         context.close()
     others = [text for text in said if not text.startswith("data:image/webp")]
-    assert others == [address] * len(contexts)
+    assert others == addresses
+
+
+@pytest.fixture
+def opened(opening, made):
+    """Open the report."""
+    return partial(opening, made[0] / "report.html")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -124,7 +148,7 @@ def test_every_layer_changes_what_is_seen(opened):
     names = page.eval_on_selector_all(
         "[data-layer]", "boxes => boxes.map(box => box.dataset.layer)"
     )
-    expected = "picture mask confidence entropy polygons shards failures"
+    expected = "picture mask confidence entropy probabilities polygons shards failures"
     assert names == expected.split()
 
     for name in names:
@@ -158,7 +182,56 @@ def test_pointing_tells_what_is_there(opened):
     assert y == pytest.approx(4_600_000 - 5 * HEIGHT, abs=40)
     if rest != ["nodata"]:
         assert rest[0] in HOSTILE
-        assert [part.split()[0] for part in rest[1:]] == ["confidence", "entropy"]
+        assert [part.split()[0] for part in rest[1:3]] == ["confidence", "entropy"]
+        # The most probable class, as probable as it is certain, then the others.
+        assert rest[3].startswith(f"{rest[0]} {rest[1].split()[1]}, ")
+
+
+def test_probabilities_are_shown_class_by_class(opened):
+    page = opened()
+    chart = page.locator("#map")
+    page.check("[data-layer=probabilities]")
+    seen = []
+    for value in ("0", "1", "2"):
+        page.select_option("[data-band=probabilities]", value)
+        seen.append(chart.screenshot())
+
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_a_comparison_opens_fits_and_its_layers_work(opening, compared, size):
+    """Whatever is unticked is seen no more: changes one by one, layers, classes."""
+    output, record = compared
+    page = opening(output / "change.html", size)
+    chart, counts = page.locator("#map"), record["pixels"]
+
+    assert page.evaluate("document.documentElement.scrollWidth") == size["width"]
+    same, left = counts["unchanged"], counts["undecided"] + counts["too_small"]
+    assert min(same, left, counts["changed"]) > 0
+    assert page.evaluate(OPAQUE) == same + left + counts["changed"]
+    page.uncheck("[data-legend=change] tr:has-text('unchanged') input")
+    assert page.evaluate(OPAQUE) == left + counts["changed"]
+    page.uncheck("[data-legend=change] tr:has-text('undecided') input")
+    assert page.evaluate(OPAQUE) == counts["changed"]
+    page.click("[data-legend=change] [data-all=false]")
+    assert page.evaluate(OPAQUE) == 0
+    page.click("[data-legend=change] [data-all=true]")
+    for action in (
+        lambda: page.check("[data-layer=old]"),
+        lambda: page.check("[data-layer=new]"),
+        lambda: page.locator("[data-opacity=new]").fill("30"),
+        lambda: page.uncheck("[data-legend='old new'] [data-class='1']"),
+        lambda: page.uncheck("[data-layer=change]"),
+    ):
+        before = chart.screenshot()
+        action()
+        page.wait_for_timeout(100)
+        assert chart.screenshot() != before
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 3, box["y"] + box["height"] / 3)
+    told = page.locator("#readout").inner_text()
+    assert all(f"{name}: " in told for name in ("change", "old", "new"))
 
 
 def test_hostile_names_run_nothing(opened):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 from affine import Affine
+from cogs import faults
 from making import NORTH_UP, digests, make_model, make_scene, random_pixels, read
 from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
@@ -14,7 +15,8 @@ from rio_cogeo.cogeo import cog_validate
 
 from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.settings import Job
+from tileseg.overview import SHRINK
+from tileseg.settings import LAYERS, Job
 
 # What people divide by three, measure from satellites or convert from feet.
 AWKWARD = 10 / 3
@@ -57,7 +59,7 @@ SYSTEMS = {
 }
 
 
-def segment(tmp_path, model, pixels, *, confidence=True, name="out", **profile):
+def segment(tmp_path, model, pixels, *, layers=("confidence",), name="out", **profile):
     """Segment pixels; return the scene's path and the output directory."""
     area_or_point = profile.pop("AREA_OR_POINT", "Area")
     with warnings.catch_warnings():
@@ -72,7 +74,7 @@ def segment(tmp_path, model, pixels, *, confidence=True, name="out", **profile):
         trusted=True,
         output=str(tmp_path / name),
         shard=96,
-        confidence=confidence,
+        **dict.fromkeys(layers, True),
     )
     record = run(job)
 
@@ -161,19 +163,41 @@ def sized(request, tmp_path_factory, model_path):
     """The output directory of a scene of some height and width."""
     folder = tmp_path_factory.mktemp("sized")
     pixels = random_pixels(*request.param, nodata=0.2, seed=3)
-    return segment(folder, model_path, pixels)[1]
+    return segment(folder, model_path, pixels, layers=LAYERS)[1]
 
 
 PRODUCTS = ["mask.tif", "confidence.tif"]
+ALL = tuple(f"{name}.tif" for name in ("mask", *LAYERS))
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("product", ALL)
 def test_products_are_valid_cogs(sized, product):
-    is_valid, errors, notes = cog_validate(sized / product, strict=True, quiet=True)
+    """For two judges, to the last block."""
+    assert faults(sized / product) == []
 
-    assert errors == []
-    assert notes == []
-    assert is_valid
+
+@pytest.mark.parametrize("name", ["south-up", "rotated"])
+def test_products_are_valid_cogs_however_they_lie(tmp_path, model_path, name):
+    _, output = segment(
+        tmp_path,
+        model_path,
+        random_pixels(53, 101, seed=2),
+        layers=LAYERS,
+        transform=TRANSFORMS[name],
+    )
+
+    assert [faults(output / product) for product in ALL] == [[]] * len(ALL)
+
+
+@pytest.mark.parametrize("product", ["mask.tif", "probabilities.tif"])
+def test_the_judges_see_a_broken_block(sized, product, tmp_path):
+    """Else their silence would say nothing."""
+    data = bytearray((sized / product).read_bytes())
+    data[-1] ^= 1  # of the last four bytes again, behind the last block
+    broken = tmp_path / product
+    broken.write_bytes(data)
+
+    assert any("trailer" in text for text in faults(broken))
 
 
 def test_one_column_is_a_valid_cog_without_overviews(tmp_path, model_path):
@@ -187,20 +211,46 @@ def test_one_column_is_a_valid_cog_without_overviews(tmp_path, model_path):
     assert [text for text in warned if "internal overviews" not in text] == []
 
 
-@pytest.mark.parametrize("product", PRODUCTS)
-def test_overviews_invent_no_value(sized, product):
-    """Whatever a level holds, the full resolution holds."""
+@pytest.mark.parametrize("product", ALL)
+def test_overviews_are_the_commonest_class_and_the_mean(sized, product):
+    """Each of the level before, of every band."""
     path = sized / product
+    shrink = SHRINK["MODE" if product == "mask.tif" else "AVERAGE"]
     with rasterio.open(path) as dataset:
-        base = set(np.unique(dataset.read(1)).tolist())
+        above = dataset.read()
         levels = range(len(dataset.overviews(1)))
         is_large = max(dataset.shape) > 512
     for level in levels:
         with rasterio.open(path, OVERVIEW_LEVEL=level) as dataset:
             assert dataset.nodata == 255
-            assert set(np.unique(dataset.read(1)).tolist()) <= base
+            above = shrink(above)
+            np.testing.assert_array_equal(dataset.read(), above)
 
     assert is_large == (len(levels) > 0)
+
+
+def test_statistics_are_those_of_the_values(sized):
+    """Of stored ones, as GDAL would have counted them; of classes how often each is."""
+    for name in LAYERS:
+        with rasterio.open(sized / f"{name}.tif") as dataset:
+            bands = dataset.read(masked=True)
+            tags = [dataset.tags(band) for band in dataset.indexes]
+        for band, told in zip(bands, tags, strict=True):
+            known = {key.removeprefix("STATISTICS_"): told[key] for key in told}
+            share = 100 * band.count() / band.size
+            assert float(known.pop("VALID_PERCENT")) == pytest.approx(share)
+            if band.count():
+                values = band.compressed().astype(float)
+                expected = values.min(), values.max(), values.mean(), values.std()
+                found = (
+                    known.pop(it) for it in ("MINIMUM", "MAXIMUM", "MEAN", "STDDEV")
+                )
+                assert tuple(map(float, found)) == pytest.approx(expected)
+            assert known == {}
+    with rasterio.open(sized / "mask.tif") as dataset:
+        mask, tags = dataset.read(1), dataset.tags()
+    counts = {value: int((mask == value).sum()) for value in range(3)}
+    assert counts == {value: int(tags[f"PIXELS_{value}"]) for value in range(3)}
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
@@ -291,7 +341,7 @@ def test_confidence_is_at_least_that_of_a_guess(tmp_path, model_path):
 )
 def test_the_quicklook_is_a_picture(tmp_path, model_path, height, width):
     pixels = random_pixels(height, width, nodata=0)
-    _, output = segment(tmp_path, model_path, pixels, confidence=False)
+    _, output = segment(tmp_path, model_path, pixels, layers=())
 
     picture = matplotlib.image.imread(output / "quicklook.png")
 
@@ -303,7 +353,7 @@ def test_the_quicklook_is_a_picture(tmp_path, model_path, height, width):
 
 def test_the_quicklook_of_nothing_is_a_picture(tmp_path, model_path):
     pixels = np.zeros((3, 53, 101), np.uint16)
-    _, output = segment(tmp_path, model_path, pixels, confidence=False)
+    _, output = segment(tmp_path, model_path, pixels, layers=())
 
     picture = matplotlib.image.imread(output / "quicklook.png")
 

@@ -12,11 +12,12 @@ from importlib.resources import files
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import rasterio
 import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import make_model, make_scene, random_pixels, read
+from making import make_model, make_scene, random_pixels
 from pyproj import CRS
 from rasterio.features import rasterize
 
@@ -26,7 +27,7 @@ from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
 from tileseg.job import run
 from tileseg.overlay import Overlay, fitted, outlines, shards
-from tileseg.overview import mode
+from tileseg.overview import mean, mode
 from tileseg.report import report
 from tileseg.settings import Job
 
@@ -101,6 +102,7 @@ def make(folder, model, pixels, name="scene", **profile):
         shard=96,
         confidence=True,
         entropy=True,
+        probabilities=True,
         polygons="parquet",
     )
     record = run(job)
@@ -132,9 +134,11 @@ def page(made):
 
 
 def values_of(facts):
-    """Return a raster of the page as (height, width)."""
+    """Return a raster of the page, (height, width) or (bands, height, width)."""
     data = zlib.decompress(b64decode(facts["data"]))
-    return np.frombuffer(data, np.uint8).reshape(facts["height"], facts["width"])
+    shape = -1, facts["height"], facts["width"]
+    values = np.frombuffer(data, np.uint8).reshape(shape)
+    return values if len(values) > 1 else values[0]
 
 
 def test_the_page_is_an_output_like_others(made):
@@ -178,7 +182,7 @@ def test_the_page_fetches_nothing_and_runs_nothing_but_its_own(made, page):
 
 def test_names_are_text_wherever_they_stand(page):
     assert [tag for tag, attrs in page.tags if tag == "script"] == ["script"] * 2
-    assert list(page.data["names"].values()) == list(HOSTILE)
+    assert [it["name"] for it in page.data["legends"]["mask"].values()] == list(HOSTILE)
     for name in HOSTILE:
         assert " ".join(name.split()) in " ".join(page.text.split())
 
@@ -256,10 +260,23 @@ def test_the_map_of_the_same_run_is_the_same(made, page, tmp_path):
 def test_rasters_of_the_map_are_the_files(made, page):
     rasters = page.data["chart"]["rasters"]
 
-    assert list(rasters) == ["mask", "confidence", "entropy"]
+    assert list(rasters) == ["mask", "confidence", "entropy", "probabilities"]
     for name, facts in rasters.items():
         assert facts["step"] == 1
-        np.testing.assert_array_equal(values_of(facts), read(made[0] / f"{name}.tif"))
+        with rasterio.open(made[0] / f"{name}.tif") as dataset:
+            bands = dataset.read()
+        np.testing.assert_array_equal(values_of(facts), bands.squeeze())
+
+
+def test_many_bands_are_halved_until_they_are_small(monkeypatch):
+    monkeypatch.setattr(overlay, "_PIXELS", 5 * 40 * 60)
+    bands = np.random.default_rng(0).integers(0, 254, (5, 77, 101)).astype(np.uint8)
+
+    found = fitted(bands, mean, 10**6)
+
+    assert found.step == 2
+    np.testing.assert_array_equal(found.pixels, mean(bands))
+    np.testing.assert_array_equal(values_of(found.to_json()), mean(bands))
 
 
 def test_outlines_of_the_map_are_those_of_the_file(made, page):

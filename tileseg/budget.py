@@ -19,6 +19,7 @@ _STRIPS = 4  # read, held, gathered, in the network
 _BATCHES = 2  # in the network side by side, or one there and one being gathered
 _SPARE = 4 / 3  # times what a forward holds: an allocator keeps more
 _SUMS = 4  # times the logits of a row of tiles
+_COPIES = 2  # of a layer: class by class, then together
 _PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _FIXED_BYTES = CACHE_BYTES + 200_000_000  # with what libraries and the picture take
 
@@ -46,7 +47,7 @@ def budget_of(task: Task, runs: Sequence[Run], resolved: Mapping[str, Any]) -> B
     """
     width = max((_width(task, run) for run in runs), default=0)
     strip = _strip_bytes(task, width)
-    labels = _STRIPS * task.grid.shard * width * (1 + len(task.job.layers))
+    labels = _STRIPS * task.grid.shard * width * task.planes
     pieces = _PIECES_BYTES * task.grid.shard**2 if task.job.polygons else 0
     host = _FIXED_BYTES + _STRIPS * strip + labels + pieces + _fetched(task)
     work = _work_bytes(task, width, resolved)
@@ -66,12 +67,13 @@ def _work_bytes(task: Task, width: int, resolved: Mapping[str, Any]) -> int:
     """Return what the network and summing its logits take."""
     ensemble, tile = task.ensemble, task.grid.tile
     item = _FP32_BYTES if resolved["precision"] == "fp32" else _FP32_BYTES // 2
-    ends = ensemble.ends * (2 * _FP32_BYTES + item)
+    # Logits, what becomes of them, and the bytes of the layers.
+    ends = ensemble.ends * (2 * _FP32_BYTES + item) + _COPIES * task.planes
     held = ceil(_SPARE * ensemble.floats) * item
     batch: int = resolved["batch_size"] * tile**2 * (held + ends)
     # Of a row of tiles: while they are joined, labelled and made a probability of.
-    sums = _SUMS * task.card.outputs * tile * width * _FP32_BYTES
-    return _BATCHES * batch + sums
+    sums = _SUMS * task.card.outputs * _FP32_BYTES + _COPIES * task.planes
+    return _BATCHES * batch + sums * tile * width
 
 
 def _fetched(task: Task) -> int:

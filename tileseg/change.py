@@ -21,8 +21,10 @@ from tileseg.address import shown
 from tileseg.area import check_lonlat, check_metres
 from tileseg.card import CONFIDENCE_STEPS
 from tileseg.changecard import as_picture
+from tileseg.changepage import as_page
 from tileseg.codes import Codes, Writer, raster
 from tileseg.errors import BusyError, UsageError
+from tileseg.ground import authority_code
 from tileseg.hysteresis import COUNTS, Patch, Rule, settle
 from tileseg.identity import Identity
 from tileseg.pair import Pair, Side, open_pair
@@ -36,7 +38,11 @@ from tileseg.window import Window
 
 __all__ = ["Thresholds", "Wish", "change"]
 
-RECORD, _RASTER, _PICTURE = "change.json", "change.tif", "change.png"
+Labels = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+"""Of both masks."""
+
+RECORD, _RASTER = "change.json", "change.tif"
+_PICTURE, _PAGE = "change.png", "change.html"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +153,19 @@ def change(wish: Wish) -> dict[str, Any]:
             for file in (file for side in sides for file in side):
                 file.check_unchanged()
             count = _polygons(wish, codes, folder)
+            old, new = pair.models
             found = {
                 "version": __version__,
-                "old": _described(wish.old, sides[0]),
-                "new": _described(wish.new, sides[1]),
+                "old": {**_described(wish.old, sides[0]), "model": old},
+                "new": {**_described(wish.new, sides[1]), "model": new},
                 **facts,
                 **tally.as_dict(),
                 "polygons": count,
             }
             write_whole(folder / _PICTURE, as_picture(found, codes, tally.map))
+            beside = {it.name: it.stat().st_size for it in sorted(folder.iterdir())}
+            page = as_page(found, codes, tally, pair.box, beside)
+            write_whole(folder / _PAGE, page)
             ids = {"status": "complete", "request_id": request, "plan_id": request}
             record = {**ids, **found, "outputs": list_outputs(folder)}
             text = json.dumps(record, indent=1, allow_nan=False)
@@ -226,7 +236,8 @@ def _facts(wish: Wish, pair: Pair) -> dict[str, Any]:
         "grid": {
             "width": box.width,
             "height": box.height,
-            "crs": box.crs,
+            "code": authority_code(box.crs),
+            "wkt2": box.crs,
             "transform": list(box.transform[:6]),
         },
         "rule": {
@@ -250,23 +261,25 @@ def _carry_out(
     def rows() -> Iterator[list[Window]]:
         return windows(pair.box, pair.block)
 
-    def look(window: Window) -> tuple[NDArray[Any], Patch]:
-        """Return the codes of a window, and the pieces that may count."""
-        found, sure = codes.of(*pair.labels(window)), pair.sure(window)
+    def look(window: Window) -> tuple[Labels, NDArray[Any], Patch]:
+        """Return a window's labels, their codes, and the pieces that may count."""
+        labels, sure = pair.labels(window), pair.sure(window)
+        found = codes.of(*labels)
         may_count = changed(found, codes) & (sure >= rule.low)
         pieces = np.where(may_count, found, codes.nodata).astype(codes.dtype)
         sizes = ground.parts[window.slices[0]]
         patch = Patch.of(pieces, sure, sizes, window=window, void=codes.nodata)
-        return found, patch
+        return labels, found, patch
 
-    verdicts = settle(((look(at)[1] for at in row) for row in rows()), rule)
+    verdicts = settle(((look(at)[-1] for at in row) for row in rows()), rule)
     tally = Tally(pair.box, codes, ground)
     with raster(path, pair.box, codes) as file:
         for window in (at for row in rows() for at in row):
-            found, patch = look(window)
+            labels, found, patch = look(window)
             outcome = np.where(changed(found, codes), verdicts.of(patch), COUNTS)
             _write(file, codes, found, outcome, window)
             tally.add(found, outcome, window)
+            tally.see(labels, window)
         file.name(tally.found, pair.anchor)
     return tally
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tileseg.codes import Codes
 from tileseg.figures import plain_text, png
+from tileseg.transitions import FIRST
 
 __all__ = ["as_picture", "as_text"]
 
@@ -17,7 +18,6 @@ _NAME = 16  # letters of a class
 _LEGEND = 12  # changes that the legend names, the largest
 _WRITTEN = 20  # classes whose matrix has room for numbers
 _DARK = 0.5  # of a cell: letters on it are white
-_FIRST = 3  # on the map: the first code
 
 
 def as_text(record: Mapping[str, Any]) -> str:
@@ -90,7 +90,7 @@ def as_picture(
     Args:
         record: what `change.json` says.
         codes: of the raster.
-        cells: the map: 0 nodata, 1 unchanged, 2 left out, else 3 + a code.
+        cells: the map, see `Tally`.
     """
     wide = min(14.0, max(5.0, 6.0 * cells.shape[1] / cells.shape[0]))
     figure = Figure(figsize=(6.0 + wide, 6.6), layout="constrained")
@@ -128,10 +128,10 @@ def _draw_map(
     codes: Codes,
     cells: NDArray[np.uint16],
 ) -> None:
-    table = np.full((codes.count + _FIRST, 3), 255, np.uint8)
-    table[1:_FIRST] = codes.color(0), codes.color(codes.undecided)
+    table = np.full((codes.count + FIRST, 3), 255, np.uint8)
+    table[1:FIRST] = codes.color(0), codes.color(codes.undecided)
     for code in codes.changes:
-        table[_FIRST + code] = codes.color(code)
+        table[FIRST + code] = codes.color(code)
     axes.imshow(table[cells], interpolation="nearest")
     axes.set_axis_off()
     unit, found = _table(record)

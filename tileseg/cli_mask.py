@@ -163,7 +163,8 @@ def change(old: str, new: str, **options: Any) -> None:  # noqa: ANN401  (fields
     """Say what became of each class from OLD to NEW, in hectares, and where.
 
     OLD and NEW are output folders of runs, or their masks, on one grid and with the
-    same classes. DIR gets change.tif, change.gpkg, change.png and change.json.
+    same classes. DIR gets change.tif, change.gpkg, change.png, change.html and
+    change.json.
     """
     scrub()
     from tileseg.change import Thresholds, Wish

@@ -2,7 +2,8 @@
 
 The layout is that of GDAL's own, and said to be at the file's beginning: directories
 and their tables come first, then the blocks row by row, those of the smallest overview
-first, each between its size and its last four bytes again. Knows nothing of pixels or
+first, each between its size and its last four bytes again. Of several bands each has
+blocks of its own; those of one place lie side by side. Knows nothing of pixels or
 of the ground; the tags that say of these are passed through as they are.
 """
 
@@ -22,18 +23,18 @@ Tag = tuple[int, int, bytes]
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 
-_SUBFILE, _WIDTH, _HEIGHT = 254, 256, 257
+_SUBFILE, _WIDTH, _HEIGHT, _BANDS = 254, 256, 257, 277
 _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS = 322, 323, 324, 325
 # Of the full size: bits, compression, photometric, samples, planes, predictor, colours,
-# sample format, GDAL's nodata. An overview lies where its raster does.
-_OF_OVERVIEWS = {258, 259, 262, 277, 284, 317, 320, 339, 42113}
+# extra samples, sample format, GDAL's nodata. An overview lies where its raster does.
+_OF_OVERVIEWS = {258, 259, 262, 277, 284, 317, 320, 338, 339, 42113}
 
 # Stands between header and directories. GDAL marks with YES what others changed since.
 _LAYOUT = (
     b"LAYOUT=IFDS_BEFORE_DATA\nBLOCK_ORDER=ROW_MAJOR\nBLOCK_LEADER=SIZE_AS_UINT4\n"
-    b"BLOCK_TRAILER=LAST_4_BYTES_REPEATED\nKNOWN_INCOMPATIBLE_EDITION=NO\n "
+    b"BLOCK_TRAILER=LAST_4_BYTES_REPEATED\n%sKNOWN_INCOMPATIBLE_EDITION=NO\n "
 )
-_GHOST = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n%s" % (len(_LAYOUT), _LAYOUT)
+_OF_BANDS = b"INTERLEAVE=TILE\n"  # where there are several
 
 _LEADER = _TRAILER = 4  # bytes before and behind a block
 _WRAPPING = _LEADER + _TRAILER
@@ -52,7 +53,9 @@ class Image:
     block: int
     """Side of a block in pixels."""
     counts: NDArray[np.uint32]
-    """Bytes of each block, row-major."""
+    """Bytes of each block, row-major; of several bands those of one place in a row."""
+    bands: int = 1
+    """How many blocks lie at one place."""
     start: int = 0
     """First byte of its first block's wrapping in the file, where that is known."""
 
@@ -100,12 +103,12 @@ def _assemble(
     images: Sequence[Image], tags: Mapping[int, Tag], start: int, *, is_big: bool
 ) -> bytes:
     """Return header and directories of a file whose blocks begin at `start`."""
-    first = 16 if is_big else 8
-    at = first + len(_GHOST) + len(_GHOST) % 2
+    first, ghost = 16 if is_big else 8, _ghost(images[0].bands)
+    at = first + len(ghost)
     head = struct.pack("<2sHHHQ", b"II", 43, 8, 0, at)
     if not is_big:
         head = struct.pack("<2sHI", b"II", 42, at)
-    parts = [head, _GHOST.ljust(at - first, b"\0")]
+    parts = [head, ghost]
     sizes = [image.size for image in images]
     starts = list(accumulate(reversed(sizes), initial=start))[-2::-1]
     for number, (image, place) in enumerate(zip(images, starts, strict=True)):
@@ -120,17 +123,28 @@ def _assemble(
     return b"".join(parts)
 
 
+def _ghost(bands: int) -> bytes:
+    """Return what stands between header and directories, an even number of bytes."""
+    layout = _LAYOUT % (_OF_BANDS if bands > 1 else b"")
+    ghost = b"GDAL_STRUCTURAL_METADATA_SIZE=%06d bytes\n%s" % (len(layout), layout)
+    return ghost + bytes(len(ghost) % 2)
+
+
 def _own_tags(image: Image, place: int, *, is_big: bool) -> dict[int, Tag]:
     kind = _LONG8 if is_big else _LONG
     table = "<u8" if is_big else "<u4"
     blocks, offsets = len(image.counts), image.offsets + np.uint64(place)
+    # Tables go band by band.
+    offsets, counts = (
+        values.reshape(-1, image.bands).T for values in (offsets, image.counts)
+    )
     return {
         _WIDTH: _integers(_LONG, image.width),
         _HEIGHT: _integers(_LONG, image.height),
         _TILE_WIDTH: _integers(_SHORT, image.block),
         _TILE_HEIGHT: _integers(_SHORT, image.block),
         _OFFSETS: (kind, blocks, offsets.astype(table).tobytes()),
-        _COUNTS: (_LONG, blocks, image.counts.astype("<u4").tobytes()),
+        _COUNTS: (_LONG, blocks, counts.astype("<u4").tobytes()),
     }
 
 
@@ -172,12 +186,16 @@ def read_images(data: bytes) -> list[Image]:
     (at,) = struct.unpack_from("<I", data, 4)
     while at:
         tags, at = _read_directory(data, at)
-        sizes = (tags[tag] for tag in (_HEIGHT, _WIDTH, _TILE_WIDTH))
-        height, width, block = (int.from_bytes(tag[2], "little") for tag in sizes)
-        counts = np.frombuffer(tags[_COUNTS][2], "<u4")
-        start = int.from_bytes(tags[_OFFSETS][2][:4], "little") - _LEADER
+        known = (tags[tag] for tag in (_HEIGHT, _WIDTH, _TILE_WIDTH, _BANDS))
+        height, width, block, bands = (int.from_bytes(it[2], "little") for it in known)
+        counts = np.frombuffer(tags[_COUNTS][2], "<u4").reshape(bands, -1).T
         image = Image(
-            height=height, width=width, block=block, counts=counts, start=start
+            height=height,
+            width=width,
+            block=block,
+            counts=counts.ravel(),
+            bands=bands,
+            start=int.from_bytes(tags[_OFFSETS][2][:4], "little") - _LEADER,
         )
         images.append(image)
     return images

@@ -5,10 +5,11 @@ are; the blocks are encoded here, and `cog.py` puts the file together.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ SHARD_FORMAT = 6
 _BLOCK, _SMALL_BLOCK = 512, 256
 _SKETCH, _UNDEFINED = 65000, 7  # a private tag, and its type: bytes
 _TILE_UNIT = 16  # pixels: a TIFF's tiles are multiples of it
+_STATISTICS = ("minimum", "maximum", "mean", "stddev", "valid_percent")  # GDAL's
 _DESCRIPTIONS = {
     "confidence": "probability of the class",
     "margin": "probability of the class minus that of the next",
@@ -57,16 +59,20 @@ _DESCRIPTIONS = {
 class Look:
     """What a raster says about its values."""
 
-    description: str
-    """Of its one band."""
+    bands: tuple[str, ...]
+    """What each of its bands is."""
     overviews: str
-    """How overviews are made: NEAREST or MODE, which invent no value."""
+    """How they are made: MODE of classes, AVERAGE of what is measured."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Dataset tags."""
     colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict)
     """Value to red, green, blue; empty for a grey raster."""
     scale: float = 1.0
     """physical = value * scale."""
+    statistics: Sequence[Mapping[str, Any]] = ()
+    """Of each band, as `Moments` gives them; empty where nobody has counted."""
+    pixels: Mapping[int, int] = field(default_factory=dict)
+    """Class value to how many pixels have it; empty likewise."""
 
 
 @cache
@@ -116,15 +122,16 @@ def looks(ensemble: Ensemble, layers: Iterable[str] = ()) -> dict[str, Look]:
     if ensemble.tta != "none":
         origin["TTA"] = ensemble.tta
     mask = Look(
-        description="class",
+        bands=("class",),
         overviews="MODE",
         tags={**names, **origin},
         colors={item.value: item.rgb for item in card.classes},
     )
+    chances = {"probabilities": tuple(item.name for item in card.classes)}
     others = {
         name: Look(
-            description=_DESCRIPTIONS[name],
-            overviews="NEAREST",
+            bands=chances.get(name) or (_DESCRIPTIONS[name],),
+            overviews="AVERAGE",
             tags=origin,
             scale=1 / CONFIDENCE_STEPS,
         )
@@ -134,20 +141,21 @@ def looks(ensemble: Ensemble, layers: Iterable[str] = ()) -> dict[str, Look]:
 
 
 def raster_tags(
-    geobox: GeoBox, look: Look | None, *, point: bool = False, tie: Tie | None = None
+    geobox: GeoBox, look: Look | int, *, point: bool = False, tie: Tie | None = None
 ) -> dict[int, Tag]:
-    """Return the TIFF tags of a raster of one uint8 band: those that GDAL writes.
+    """Return the TIFF tags of a raster of uint8: those that GDAL writes.
 
     Args:
         geobox: where its upper left corner lies; its size does not matter.
-        look: what it says about its values; None for nothing.
+        look: what it says about its values; or only how many bands there are.
         point: whether coordinates mean the pixels' centres.
         tie: what places it where no transform does.
     """
+    bands = look if isinstance(look, int) else len(look.bands)
     with warnings.catch_warnings(), MemoryFile() as memory:
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(**_profile(geobox)) as dataset:
-            if look:
+        with memory.open(**_profile(geobox), count=bands) as dataset:
+            if isinstance(look, Look):
                 _dress(dataset, look, point=point)
             if tie and tie.points:
                 points = [GroundControlPoint(*point) for point in tie.points]
@@ -164,9 +172,10 @@ def _profile(geobox: GeoBox) -> dict[str, Any]:
         "driver": "GTiff",
         "height": 1,
         "width": 1,
-        "count": 1,
         "dtype": "uint8",
         "nodata": NODATA,
+        "interleave": "band",
+        "photometric": "minisblack",  # of three bands too
         "crs": _spelled(geobox.crs),
         "transform": transform,
         "tiled": True,
@@ -178,13 +187,20 @@ def _profile(geobox: GeoBox) -> dict[str, Any]:
 
 def _dress(dataset: Any, look: Look, *, point: bool) -> None:  # noqa: ANN401  (rasterio is untyped)
     dataset.update_tags(AREA_OR_POINT="Point" if point else "Area", **look.tags)
-    dataset.set_band_description(1, look.description)
+    counts = {f"PIXELS_{value}": number for value, number in look.pixels.items()}
+    dataset.update_tags(**counts)
+    dataset.descriptions = look.bands
+    for band, known in enumerate(look.statistics, start=1):
+        names = [name for name in _STATISTICS if name in known]
+        dataset.update_tags(
+            band, **{f"STATISTICS_{it.upper()}": known[it] for it in names}
+        )
     if look.colors:
         dataset.colorinterp = [ColorInterp.palette]
         transparent = {NODATA: (0, 0, 0, 0)}
         dataset.write_colormap(1, {**_opaque(look.colors), **transparent})
     if look.scale != 1:
-        dataset.scales = (look.scale,)
+        dataset.scales = (look.scale,) * len(look.bands)
 
 
 def _opaque(colors: Mapping[int, tuple[int, int, int]]) -> dict[int, tuple[int, ...]]:
@@ -201,15 +217,20 @@ def block_side(shard: int) -> int:
 
 
 def cut(pixels: Pixels, block: int) -> Iterator[Pixels]:
-    """Yield a raster's blocks, row-major, (block, block), filled up with nodata."""
-    height, width = pixels.shape
+    """Yield a raster's blocks, row-major, (block, block), filled up with nodata.
+
+    Of several bands those of one place in a row.
+    """
+    *_, height, width = pixels.shape
+    planes = pixels.reshape(-1, height, width)
     for row in range(0, height, block):
         for col in range(0, width, block):
-            part = pixels[row : row + block, col : col + block]
-            if part.shape != (block, block):
-                lacking = [(0, block - side) for side in part.shape]
-                part = np.pad(part, lacking, constant_values=NODATA)
-            yield part
+            for plane in planes:
+                part = plane[row : row + block, col : col + block]
+                if part.shape != (block, block):
+                    lacking = [(0, block - side) for side in part.shape]
+                    part = np.pad(part, lacking, constant_values=NODATA)
+                yield part
 
 
 def deflate(block: Pixels) -> bytes:
@@ -252,13 +273,13 @@ def shard_bytes(
     Args:
         pixels: the shard's.
         geobox: where it lies.
-        overviews: how its two overviews are made, MODE or NEAREST.
+        overviews: how its two overviews are made, MODE or AVERAGE.
         block: side of the raster's blocks; the second overview is a block of its own.
         sketch: whatever belongs to the shard, for `sketch_of`.
     """
     half = SHRINK[overviews](pixels)
     quarter = SHRINK[overviews](half)
-    whole = -(-max(quarter.shape) // _TILE_UNIT) * _TILE_UNIT
+    whole = -(-max(quarter.shape[-2:]) // _TILE_UNIT) * _TILE_UNIT
     levels = (pixels, block), (half, block // 2), (quarter, whole)
     blocks = [[deflate(part) for part in cut(*level)] for level in levels]
     images = [
@@ -266,7 +287,7 @@ def shard_bytes(
         for (level, side), own in zip(levels, blocks, strict=True)
     ]
     stored = (wrap(block) for own in reversed(blocks) for block in own)
-    tags = raster_tags(geobox, None)
+    tags = raster_tags(geobox, images[0].bands)
     if sketch:
         tags[_SKETCH] = _UNDEFINED, len(sketch), sketch
     return b"".join([frame(images, tags), *stored])
@@ -278,6 +299,11 @@ def sketch_of(data: bytes) -> bytes:
 
 
 def _image(shape: tuple[int, ...], block: int, counts: list[int]) -> Image:
+    *bands, height, width = shape
     return Image(
-        height=shape[0], width=shape[1], block=block, counts=np.array(counts, np.uint32)
+        height=height,
+        width=width,
+        block=block,
+        counts=np.array(counts, np.uint32),
+        bands=prod(bands),
     )

@@ -188,7 +188,8 @@ class _Known:
 
 
 def _pixels(path: str, window: Window) -> NDArray[np.uint8]:
-    """Return a window of a raster of ours."""
+    """Return a window of a raster of ours, without an axis of bands if it has one."""
     with gdal_env(), open_dataset(path) as dataset:
-        pixels: NDArray[np.uint8] = dataset.read(1, window=window.slices)
+        bands = 1 if dataset.count == 1 else None
+        pixels: NDArray[np.uint8] = dataset.read(bands, window=window.slices)
     return pixels

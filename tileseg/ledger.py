@@ -16,6 +16,7 @@ from typing import Any
 
 from tileseg.errors import OutputError
 from tileseg.grid import Shard
+from tileseg.moments import Moments
 from tileseg.overlap import side_by_side
 from tileseg.seams import Seams
 from tileseg.storage import Storage
@@ -102,6 +103,8 @@ class Receipt:
     """Digest of what the network saw for it; empty where nobody asked."""
     outside: int = 0
     """Pixels that lie outside the polygons asked for; nodata, whatever they are."""
+    moments: Mapping[str, tuple[Moments, ...]] = field(default_factory=dict)
+    """Layer to the sums of each of its bands."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Receipt":
@@ -113,6 +116,10 @@ class Receipt:
             pixels={int(k): int(n) for k, n in value["pixels"].items()},
             masked=int(value["masked"]),
             hectares=hectares and {int(k): float(x) for k, x in hectares.items()},
+            moments={
+                name: tuple(Moments(*map(int, band)) for band in bands)
+                for name, bands in value["moments"].items()
+            },
             seams=Seams(*map(int, value["seams"])),
             outside=int(value["outside"]),
             seen=str(value["seen"]),
@@ -131,6 +138,7 @@ class Receipt:
             "pixels": self.pixels,
             "masked": self.masked,
             "hectares": self.hectares,
+            "moments": self.moments,
             "seams": self.seams,
             "outside": self.outside,
             "seen": self.seen,

@@ -15,6 +15,7 @@ from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Shard
 from tileseg.ledger import Artifact, Receipt
+from tileseg.moments import moments_of
 from tileseg.picture import LabelRows
 from tileseg.region import Stencil
 from tileseg.settings import LAYERS
@@ -76,6 +77,7 @@ class Maker:
             pixels=pixels,
             masked=masked,
             hectares=hectares,
+            moments={name: moments_of(layer) for name, layer in rows.layers.items()},
             seams=seams.look_at(rows.labels, window, self.grid.stride),
             outside=outside or 0,
             seen=seen,

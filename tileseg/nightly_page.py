@@ -8,7 +8,7 @@ from urllib.parse import quote
 from tileseg.errors import TilesegError
 from tileseg.nightly_state import Entry
 from tileseg.overlay import thumbnail
-from tileseg.report import page_of
+from tileseg.page import page_of
 from tileseg.storage import Storage
 
 __all__ = ["PAGE", "page"]

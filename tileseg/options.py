@@ -152,6 +152,12 @@ _OPTIONS = (
         help="Also make entropy.tif: 0 for one certain class, 1 where all are alike.",
     ),
     click.option(
+        "--probabilities",
+        is_flag=True,
+        default=None,
+        help="Also make probabilities.tif: a band for each class, how probable it is.",
+    ),
+    click.option(
         "--polygons",
         type=click.Choice(["gpkg", "parquet", "fgb", "geojson"]),
         help="Also make polygons.<format>.",

@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from tileseg.area import pixel_metres, row_hectares
 from tileseg.card import NODATA
-from tileseg.encode import deflate, looks
+from tileseg.encode import Look, deflate
 from tileseg.gdal import gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.glance import labels_of, stretched
@@ -34,6 +35,7 @@ from tileseg.window import Window
 __all__ = ["Overlay", "fitted", "outlines", "overlays", "shards", "thumbnail"]
 
 _SIDE = 2048  # pixels of the longer side of a raster, at most
+_PIXELS = 4 * _SIDE**2  # of all bands of a raster, at most
 _BYTES = 2_200_000  # of all rasters together when packed, at most
 _QUALITY = 80  # of the scene's picture: WebP's
 _OUTLINED = 1024  # pixels of the longer side of the mask that outlines are of, at most
@@ -47,7 +49,7 @@ class Overlay:
     """A raster over the area; 255 where there is nothing."""
 
     pixels: Pixels
-    """(height, width)."""
+    """(height, width) or (bands, height, width)."""
     step: int
     """Pixels of the area that a side of one of these covers."""
     packed: bytes
@@ -55,7 +57,7 @@ class Overlay:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as the page wants it."""
-        height, width = self.pixels.shape
+        *_, height, width = self.pixels.shape
         data = b64encode(self.packed).decode()
         return {"height": height, "width": width, "step": self.step, "data": data}
 
@@ -75,11 +77,10 @@ def overlays(
         receipts: of the shards that are done.
     """
     area, box, card = task.grid.area, task.geobox, task.card
-    products = looks(task.ensemble, task.job.layers)
-    most = _BYTES // (1 + len(products))
+    most = _BYTES // (1 + task.planes)
     rasters = {
-        product: _read(folder / f"{product}.tif", SHRINK[look.overviews], most)
-        for product, look in products.items()
+        product: _read(folder / f"{product}.tif", look, most)
+        for product, look in task.looks.items()
     }
     seconds = {
         (it.shard.row, it.shard.col): sum(it.work.get(key, 0) for key in _STAGES)
@@ -104,21 +105,35 @@ def overlays(
 
 def fitted(pixels: Pixels, shrink: Shrink, most: int, step: int = 1) -> Overlay:
     """Return a raster that is halved until it takes no more than `most` bytes."""
-    while max(pixels.shape) > _SIDE or len(packed := deflate(pixels)) > most:
+    while not _is_small(pixels.shape) or len(packed := _packed(pixels)) > most:
         pixels, step = shrink(pixels), 2 * step
     return Overlay(np.ascontiguousarray(pixels), step, packed)
 
 
-def _read(path: Path, shrink: Shrink, most: int) -> Overlay:
-    """Return a finished raster: its first overview that is small enough, or half it."""
+def _is_small(shape: tuple[int, ...]) -> bool:
+    return max(shape[-2:]) <= _SIDE and prod(shape) <= _PIXELS
+
+
+def _packed(pixels: Pixels) -> bytes:
+    return deflate(pixels.reshape(-1, pixels.shape[-1]))
+
+
+def _read(path: Path, look: Look, most: int) -> Overlay:
+    """Return a finished raster: its first overview that is small enough, or half it.
+
+    Args:
+        path: where it is.
+        look: how it presents itself.
+        most: bytes of a band when packed.
+    """
+    bands = len(look.bands)
     with gdal_env(), open_dataset(path) as dataset:
-        shapes = level_shapes(*dataset.shape)
-        sizes = [max(shape) for shape in shapes]
-        level = next(
-            (i for i, size in enumerate(sizes) if size <= _SIDE), len(sizes) - 1
-        )
-        pixels: Pixels = dataset.read(1, out_shape=shapes[level])
-    return fitted(pixels, shrink, most, 2**level)
+        shapes = [(bands, *shape) for shape in level_shapes(*dataset.shape)]
+        small = (number for number, shape in enumerate(shapes) if _is_small(shape))
+        level = next(small, len(shapes) - 1)
+        pixels: Pixels = dataset.read(out_shape=shapes[level])
+    pixels = pixels[0] if bands == 1 else pixels
+    return fitted(pixels, SHRINK[look.overviews], bands * most, 2**level)
 
 
 def shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:

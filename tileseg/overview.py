@@ -1,4 +1,7 @@
-"""How a raster of uint8 becomes smaller, two by two pixels to one, and how often."""
+"""How a raster of uint8 becomes smaller, two by two pixels to one, and how often.
+
+Of several bands each for itself.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -7,12 +10,21 @@ from numpy.typing import NDArray
 
 from tileseg.card import NODATA
 
-__all__ = ["SHRINK", "Pixels", "Shrink", "halved", "level_shapes", "mode", "nearest"]
+__all__ = [
+    "SHRINK",
+    "Pixels",
+    "Shrink",
+    "halved",
+    "level_shapes",
+    "mean",
+    "mode",
+    "nearest",
+]
 
 _SMALL = 512  # pixels: what is no larger has no overview
 
 Pixels = NDArray[np.uint8]
-"""(height, width)."""
+"""(height, width) or (bands, height, width)."""
 
 Shrink = Callable[[Pixels], Pixels]
 """Makes one overview of the level before it."""
@@ -40,16 +52,12 @@ def mode(pixels: Pixels) -> Pixels:
 
     Nodata is no class and has no vote: it is the answer where all four are nodata.
     """
-    height, width = pixels.shape
-    if height % 2 or width % 2:
-        pad = ((0, height % 2), (0, width % 2))
-        pixels = np.pad(pixels, pad, constant_values=NODATA)
     # Columns are parted as halves of 16-bit numbers: faster than taking every second.
-    pairs = np.ascontiguousarray(pixels).view("<u2")
-    left, right = pairs.astype(np.uint8), (pairs >> 8).astype(np.uint8)
+    pairs = np.ascontiguousarray(_evened(pixels)).view("<u2")
+    above, below = pairs[..., ::2, :], pairs[..., 1::2, :]
     # Sorted, a <= b <= c <= d.
-    p, q = np.minimum(left[::2], left[1::2]), np.maximum(left[::2], left[1::2])
-    r, s = np.minimum(right[::2], right[1::2]), np.maximum(right[::2], right[1::2])
+    p, q = _sorted(above.astype(np.uint8), below.astype(np.uint8))
+    r, s = _sorted((above >> 8).astype(np.uint8), (below >> 8).astype(np.uint8))
     a, x = np.minimum(p, r), np.maximum(p, r)
     y, d = np.minimum(q, s), np.maximum(q, s)
     b, c = np.minimum(x, y), np.maximum(x, y)
@@ -62,10 +70,41 @@ def mode(pixels: Pixels) -> Pixels:
     return np.where(a == b, a, best)
 
 
+def _sorted(one: Pixels, other: Pixels) -> tuple[Pixels, Pixels]:
+    return np.minimum(one, other), np.maximum(one, other)
+
+
+def mean(pixels: Pixels) -> Pixels:
+    """Return the mean of every 2 x 2 pixels, rounded, halves up; nodata has no weight.
+
+    It is the answer where all four are nodata. In whole numbers: the same everywhere.
+    """
+    even = _evened(pixels)
+    weights = (even != NODATA).astype(np.uint16)
+    total, count = _summed(even * weights), _summed(weights)
+    found = (2 * total + count) // np.maximum(2 * count, 1)
+    return np.where(count, found, NODATA).astype(np.uint8)
+
+
+def _summed(values: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Return the sum of every 2 x 2 of them."""
+    rows = values[..., ::2, :] + values[..., 1::2, :]
+    return rows[..., ::2] + rows[..., 1::2]
+
+
+def _evened(pixels: Pixels) -> Pixels:
+    """Return pixels with even sides, filled up with nodata."""
+    *_, height, width = pixels.shape
+    if not (height % 2 or width % 2):
+        return pixels
+    pad = [(0, 0)] * (pixels.ndim - 2) + [(0, height % 2), (0, width % 2)]
+    return np.pad(pixels, pad, constant_values=NODATA)
+
+
 def nearest(pixels: Pixels) -> Pixels:
     """Return the upper left of every 2 x 2 pixels."""
-    return pixels[::2, ::2]
+    return pixels[..., ::2, ::2]
 
 
-SHRINK: Mapping[str, Shrink] = {"MODE": mode, "NEAREST": nearest}
-"""By the name that GDAL has for it. Neither invents a value."""
+SHRINK: Mapping[str, Shrink] = {"MODE": mode, "AVERAGE": mean}
+"""By the name that GDAL has for it: classes have no mean, what is measured has."""

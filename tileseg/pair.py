@@ -134,6 +134,13 @@ class _Mask:
         plain = (LandClass(n, name, color_of(n)) for n, name in enumerate(self.classes))
         return tuple(table.get(item.value, item.rgb)[:3] for item in plain)
 
+    def model(self) -> dict[str, str] | None:
+        """Return what its tags say of the model that made it."""
+        tags = self.dataset.tags()
+        if "MODEL" not in tags:
+            return None
+        return {"name": tags["MODEL"], "sha256": tags.get("MODEL_SHA256", "")}
+
     def labels(self, window: Window, names: tuple[str, ...]) -> NDArray[np.uint8]:
         """Return numbers among `names`, 255 for none."""
         stored = _read(self.dataset, self.side.mask, window)
@@ -192,6 +199,12 @@ class Pair:
         return {key: tags[key] for key in ("AREA_OR_POINT",) if key in tags}
 
     @property
+    def models(self) -> tuple[dict[str, str] | None, dict[str, str] | None]:
+        """What each mask's tags say of the model that made it; None for nothing."""
+        old, new = (mask.model() for mask in (self.old, self.new))
+        return old, new
+
+    @property
     def has_confidence(self) -> bool:
         """Whether at least one of them says how certain it is."""
         return bool(self.old.side.confidence or self.new.side.confidence)
@@ -224,7 +237,7 @@ def _opened(path: str, stack: ExitStack) -> Any:  # noqa: ANN401  (rasterio is u
 
 def _box(dataset: Any) -> GeoBox:  # noqa: ANN401  (rasterio is untyped)
     try:
-        crs = dataset.crs.to_wkt() if dataset.crs else None
+        crs = dataset.crs.to_wkt(version="WKT2_2019") if dataset.crs else None
     except ValueError as err:  # rasterio's CRSError
         msg = f"{dataset.name}: has a CRS that cannot be read: {err}"
         raise InputError(msg) from err

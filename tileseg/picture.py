@@ -23,10 +23,10 @@ from tileseg.window import Window
 
 __all__ = ["LabelRows", "Picture", "RowsUnderWay"]
 
-_LABELS = ""
+_LABELS, _CHANCES = "", "probabilities"
 
 Part = tuple[Tensor, ...]
-"""What of a batch goes into the picture; each (..., N, W), N tiles side by side."""
+"""What of a batch goes into the picture; each (..., H, N, W), N tiles side by side."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +36,9 @@ class LabelRows:
     labels: NDArray[np.uint8]
     """(rows, width of the run), 255 where invalid."""
     layers: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
-    """Those of `LAYERS` that are wanted, same shape: round(254 x), 255 where invalid.
-    """
+    """Those of `LAYERS` that are wanted: round(254 x), 255 where invalid.
+
+    Of the same shape; probabilities (classes, rows, width of the run)."""
     masked: NDArray[np.bool_] | None = None
     """Same shape: True where only a mask makes it invalid; None if there is none."""
 
@@ -79,7 +80,7 @@ class Canvas(Protocol):
         """Add tiles side by side to the topmost row, from the left to the right."""
 
     def next_row(self) -> Part:
-        """Return labels and the layers wanted, (stride, width), of that row.
+        """Return labels and the layers wanted, (..., stride, width), of that row.
 
         Their first pixel lies `overlap` pixels above and left of the first core's.
         """
@@ -157,10 +158,12 @@ class Picture:
         window = self._run.intersect(box)
         if not window.height:
             return []
-        at = window.relative_to(box).slices
+        rows, cols = window.relative_to(box).slices
         wanted = self._wanted.take(window.height)
         named = zip(self._names, layers, strict=True)
-        landings = {name: self._bus.fetch(layer[at]) for name, layer in named}
+        landings = {
+            name: self._bus.fetch(layer[..., rows, cols]) for name, layer in named
+        }
         unwanted = None if wanted is None or wanted.all() else ~wanted
         masked = self._masked.take(window.height)
         return [RowsUnderWay(landings, unwanted, masked)]
@@ -203,12 +206,17 @@ class Cores:
     ) -> None:
         """Begin above the first row of `tiles`."""
         self._trim, self._wanted = blend.trim, layers
-        self._blank = torch.zeros(
+        blank_HNW = torch.zeros(
             blend.stride,
             tiles.width,
             blend.stride,
             dtype=torch.uint8,
             device=network.device.name,
+        )
+        chances = blank_HNW.expand(max(2, network.card.outputs), -1, -1, -1)
+        self._blank = (
+            blank_HNW,
+            *(chances if name == _CHANCES else blank_HNW for name in layers),
         )
         self._layers = self._blanks()
 
@@ -220,16 +228,18 @@ class Cores:
     def add(self, column: int, part: Part) -> None:
         """Add tiles side by side to the topmost row, from the left to the right."""
         for layer_HNW, tiles_HNW in zip(self._layers, part, strict=True):
-            layer_HNW[:, column : column + tiles_HNW.shape[1]] = tiles_HNW
+            layer_HNW[..., column : column + tiles_HNW.shape[-2], :] = tiles_HNW
 
     def next_row(self) -> Part:
-        """Return labels and the layers wanted, (stride, width), of that row."""
+        """Return labels and the layers wanted, (..., stride, width), of that row."""
         done, self._layers = self._layers, self._blanks()
-        return tuple(layer_HNW.flatten(1) for layer_HNW in done)
+        return tuple(layer_HNW.flatten(-2) for layer_HNW in done)
 
     def _blanks(self) -> Part:
         """Return layers of their own: those of the row before may still be read."""
-        return tuple(self._blank.clone() for _ in range(1 + len(self._wanted)))
+        return tuple(
+            blank.clone(memory_format=torch.contiguous_format) for blank in self._blank
+        )
 
 
 class Sums:
@@ -262,7 +272,7 @@ class Sums:
         self._fold.add(column, *part)
 
     def next_row(self) -> Part:
-        """Return labels and the layers wanted, (stride, width), of that row."""
+        """Return labels and the layers wanted, (..., stride, width), of that row."""
         sums_KHW = self._fold.next_row()
         above, self._above = self._above, self._above + self._stride
         if not self._wanted:
@@ -293,15 +303,27 @@ def _labels(logits: Tensor) -> Tensor:
 
 
 def _certainties(logits: Tensor, wanted: tuple[str, ...]) -> Part:
-    """Return round(254 x), uint8, of (K, ...) logits, for each layer x wanted."""
+    """Return round(254 x), uint8, of (K, ...) logits, for each layer x wanted.
+
+    Of one logit the first class is what it is not.
+    """
     if not wanted:
         return ()
     if len(logits) == 1:
-        chances = torch.cat((torch.sigmoid(logits), torch.sigmoid(-logits)))
+        chances = torch.cat((torch.sigmoid(-logits), torch.sigmoid(logits)))
     else:
         chances = torch.softmax(logits, dim=0)
-    values = (_CERTAINTIES[name](chances) for name in wanted)
-    return tuple((x * CONFIDENCE_STEPS).round().to(torch.uint8) for x in values)
+    return tuple(
+        # Class by class, so that nothing else is as large.
+        torch.stack([_steps(here) for here in chances])
+        if name == _CHANCES
+        else _steps(_CERTAINTIES[name](chances))
+        for name in wanted
+    )
+
+
+def _steps(shares: Tensor) -> Tensor:
+    return (shares * CONFIDENCE_STEPS).round().to(torch.uint8)
 
 
 def _greatest(chances: Tensor) -> Tensor:

@@ -70,7 +70,10 @@ def _needs(task: Task) -> list[_Need]:
     """Return what each local place is asked to hold."""
     job = task.job
     results, shards = room(
-        task.grid.area.size, rasters=1 + len(job.layers), polygons=bool(job.polygons)
+        task.grid.area.size,
+        planes=task.planes,
+        largest=max(len(look.bands) for look in task.looks.values()),
+        polygons=bool(job.polygons),
     )
     has_disk = not is_remote(job.workplace)
     work = f"--work {job.work_path}", job.work_path
@@ -87,13 +90,20 @@ def _needs(task: Task) -> list[_Need]:
 
 
 def room(
-    pixels: int, *, rasters: int = 1, polygons: bool = False
+    pixels: int, *, planes: int = 1, largest: int = 1, polygons: bool = False
 ) -> tuple[float, float]:
-    """Return how many bytes a scene's results need at most, and its shards."""
+    """Return how many bytes a scene's results need at most, and its shards.
+
+    Args:
+        pixels: of the scene.
+        planes: bands of all rasters together.
+        largest: bands of the one with most of them.
+        polygons: whether there are any.
+    """
     features = _POLYGON_BYTES * polygons
     # The products, and beside them the blocks of the one that is being made.
-    results = pixels * (_OVERVIEWS * (rasters + 1) + features)
-    return results, pixels * (_OVERVIEWS * rasters + features)
+    results = pixels * (_OVERVIEWS * (planes + largest) + features)
+    return results, pixels * (_OVERVIEWS * planes + features)
 
 
 def _share_to_do(task: Task) -> float:

@@ -1,6 +1,8 @@
 """Every product of a plan whose shards are made, in a folder that is not public yet."""
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 from tileseg.card import NODATA
 from tileseg.grid import Shard
 from tileseg.ledger import Files, Ledger, Receipt
+from tileseg.moments import Moments
 from tileseg.record import Record, count_pixels
 from tileseg.storage import write_whole
 from tileseg.task import Task
@@ -17,6 +20,7 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tileseg.encode import Look
     from tileseg.sketch import Collage, Picture
     from tileseg.vectorize import Pieces
 
@@ -43,16 +47,16 @@ def build(
     folder: Path,
 ) -> "Collage":
     """Make rasters and polygons in `folder`; return how the scene was seen."""
-    from tileseg.encode import looks, sketch_of
+    from tileseg.encode import sketch_of
     from tileseg.sketch import Collage
     from tileseg.stitch import stitch
     from tileseg.verify import verify_layer, verify_mask
 
     box, mask = task.geobox, folder / "mask.tif"
     pixels = count_pixels(receipts.values())
-    collage = Collage(task.grid)
+    collage, shown = Collage(task.grid), _counted(task, receipts)
     with record.stage("stitch"):
-        for product, look in looks(task.ensemble, task.job.layers).items():
+        for product, look in shown.items():
             logger.info("%s: stitching %s.tif", task.job.href, product)
             files = ledger.files(receipts, product)
             if product == "mask":
@@ -62,7 +66,8 @@ def build(
     with record.stage("verify"):
         verify_mask(mask, box, pixels)
         for product in task.job.layers:
-            verify_layer(folder / f"{product}.tif", box, mask)
+            bands = len(shown[product].bands)
+            verify_layer(folder / f"{product}.tif", box, mask, bands)
     if task.job.polygons:
         with record.stage("vectorize"):
             _vectorize(task, ledger, receipts, folder)
@@ -95,12 +100,28 @@ def present(
     pixels = count_pixels(receipts.values())
     drawn = quicklook(task, mask, pixels, picture)
     write_whole(folder / "quicklook.png", drawn)
-    write_whole(folder / "item.json", item(task, folder))
+    shown = _counted(task, receipts)
+    write_whole(folder / "item.json", item(task, folder, shown))
     chart = overlays(task, folder, picture, receipts.values())
     record.finish()
     beside = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     page = report(record.told(), chart, task.request["versions"], beside)
     write_whole(folder / "report.html", page)
+
+
+def _counted(task: Task, receipts: Mapping[Shard, Receipt]) -> "dict[str, Look]":
+    """Return how rasters present themselves, with what was counted of their values."""
+    size, found = task.grid.area.size, task.looks
+    pixels = count_pixels(receipts.values())
+    known = {item.value: pixels[item.value] for item in task.card.classes}
+    count = sum(known.values())
+    share = {"count": count, "valid_percent": 100 * count / size}
+    found["mask"] = replace(found["mask"], pixels=known, statistics=[share])
+    for name in task.job.layers:
+        bands = zip(*(item.moments[name] for item in receipts.values()), strict=True)
+        sums = [Moments.sum(band).statistics(size) for band in bands]
+        found[name] = replace(found[name], statistics=sums)
+    return found
 
 
 def _picture(task: Task, collage: "Collage") -> "Picture | None":

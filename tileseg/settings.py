@@ -33,7 +33,7 @@ __all__ = [
     "within",
 ]
 
-LAYERS = ("confidence", "margin", "entropy")
+LAYERS = ("confidence", "margin", "entropy", "probabilities")
 """What there may be of each pixel beside its class: each a raster, a field of a job."""
 
 MOST_METRES = 1_000_000
@@ -93,6 +93,8 @@ class Job:
     """Also make margin.tif: how much more probable the class is than the next one."""
     entropy: bool = False
     """Also make entropy.tif: 0 for one certain class, 1 where all are as probable."""
+    probabilities: bool = False
+    """Also make probabilities.tif: a band for each class, how probable it is."""
     polygons: str = ""
     """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
     simplify: float | None = None

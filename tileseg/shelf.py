@@ -59,7 +59,7 @@ class _Shelf:
         to, source = (slice(at, at + count) for at in (self._filled, first))
         for made, window in zip(self._made, self._windows, strict=True):
             for here, there in zip(_layers(made), _layers(item), strict=True):
-                here[to] = there[source, window.col : window.col_stop]
+                here[..., to, :] = there[..., source, window.col : window.col_stop]
         self._filled += count
         return first + count
 
@@ -79,6 +79,9 @@ def _like(rows: LabelRows, window: Window) -> LabelRows:
     shape = window.height, window.width
     return LabelRows(
         np.empty(shape, np.uint8),
-        {name: np.empty(shape, np.uint8) for name in rows.layers},
+        {
+            name: np.empty((*layer.shape[:-2], *shape), np.uint8)
+            for name, layer in rows.layers.items()
+        },
         None if rows.masked is None else np.empty(shape, np.bool_),
     )

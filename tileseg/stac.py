@@ -5,7 +5,7 @@ and of the report, which holds some, no digest. Its files are named beside it, s
 folder may be moved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from urllib.parse import quote
 from tileseg.address import is_address
 from tileseg.area import pixel_metres
 from tileseg.card import NODATA
-from tileseg.encode import Look, looks
+from tileseg.encode import Look
 from tileseg.ground import authority_code, footprint
 from tileseg.mlm import EXTENSIONS, class_object, multihash
 from tileseg.names import DOCUMENT, is_catalog
@@ -39,14 +39,21 @@ _PURPOSES = {
     "confidence": ("Probability of the class", "data"),
     "margin": ("How far the next class is behind", "data"),
     "entropy": ("How spread out the probabilities are", "data"),
+    "probabilities": ("Probability of each class", "data"),
     "polygons": ("Areas of one class", "data"),
     "failures": ("Where nothing could be made, and why", "metadata"),
     "quicklook": ("Scene and mask at a glance", "overview"),
 }
 
 
-def item(task: Task, folder: Path) -> bytes:
-    """Return the Item of the products in `folder`, as JSON; no secret is in it."""
+def item(task: Task, folder: Path, shown: Mapping[str, Look] | None = None) -> bytes:
+    """Return the Item of the products in `folder`, as JSON; no secret is in it.
+
+    Args:
+        task: of what scene, by which model.
+        folder: where the finished products are.
+        shown: rasters, with what was counted of their values; None if nothing was.
+    """
     box, versions = task.geobox, task.request["versions"]
     place, code = footprint(box), authority_code(box.crs)
     names = "projection", "raster", "classification", "processing", "file"
@@ -71,7 +78,7 @@ def item(task: Task, folder: Path) -> bytes:
                 ],
             },
             "links": [*_origins(task), *_models(task)],
-            "assets": dict(_assets(task, folder)),
+            "assets": dict(_assets(task, folder, shown or task.looks)),
         }
     )
 
@@ -92,9 +99,10 @@ def _lineage(task: Task) -> str:
     return f"Most probable class by {ensemble.title}{averaged}, from bands {bands}"
 
 
-def _assets(task: Task, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _assets(
+    task: Task, folder: Path, shown: Mapping[str, Look]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and description of each file of the folder, and of the report."""
-    shown = looks(task.ensemble, task.job.layers)
     for path in sorted(folder.iterdir()):
         title, role = _PURPOSES[path.stem]
         asset = {
@@ -123,9 +131,7 @@ def _raster(task: Task, name: str, look: Look) -> dict[str, Any]:
     """Return what is said of a raster: its grid, its values, their meaning."""
     box, metres = task.geobox, pixel_metres(task.geobox)
     scaled = {"raster:scale": look.scale, "raster:offset": 0.0}
-    band = {
-        "name": name,
-        "description": look.description,
+    alike = {
         "data_type": "uint8",
         "nodata": NODATA,
         "raster:sampling": "point" if task.scene.point else "area",
@@ -135,12 +141,29 @@ def _raster(task: Task, name: str, look: Look) -> dict[str, Any]:
     grid: dict[str, Any] = {"proj:shape": [box.height, box.width]}
     if task.scene.tie is None:
         grid["proj:transform"] = list(box.transform)[:6]
-    return {**grid, "bands": [band], **(_classes(task) if look.colors else {})}
+    bands = [{**words, **alike} for words in _bands(name, look)]
+    return {**grid, "bands": bands, **(_classes(task, look) if look.colors else {})}
 
 
-def _classes(task: Task) -> dict[str, Any]:
+def _bands(name: str, look: Look) -> Iterator[dict[str, Any]]:
+    """Yield what each band is called; its values' statistics, if they are known."""
+    for number, text in enumerate(look.bands):
+        is_alone = len(look.bands) == 1
+        known = look.statistics[number : number + 1]
+        yield {
+            "name": name if is_alone else text,
+            "description": text if is_alone else f"probability of {text}",
+            **({"statistics": dict(known[0])} if known else {}),
+        }
+
+
+def _classes(task: Task, look: Look) -> dict[str, Any]:
     nodata = {"value": NODATA, "name": "nodata", "nodata": True}
-    known = [class_object(it.value, it.name, it.color) for it in task.card.classes]
+    known = [
+        class_object(it.value, it.name, it.color)
+        | ({"count": look.pixels[it.value]} if look.pixels else {})
+        for it in task.card.classes
+    ]
     return {"classification:classes": [*known, nodata]}
 
 

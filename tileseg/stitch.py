@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
@@ -54,11 +55,12 @@ def stitch(files: Files, grid: Grid, scene: Scene, look: Look, path: Path) -> No
             box = scene.geobox.crop(grid.area)
             tags = raster_tags(box, look, point=scene.point, tie=scene.tie)
         with ExitStack() as stack, ThreadPoolExecutor(_THREADS) as pool:
-            block = block_side(grid.shard)
+            block, bands = block_side(grid.shard), len(look.bands)
             levels: list[_Level] = []
             for shape in level_shapes(box.height, box.width):
                 file = stack.enter_context(TemporaryFile(dir=path.parent))
-                levels.append(_Level(shape, block // 2 if levels else block, file))
+                side = block // 2 if levels else block
+                levels.append(_Level((bands, *shape), side, file))
             _Quadtree(files, grid, levels, SHRINK[look.overviews], pool).grow()
             _assemble(path, levels, tags)
     except (*GDAL_ERRORS, OSError) as err:
@@ -86,12 +88,16 @@ class _Made(NamedTuple):
 class _Level:
     """The raster or one overview of it: its encoded blocks, in a file of their own."""
 
-    def __init__(self, shape: tuple[int, int], block: int, file: IO[bytes]) -> None:
-        self.window, self.block = Window(0, 0, *shape), block
+    def __init__(
+        self, shape: tuple[int, int, int], block: int, file: IO[bytes]
+    ) -> None:
+        self.bands, *sides = shape
+        self.window, self.block = Window(0, 0, *sides), block
         self._file = file
         self._grid = self.window.coarsen(block)
-        self._starts = np.zeros(self._grid.size, np.int64)
-        self._counts = np.zeros(self._grid.size, np.uint32)
+        # Of each place, and of each band there.
+        self._starts = np.zeros((self._grid.size, self.bands), np.int64)
+        self._counts = np.zeros((self._grid.size, self.bands), np.uint32)
         self._end = 0
         self._pending: deque[tuple[Window, Future[_Made], int]] = deque()
 
@@ -103,7 +109,7 @@ class _Level:
     def expect(self, window: Window, made: Future[_Made], number: int) -> None:
         """Take them when they are made, as those of some number."""
         self._pending.append((window, made, number))
-        self._write(_AHEAD)
+        self._write(max(1, _AHEAD // self.bands))
 
     def finish(self) -> Image:
         """Wait for all blocks; say what they are."""
@@ -112,13 +118,14 @@ class _Level:
             height=self.window.height,
             width=self.window.width,
             block=self.block,
-            counts=self._counts,
+            counts=self._counts.ravel(),
+            bands=self.bands,
         )
 
     def copy_to(self, file: IO[bytes]) -> None:
         """Append all blocks to a file, wrapped, row-major."""
         self._file.flush()
-        handle, shape = self._file.fileno(), (self._grid.height, self._grid.width)
+        handle, shape = self._file.fileno(), (self._grid.height, -1)
         # A row at a time: Python's own numbers take much more room than NumPy's.
         rows = zip(
             self._starts.reshape(shape), self._counts.reshape(shape), strict=True
@@ -134,11 +141,14 @@ class _Level:
             self._put(window, made.result().blocks[number])
 
     def _put(self, window: Window, blocks: Iterable[bytes]) -> None:
-        for cell, block in zip(window.coarsen(self.block).cells(), blocks, strict=True):
+        stream = iter(blocks)
+        for cell in window.coarsen(self.block).cells():
             number = cell.row * self._grid.width + cell.col
-            self._starts[number], self._counts[number] = self._end, len(block)
-            self._file.write(block)
-            self._end += len(block)
+            for band, block in enumerate(islice(stream, self.bands)):
+                self._starts[number, band] = self._end
+                self._counts[number, band] = len(block)
+                self._file.write(block)
+                self._end += len(block)
 
 
 class _Quadtree:
@@ -203,7 +213,7 @@ class _Quadtree:
             if part.size:
                 at = part.relative_to(window)
                 parts.append((at, self._node(depth - 1, child)))
-        shape = window.height, window.width
+        shape = level.bands, window.height, window.width
         made = self._pool.submit(_join, shape, parts, level.block, self._shrink)
         level.expect(window, made, 0)
         return made
@@ -221,7 +231,8 @@ class _Quadtree:
             return self._pool.submit(_read_rest, rest, data)
         found = [(place, next(self._files)[1]) for place in places]
         sides = [level.block for level in self._levels[:2]]
-        made = self._pool.submit(_cut_anew, window, found, sides, self._shrink)
+        shape = self._levels[0].bands, window.height, window.width
+        made = self._pool.submit(_cut_anew, shape, window, found, sides, self._shrink)
         for number, level in enumerate(self._levels[:2]):
             level.expect(windows[number], made, number)
         return made
@@ -241,7 +252,7 @@ class _Quadtree:
 
 
 def _join(
-    shape: tuple[int, int],
+    shape: tuple[int, int, int],
     parts: list[tuple[Window, Future[_Made]]],
     block: int,
     shrink: Shrink,
@@ -249,7 +260,7 @@ def _join(
     """Join the overviews that the nodes below hand up; they are made before."""
     pixels = np.empty(shape, np.uint8)
     for at, part in parts:
-        pixels[at.slices] = part.result().rest
+        pixels[:, *at.slices] = part.result().rest
     return _Made([_encoded(pixels, block)], shrink(pixels))
 
 
@@ -259,10 +270,14 @@ def _read_rest(rest: Image, data: bytes) -> _Made:
 
 
 def _cut_anew(
-    window: Window, found: list[tuple[Window, bytes]], sides: list[int], shrink: Shrink
+    shape: tuple[int, int, int],
+    window: Window,
+    found: list[tuple[Window, bytes]],
+    sides: list[int],
+    shrink: Shrink,
 ) -> _Made:
     """Make a square from the shards that it meets, at their places."""
-    pixels = np.full((window.height, window.width), NODATA, np.uint8)
+    pixels = np.full(shape, NODATA, np.uint8)
     for place, data in found:
         _place(pixels, window, place, data)
     half = shrink(pixels)
@@ -279,19 +294,23 @@ def _place(pixels: Pixels, window: Window, place: Window, data: bytes) -> None:
     part = window.intersect(place)
     image = read_images(data)[0]
     found = _read(image, data, part.relative_to(place))
-    pixels[part.relative_to(window).slices] = found
+    pixels[:, *part.relative_to(window).slices] = found
 
 
 def _read(image: Image, data: bytes, window: Window) -> Pixels:
-    """Return the pixels of a window of an image; only its blocks are decoded."""
-    pixels = np.empty((window.height, window.width), np.uint8)
+    """Return the pixels of a window of an image, (bands, height, width).
+
+    Only its blocks are decoded.
+    """
+    pixels = np.empty((image.bands, window.height, window.width), np.uint8)
     blocks, across = list(image.blocks(data)), -(-image.width // image.block)
     for cell in window.coarsen(image.block).cells():
         whole = cell.scale(image.block)
         part = whole.intersect(window)
-        block = inflate(blocks[cell.row * across + cell.col], image.block)
-        found = block[part.relative_to(whole).slices]
-        pixels[part.relative_to(window).slices] = found
+        first = (cell.row * across + cell.col) * image.bands
+        at, source = part.relative_to(window).slices, part.relative_to(whole).slices
+        for band, block in enumerate(blocks[first : first + image.bands]):
+            pixels[band, *at] = inflate(block, image.block)[source]
     return pixels
 
 

@@ -16,7 +16,7 @@ from tileseg.attributes import Origin
 from tileseg.card import Card
 from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
-from tileseg.encode import SHARD_FORMAT, can_write
+from tileseg.encode import SHARD_FORMAT, Look, can_write, looks
 from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.geobox import GeoBox
@@ -80,6 +80,16 @@ class Task:
     def card(self) -> Card:
         """What the products' values mean, and the grid's numbers; see `Ensemble`."""
         return self.ensemble.card
+
+    @property
+    def looks(self) -> dict[str, Look]:
+        """Each raster that is made, the mask first, and how it presents itself."""
+        return looks(self.ensemble, self.job.layers)
+
+    @property
+    def planes(self) -> int:
+        """How many bytes are made of a pixel, its class and the layers' bands."""
+        return sum(len(look.bands) for look in self.looks.values())
 
     @property
     def geobox(self) -> GeoBox:
@@ -155,7 +165,7 @@ class Task:
         Summed logits and layers beside the labels, of the same columns, are counted in.
         """
         sums = self.card.outputs * _SUMS_BYTES * self.grid.stride
-        layers = sums + self.grid.shard * len(self.job.layers)
+        layers = sums + self.grid.shard * (self.planes - 1)
         return self.scene.pixel_bytes(self.bands) + layers // self.scene.strip_rows
 
 

@@ -10,16 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tileseg.area import row_hectares
+from tileseg.card import NODATA
 from tileseg.codes import Codes
 from tileseg.geobox import GeoBox
 from tileseg.hysteresis import COUNTS, TOO_SMALL, UNDECIDED
 from tileseg.window import Window
 
-__all__ = ["Ground", "Tally", "changed"]
+__all__ = ["FIRST", "Ground", "Tally", "changed"]
 
 _PARTS = 1 << 24  # of the largest pixel
 _MAP_SIDE = 1000  # cells
-_NOTHING, _SAME, _LEFT_OUT = range(3)  # of the map, each gives way to the next
+_NOTHING, _SAME, _LEFT_OUT, FIRST = range(4)  # of the map, each gives way to the next
+"""`FIRST`: on the map, code 0; the codes follow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,11 +59,24 @@ class Tally:
         # Outcomes by codes; the last one is nodata.
         shape = 3, codes.count + 1
         self._pixels, self._parts = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        self._cell = -(-max(box.height, box.width) // _MAP_SIDE)
-        size = box.window.coarsen(self._cell)
-        self.map = np.zeros((size.height, size.width), np.uint16)
+        self.cell = -(-max(box.height, box.width) // _MAP_SIDE)
+        """Side of a cell of the maps in pixels."""
+        cells = box.window.coarsen(self.cell)
+        self.map = np.zeros((cells.height, cells.width), np.uint16)
         """(rows, columns), of each cell the highest of nodata, unchanged, left out, and
-        3 and more: 3 + the code of a change."""
+        `FIRST` + the code of a change."""
+        self.looks = np.full((2, cells.height, cells.width), NODATA, np.uint8)
+        """(2, rows, columns), the old and the new class of each cell's first pixel."""
+
+    def see(self, labels: tuple[NDArray[np.uint8], ...], window: Window) -> None:
+        """Remember how both masks look in a window."""
+        rows, cols = (
+            slice(-at.start % self.cell, None, self.cell) for at in window.slices
+        )
+        seen = [layer[rows, cols] for layer in labels]
+        height, width = seen[0].shape
+        row, col = (-(-at.start // self.cell) for at in window.slices)
+        self.looks[:, row : row + height, col : col + width] = seen
 
     def add(
         self, found: NDArray[Any], outcome: NDArray[np.uint8], window: Window
@@ -81,12 +96,12 @@ class Tally:
     def _draw(
         self, found: NDArray[Any], outcome: NDArray[np.uint8], window: Window
     ) -> None:
-        high = np.where(changed(found, self._codes), found + np.uint16(3), _SAME)
+        high = np.where(changed(found, self._codes), found + np.uint16(FIRST), _SAME)
         high[outcome != COUNTS] = _LEFT_OUT
         high[found == self._codes.nodata] = _NOTHING
-        at = window.coarsen(self._cell)
+        at = window.coarsen(self.cell)
         for axis, cells in enumerate(at.slices):
-            begins = np.arange(cells.start, cells.stop) * self._cell
+            begins = np.arange(cells.start, cells.stop) * self.cell
             edges = np.maximum(begins - window.slices[axis].start, 0)
             high = np.maximum.reduceat(high, edges, axis=axis)
         seen = self.map[at.slices]

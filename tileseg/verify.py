@@ -56,15 +56,26 @@ def verify_mask(path: Path, geobox: GeoBox, pixels: Mapping[int, int]) -> None:
         _check_overviews(path, counts, likely)
 
 
-def verify_layer(path: Path, geobox: GeoBox, mask: Path) -> None:
-    """Refuse a raster of confidence, margin or entropy with other nodata than the mask.
+def verify_layer(path: Path, geobox: GeoBox, mask: Path, bands: int = 1) -> None:
+    """Refuse a raster of `LAYERS` of which a band has other nodata than the mask.
+
+    Args:
+        path: the raster.
+        geobox: the scene's grid.
+        mask: the finished mask.
+        bands: how many it is to have.
 
     Raises:
-        OutputError: it is not, or cannot be read.
+        OutputError: it is not that, or cannot be read.
     """
     with _explained(path):
-        _check_grid(path, geobox)
-        _check_overviews(path, _count(path, mask=mask))
+        _check_grid(path, geobox, bands)
+        for band in range(1, bands + 1):
+            counts = _count(path, band=band, mask=mask)
+            (values,) = counts[:NODATA].nonzero()
+            if values.size:  # a mean lies between the least and the greatest
+                counts[values[0] : values[-1]] = 1
+            _check_overviews(path, counts, band=band)
 
 
 @contextmanager
@@ -85,7 +96,7 @@ def _compare(path: Path, what: str, got: object, wanted: object) -> None:
         raise OutputError(msg)
 
 
-def _check_grid(path: Path, geobox: GeoBox) -> None:
+def _check_grid(path: Path, geobox: GeoBox, bands: int = 1) -> None:
     """Compare what the file says of itself; the transform to the last bit."""
     with gdal_env(), open_dataset(path) as dataset:
         got = {
@@ -96,7 +107,7 @@ def _check_grid(path: Path, geobox: GeoBox) -> None:
         wanted = {
             "size": (geobox.height, geobox.width),
             "transform": geobox.transform,
-            "bands": (("uint8",), (NODATA,)),
+            "bands": (("uint8",) * bands, (NODATA,) * bands),
         }
         for what, value in got.items():
             _compare(path, what, value, wanted[what])
@@ -104,12 +115,15 @@ def _check_grid(path: Path, geobox: GeoBox) -> None:
             _compare(path, "CRS", dataset.crs and dataset.crs.to_wkt(), geobox.crs)
 
 
-def _check_overviews(path: Path, counts: Counts, likely: Values = ()) -> None:
-    """Refuse overviews that cannot be read or have values that the raster has not."""
+def _check_overviews(
+    path: Path, counts: Counts, likely: Values = (), band: int = 1
+) -> None:
+    """Refuse overviews that cannot be read or have values of which there are none."""
     with gdal_env(), open_dataset(path) as dataset:
         levels = len(dataset.overviews(1))
     for level in range(levels):
-        invented = (_count(path, likely, overview_level=level) > 0) & (counts == 0)
+        found = _count(path, likely, band=band, overview_level=level)
+        invented = (found > 0) & (counts == 0)
         what = f"values that only overview {level + 1} has"
         _compare(path, what, invented.nonzero()[0].tolist(), [])
 
@@ -125,15 +139,20 @@ def _commonest(counts: Counts) -> Values:
 
 
 def _count(
-    path: Path, likely: Values = (), mask: Path | None = None, **options: int
+    path: Path,
+    likely: Values = (),
+    band: int = 1,
+    mask: Path | None = None,
+    **options: int,
 ) -> Counts:
-    """Count the pixels of a raster by value; compare its nodata with a mask's.
+    """Count the pixels of a band by value; compare its nodata with a mask's.
 
     Some blocks at a time, so that memory does not grow with the raster.
 
     Args:
         path: the raster.
         likely: what it may well be made of: that is counted faster.
+        band: which one.
         mask: another raster of the same size.
         options: rasterio's.
     """
@@ -146,6 +165,7 @@ def _count(
                 stack.enter_context(open_dataset(path, **options)),
                 mask and stack.enter_context(open_dataset(mask)),
                 likely,
+                band,
             )
             for first in range(_THREADS)
         ]
@@ -154,12 +174,18 @@ def _count(
             return sum(counts, np.zeros(_VALUES, np.int64))
 
 
-def _count_part(first: int, dataset: Any, mask: Any, likely: Values) -> Counts:  # noqa: ANN401  (rasterio is untyped)
+def _count_part(
+    first: int,
+    dataset: Any,  # noqa: ANN401  (rasterio is untyped)
+    mask: Any,  # noqa: ANN401
+    likely: Values,
+    band: int,
+) -> Counts:
     """Count every `_THREADS`th of some blocks in a row, from the first on."""
     counts = np.zeros(_VALUES, np.int64)
     with gdal_env():
         for window in islice(_windows(dataset), first, None, _THREADS):
-            pixels = dataset.read(1, window=window.slices)
+            pixels = dataset.read(band, window=window.slices)
             counts += _histogram(pixels, likely)
             if mask:
                 is_hole = mask.read(1, window=window.slices) == NODATA

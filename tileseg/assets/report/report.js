@@ -1,6 +1,6 @@
 "use strict";
 (async () => {
-  const { chart, names, failures } = JSON.parse(document.getElementById("data").textContent);
+  const { chart, legends, failures } = JSON.parse(document.getElementById("data").textContent);
   const all = (selector) => [...document.querySelectorAll(selector)];
   const NOTHING = 255;
 
@@ -42,28 +42,39 @@
     return new Uint8Array(await new Response(stream).arrayBuffer());
   }
 
+  // Classes have colours of their own, and can be left out one by one.
+  const hidden = {};
+  function colorsOf(name) {
+    const legend = legends[name];
+    if (!legend) return RAMP;
+    const isShown = (value) => value in legend && !(hidden[name] && hidden[name].has(value));
+    return Uint32Array.from({ length: 256 }, (_, value) => (isShown(value) ? abgr(rgb(legend[value].color)) : 0));
+  }
+
   // A raster of values; drawn when it is first shown, and again when colours change.
-  async function raster(facts, colors) {
+  // Of several bands one is shown.
+  async function raster(name, facts) {
     const values = await inflate(facts.data);
     const canvas = L.DomUtil.create("canvas");
+    const size = facts.width * facts.height;
     let isDrawn = false;
     const layer = L.svgOverlay(canvas, boundsOf(facts));
+    layer.band = 0;
+    layer.bands = values.length / size;
     layer.draw = () => {
-      const [table, picture] = [colors(), new ImageData(facts.width, facts.height)];
+      const [table, picture] = [colorsOf(name), new ImageData(facts.width, facts.height)];
       const pixels = new Uint32Array(picture.data.buffer);
-      for (let i = 0; i < pixels.length; i++) pixels[i] = table[values[i]];
+      const first = layer.band * size;
+      for (let i = 0; i < size; i++) pixels[i] = table[values[first + i]];
       [canvas.width, canvas.height] = [facts.width, facts.height];
       canvas.getContext("2d").putImageData(picture, 0, 0);
       isDrawn = true;
     };
     layer.on("add", () => isDrawn || layer.draw());
-    layer.at = (x, y) => values[Math.floor(y / facts.step) * facts.width + Math.floor(x / facts.step)];
+    layer.at = (x, y, band = 0) =>
+      values[band * size + Math.floor(y / facts.step) * facts.width + Math.floor(x / facts.step)];
     return layer;
   }
-
-  const hidden = new Set();
-  const classColors = () => Uint32Array.from({ length: 256 }, (_, value) =>
-    value in chart.colors && !hidden.has(value) ? abgr(rgb(chart.colors[value])) : 0);
 
   // What files say is text, never markup.
   const words = (...lines) => {
@@ -85,9 +96,10 @@
         }
         return ring;
       });
-      const lines = [names[feature.class]];
+      const { name, color } = legends.mask[feature.class];
+      const lines = [name];
       if (feature.hectares !== null) lines.push(`${step > 1 ? "about " : ""}${number(feature.hectares, 2)} ha`);
-      L.polygon(rings, { color: "#ffffff", weight: 1.2, fillColor: chart.colors[feature.class], fillOpacity: 0.25, smoothFactor: 0.5 })
+      L.polygon(rings, { color: "#ffffff", weight: 1.2, fillColor: color, fillOpacity: 0.25, smoothFactor: 0.5 })
         .bindTooltip(words(...lines), { sticky: true }).addTo(group);
     }
     return group;
@@ -107,13 +119,11 @@
   if (chart.picture) layers.picture = L.imageOverlay(chart.picture.href, boundsOf(chart.picture), { alt: "the scene" });
   try {
     for (const [name, facts] of Object.entries(chart.rasters)) {
-      layers[name] = await raster(facts, name === "mask" ? classColors : () => RAMP);
+      layers[name] = await raster(name, facts);
     }
-    layers.shards = await raster(chart.shards, () => RAMP);
+    if (chart.shards) layers.shards = await raster("shards", chart.shards);
   } catch (error) {
-    const trouble = document.getElementById("trouble");
-    trouble.textContent = "This browser is too old for the map's rasters; quicklook.png beside this page shows them.";
-    trouble.hidden = false;
+    document.getElementById("trouble").hidden = false;
   }
   if (chart.polygons) layers.polygons = polygons(chart.polygons);
   if (failures.length) layers.failures = holes();
@@ -134,33 +144,56 @@
     fade();
   }
 
-  const boxes = all("[data-class]");
-  function sieve() {
-    hidden.clear();
-    for (const box of boxes) if (!box.checked) hidden.add(Number(box.dataset.class));
-    if (layers.mask) layers.mask.draw();
-  }
-  for (const box of boxes) box.addEventListener("change", sieve);
-  for (const button of all("[data-all]")) {
-    button.addEventListener("click", () => {
-      for (const box of boxes) box.checked = button.dataset.all === "true";
-      sieve();
+  for (const choice of all("[data-band]")) {
+    choice.addEventListener("change", () => {
+      const layer = layers[choice.dataset.band];
+      layer.band = Number(choice.value);
+      layer.draw();
     });
   }
-  sieve();
+
+  // A legend is of one raster or of several.
+  for (const legend of all("[data-legend]")) {
+    const boxes = [...legend.querySelectorAll("[data-class]")];
+    const sieve = () => {
+      for (const name of legend.dataset.legend.split(" ")) {
+        hidden[name] = new Set(boxes.filter((box) => !box.checked).map((box) => Number(box.dataset.class)));
+        if (layers[name]) layers[name].draw();
+      }
+    };
+    for (const box of boxes) box.addEventListener("change", sieve);
+    for (const button of legend.querySelectorAll("[data-all]")) {
+      button.addEventListener("click", () => {
+        for (const box of boxes) box.checked = button.dataset.all === "true";
+        sieve();
+      });
+    }
+    sieve();
+  }
 
   const [a, b, c, d, e, f] = chart.transform;
   const digits = Math.min(12, Math.max(0, Math.ceil(1 - Math.log10(Math.hypot(a, d)))));
   const readout = document.getElementById("readout");
+  const share = (value) => (value / 254).toFixed(2);
+  // What a raster says of a place; of several bands the greatest three.
+  function told(name, layer, x, y) {
+    const value = layer.at(x, y);
+    if (legends[name]) {
+      const text = value in legends[name] ? legends[name][value].name : "nodata";
+      return [name === "mask" ? text : `${name}: ${text}`];
+    }
+    if (value === NOTHING) return [];
+    if (layer.bands === 1) return [`${name} ${share(value)}`];
+    const values = Array.from({ length: layer.bands }, (_, band) => [layer.at(x, y, band), band]);
+    const most = values.sort(([a], [b]) => b - a).slice(0, 3);
+    return [most.map(([chance, band]) => `${legends.mask[band].name} ${share(chance)}`).join(", ")];
+  }
   map.on("mousemove click", ({ latlng }) => {
     const [x, y] = [latlng.lng, -latlng.lat];
     if (x < 0 || y < 0 || x >= chart.width || y >= chart.height) return;
     const found = [`x ${number(a * x + b * y + c, digits)}, y ${number(d * x + e * y + f, digits)}`];
-    for (const name of Object.keys(chart.rasters)) {
-      const value = layers[name] ? layers[name].at(x, y) : NOTHING;
-      if (name === "mask") found.push(value === NOTHING ? "nodata" : names[value]);
-      else if (value !== NOTHING) found.push(`${name} ${(value / 254).toFixed(2)}`);
-    }
+    const rasters = Object.keys(chart.rasters).filter((name) => layers[name]);
+    for (const name of rasters) found.push(...told(name, layers[name], x, y));
     readout.textContent = found.join("  ·  ");
   });
   document.body.dataset.ready = "true";
