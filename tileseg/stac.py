@@ -32,6 +32,7 @@ _TYPES = {
     ".gpkg": "application/geopackage+sqlite3",
     ".fgb": "application/vnd.flatgeobuf",
     ".geojson": "application/geo+json",
+    ".json": "application/json",
     ".png": "image/png",
 }
 _PURPOSES = {
@@ -43,6 +44,7 @@ _PURPOSES = {
     "polygons": ("Areas of one class", "data"),
     "failures": ("Where nothing could be made, and why", "metadata"),
     "quicklook": ("Scene and mask at a glance", "overview"),
+    "shards": ("What the network saw of each shard", "metadata"),
 }
 
 
