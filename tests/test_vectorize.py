@@ -16,6 +16,8 @@ from tileseg.join import join
 from tileseg.trace import components
 from tileseg.vectorize import Areas, Pieces, polygonise
 
+BORDERS = "top", "bottom", "left", "right"
+
 
 def cut(mask, size, *, confidence=None, left_out=(255,)):
     """Return the pieces of every shard of `size` pixels."""
@@ -222,8 +224,20 @@ def test_pieces_survive_their_file(mask):
     assert pieces.window == again.window
     for this, other in zip(numbers(pieces.areas), numbers(again.areas), strict=True):
         assert_array_equal(this, other)
-    for side in ("top", "bottom", "left", "right"):
+    for side in BORDERS:
         assert_array_equal(getattr(pieces, side), getattr(again, side))
+
+
+@given(mask=masks(), size=st.integers(2, 40))
+def test_pieces_know_their_pixels(mask, size):
+    for item in cut(mask, size).values():
+        at = item.numbers
+
+        labels = np.append(item.areas.classes, np.uint8(255))[at]
+        assert_array_equal(mask[item.window.slices], labels)
+        rims = zip((at[0], at[-1], at[:, 0], at[:, -1]), BORDERS, strict=True)
+        for rim, side in rims:
+            assert_array_equal(getattr(item, side), rim)
 
 
 def test_pieces_without_confidence_survive_their_file():

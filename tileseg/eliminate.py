@@ -273,7 +273,8 @@ class _Merging:
         above = np.array(self._above)
         while not np.array_equal(up := above[above], above):
             above = up
-        return np.array(self._classes)[above]
+        classes: Indices = np.array(self._classes)[above]
+        return classes
 
     def _smallest_first(self) -> Iterator["_Ranked"]:
         """Yield small regions, those that grow meanwhile where they belong."""
