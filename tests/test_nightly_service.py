@@ -203,6 +203,7 @@ def test_what_changed_is_made_again_and_nothing_else(nights, archive, tmp_path):
     assert whys(nights.run("--plan")[2])["d"] == "gone"
 
 
+@pytest.mark.slow
 def test_a_touched_scene_is_looked_at_and_found_unchanged(nights, archive):
     """What changed is its bytes' business: a moved mount makes no scene again."""
     nights.run()
@@ -217,6 +218,7 @@ def test_a_touched_scene_is_looked_at_and_found_unchanged(nights, archive):
     assert before == snapshot(nights.output / "b")
 
 
+@pytest.mark.slow
 def test_without_overwrite_results_of_other_plans_stay(nights, archive):
     nights._job += "\noverwrite = false"
     (archive / "a.tif").unlink()
@@ -297,25 +299,61 @@ def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     make_scene(archive / "big.tif", random_pixels(200, 190))
     make_scene(archive / "small.tif", random_pixels(20, 30))
     state = nights.state()
-    state.speed = Speed(((1, 600.0, 2),))  # 72 tiles take 12 h, 4 tiles 40 min
+    state.speed = Speed(((1, 300.0, 2),))  # 72 tiles take 6 h, 2 tiles 10 minutes
     nights.output.joinpath("night-state.json").write_bytes(state.as_bytes())
-    nights.now += DAY
+    end = nights.now + timedelta(hours=8)
+    nights.now += timedelta(hours=3)
     before = digest(nights.output)
 
-    _, _, plan = nights.run("--plan")
+    words = ["nightly", "--config", str(nights.path), "--plan"]
+    result = CliRunner().invoke(main, words)
+    plan = json.loads(result.stdout)
+    _, first, second, *_, last = result.stderr.splitlines()[-6:]
 
     assert before == digest(nights.output)
-    assert plan["deadline"] == (nights.now + timedelta(hours=8)).isoformat()
-    assert whys(plan)["small"] == "new"
-    row = next(row for row in plan["scenes"] if row["output"].endswith("small"))
-    assert row["runs"]
-    assert row["tiles"] == 2
-    assert row["seconds"] == 1200
-    assert row["device_minutes"] == 40
-    assert row["bytes"] > 0
-    nights.now += timedelta(hours=7, minutes=50)  # noon is not in between
-    before = digest(nights.output)
-    assert {row["runs"] for row in nights.run("--plan")[2]["scenes"]} == {False, True}
+    assert plan["deadline"] == end.isoformat()
+    rows = {Path(row["output"]).name: row for row in plan["scenes"]}
+    assert [rows["big"][key] for key in ("runs", "tiles", "seconds")] == [
+        False,
+        72,
+        21600,
+    ]
+    assert [rows["small"][key] for key in ("runs", "tiles", "seconds")] == [
+        True,
+        2,
+        600,
+    ]
+    assert rows["small"]["device_minutes"] == 20
+    assert rows["small"]["bytes"] > 0
+    told = {line.split()[1].rpartition("/")[2]: line for line in (first, second)}
+    assert told["big.tif"].startswith("-")
+    assert told["big.tif"].endswith("no time before the deadline")
+    assert told["small.tif"].split()[2:] == ["2", "0.0", "20.0", "new"]
+    assert "1 of 4 scenes, 2 tiles" in last
+    nights.now = end - timedelta(minutes=9)
+    code, lines, summary = nights.run()
+    assert (code, lines) == (0, [])
+    assert summary["counts"]["waiting"] == 2
+    nights.now += timedelta(hours=1)  # still that night, and it is over
+    assert nights.run()[:2] == (0, [])
+    assert before == digest(nights.output)
+
+
+def test_how_long_a_scene_takes_is_told_from_former_ones():
+    """What each scene takes apart from what each tile takes; eight are remembered."""
+    speed = Speed()
+    assert speed.seconds(10) is None
+    for tiles, seconds in ((10, 30.0), (20, 40.0), (40, 60.0)):
+        whole = Outcome(state="done", tiles=tiles, seconds=seconds, workers=2)
+        speed = speed.and_of(whole)
+        assert speed == speed.and_of(replace(whole, is_whole=False))
+        assert speed == speed.and_of(replace(whole, state="failed"))
+    assert speed.seconds(1000) == pytest.approx(1020)
+    assert speed.device_seconds(1000) == pytest.approx(2040)
+    for _ in range(8):
+        speed = speed.and_of(Outcome(state="done", tiles=5, seconds=10.0))
+    assert speed.seconds(100) == 200
+    assert len(speed.samples) == 8
 
 
 def choice(name, why="new", tiles=None, taken=None, **known):

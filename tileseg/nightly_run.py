@@ -266,7 +266,7 @@ class Tonight:
         """Return a line for each scene that needs a person, and one with the counts."""
         summary = self.summary()
         lines = [
-            f"{row['state']}: {row['scene']}: {row['error'] or row['output']}"
+            f"{row['state']}: {_told(row)}"
             for row in summary["scenes"]
             if row["state"] in ("partial", "failed", "parked")
         ]
@@ -274,6 +274,12 @@ class Tonight:
         told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
         last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
         return "\n".join([*lines, last])
+
+
+def _told(row: dict[str, Any]) -> str:
+    """Return which scene and what went wrong; most errors begin with the scene."""
+    scene, error = row["scene"], row["error"] or row["output"]
+    return error if error.startswith(scene) else f"{scene}: {error}"
 
 
 def _blank(choice: Choice, state: str) -> dict[str, Any]:

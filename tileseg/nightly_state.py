@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
+from statistics import linear_regression
 from typing import Any
 
 from tileseg.errors import ExitCode, OutputError, UsageError
@@ -106,16 +107,29 @@ class Speed:
         return Speed((*self.samples, sample)[-_REMEMBERED:])
 
     def seconds(self, tiles: int) -> float | None:
-        """Return how long so many tiles will take; None where nothing is known."""
-        done = sum(sample[0] for sample in self.samples)
-        spent = sum(sample[1] for sample in self.samples)
-        return tiles * spent / done if done else None
+        """Return how long so many tiles will take; None where nothing is known.
+
+        Something for the scene and something for each tile, where the samples tell the
+        two apart: many small scenes do not make a large one seem endless.
+        """
+        done = [sample[0] for sample in self.samples]
+        spent = [sample[1] for sample in self.samples]
+        if not done:
+            return None
+        if len(set(done)) > 1:
+            slope, start = linear_regression(done, spent)
+            if slope > 0 and start > 0:
+                return start + slope * tiles
+        return tiles * sum(spent) / sum(done)
 
     def device_seconds(self, tiles: int) -> float | None:
         """Return the same, of all workers together."""
-        done = sum(sample[0] for sample in self.samples)
-        spent = sum(seconds * workers for _, seconds, workers in self.samples)
-        return tiles * spent / done if done else None
+        seconds = self.seconds(tiles)
+        if seconds is None:
+            return None
+        spent = sum(sample[1] for sample in self.samples)
+        device = sum(seconds * workers for _, seconds, workers in self.samples)
+        return seconds * device / spent
 
 
 @dataclass(slots=True)

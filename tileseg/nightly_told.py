@@ -52,15 +52,16 @@ def _aligned(row: list[str], widths: list[int]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     why = _WHY[row["why"]]
+    unknown = "?" if row["runs"] else ""
     return [
         "run" if row["runs"] else "-",
         row["scene"],
-        _number(row["tiles"], "{:,}"),
-        _number(row["bytes"] and row["bytes"] / 1e6, "{:,.1f}"),
-        _number(row["device_minutes"], "{:,.1f}"),
+        _number(row["tiles"], "{:,}", unknown),
+        _number(row["bytes"] and row["bytes"] / 1e6, "{:,.1f}", unknown),
+        _number(row["device_minutes"], "{:,.1f}", unknown),
         f"{why} {row['next']}" if row["why"] == "later" else why,
     ]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "?" if value is None else form.format(value)
+def _number(value: float | None, form: str, unknown: str = "?") -> str:
+    return unknown if value is None else form.format(value)
