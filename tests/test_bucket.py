@@ -738,6 +738,15 @@ def test_a_prefix_with_a_parked_result_only_is_ours(output, tmp_path):
     assert state(output) == ("d", [], None)
 
 
+def test_a_parked_result_is_discarded(output, tmp_path):
+    several(output, tmp_path, keep=0)
+
+    Bucket(output, tmp_path).discard_parked()
+
+    assert state(output) == ("c", [], None)
+    assert {"run.json", f"{'c' * 32}/mask.tif"} == set(map(plain, listed(output)))
+
+
 def test_who_parks_late_takes_nothing_back(output, tmp_path):
     """What was uploaded before another published is swept as left by a killed run."""
     stage(output, tmp_path, "a", plan="a" * 32, request="a")

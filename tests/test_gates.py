@@ -139,6 +139,7 @@ def test_a_discarded_result_is_made_again(job):
     missing = call("release", "--discard", job().output + "2")
     assert missing.exit_code == ExitCode.OUTPUT
     assert "nothing is parked" in missing.stderr
+    assert call("versions", job().output + "2").exit_code == ExitCode.INPUT
 
 
 def test_a_scene_that_comes_again_on_another_grid_is_parked(job, tmp_path, scene):

@@ -114,6 +114,21 @@ def test_a_damaged_version_is_not_put_back(output):
     assert live(output) == "v1"
 
 
+def test_a_record_that_leads_out_of_its_folder_puts_nothing_there(output):
+    put(output, "v0")
+    put(output, "v1", status=PARKED)
+    home = output.with_name("out.parked")
+    (output.parent / "other.tif").write_bytes((home / "mask.tif").read_bytes())
+    record = json.loads((home / "run.json").read_text())
+    record["outputs"].append({**record["outputs"][0], "path": "../other.tif"})
+    (home / "run.json").write_text(json.dumps(record))
+
+    with pytest.raises(OutputError, match="is missing or is not"):
+        Folder(output).release()
+
+    assert live(output) == "v0"
+
+
 def test_what_was_rolled_back_is_remembered_until_another_goes_live(output):
     put(output, "v0", keep=2)
     put(output, "v1", keep=2)

@@ -160,7 +160,8 @@ class Bucket:
         """See `Place`; the record first: what it lists is nobody's then."""
         record = self.parked()
         self._pointers.drop_parked()
-        self._objects.remove(*paths_of(record))
+        # It may just have been released.
+        self._objects.remove(*(paths_of(record) - paths_of(self.published())))
 
     def roll_back(self, wanted: str = "") -> dict[str, Any]:
         """See `Place`."""

@@ -53,6 +53,7 @@ def shares_before(
     records += [version.record for version in place.kept()]
     whole = [it for it in records if it and it.get("status") == "complete"]
     whole.sort(key=lambda it: str(it.get("started")), reverse=True)
+    found: list[Shares]
     found = [shares for it in whole if (shares := shares_of(it)) is not None]
     return [it for it in found if it.keys() == set(classes)][: gates.history]
 

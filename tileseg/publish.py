@@ -177,7 +177,8 @@ def refuse_broken(output: Path, record: Mapping[str, Any]) -> None:
     Raises:
         OutputError: so it is.
     """
-    if not is_intact(output, record):
+    is_flat = all(Path(it["path"]).name == it["path"] for it in record["outputs"])
+    if not (is_flat and is_intact(output, record)):
         msg = (
             f"{output}: a file is missing or is not the one that its {RECORD} lists; "
             "make the result again (tileseg segment --overwrite)"

@@ -8,7 +8,7 @@ from typing import Any
 
 from tileseg.bounds import shares_of
 from tileseg.bucket import place_at
-from tileseg.errors import OutputError
+from tileseg.errors import InputError, OutputError
 from tileseg.history import series_of
 from tileseg.publish import PARKED
 from tileseg.series import COLLECTION, ITEM, update
@@ -21,13 +21,18 @@ def list_versions(output: str) -> list[Version]:
     """Return what is live, parked and kept at an output, in this order.
 
     Raises:
+        InputError: there is none.
         OutputError: it holds something that no run of ours published.
         TilesegError: it cannot be read.
     """
     place = place_at(output)
-    found = [("live", place.published()), (PARKED, place.parked())]
-    first = [Version(name_of(it), state, it) for state, it in found if it]
-    return first + place.kept()
+    here = [("live", place.published()), (PARKED, place.parked())]
+    found = [Version(name_of(it), state, it) for state, it in here if it]
+    found += place.kept()
+    if not found:
+        msg = f"{output}: no version of a result is there"
+        raise InputError(msg)
+    return found
 
 
 def describe(version: Version) -> dict[str, Any]:
