@@ -32,7 +32,7 @@ import faults
 SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
 SEGMENT += ("tileseg.job", "tileseg.engine", "tileseg.stitch", "tileseg.features")
 SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.stac", "tileseg.report")
-SEGMENT += ("tileseg.verify", "tileseg.products")
+SEGMENT += ("tileseg.verify", "tileseg.products", "tileseg.swap")
 HANG_SECONDS = 120
 TIMED = "report.html"
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
@@ -66,8 +66,8 @@ ON_DISK = """
 publish.staging before,after 1
 publish.recover before,after 1
 publish._replace before,after 1
-publish._sync before 7
-publish._exchange before,after 1
+swap.sync before 7
+swap.exchange before,after 1
 """
 IN_STORE = """
 objects.Objects.write before,after 5

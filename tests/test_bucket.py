@@ -107,9 +107,11 @@ def version(output):
     }
 
 
-def stage(output, work, name, *, plan="a" * 32, request="one", status="complete"):
+def stage(
+    output, work, name, *, plan="a" * 32, request="one", status="complete", keep=0
+):
     """Publish a version without a job."""
-    place = Bucket(output, work)
+    place = Bucket(output, work, keep=keep)
     place.published()
     with place.staging() as folder:
         fill(place, folder, name, plan=plan, request=request, status=status)
@@ -606,3 +608,199 @@ def test_unfinished_work_stays_on_the_disk():
     assert Job(input="a.tif", output="s3://b/maps/2024/").work_path == Path(
         "out/2024.work"
     )
+
+
+# Kept, parked, put back
+
+
+def several(output, work, *, keep=2):
+    """Publish three versions, and park a fourth; return the last place."""
+    for name in "abc":
+        stage(output, work, name, plan=name * 32, request=name, keep=keep)
+    return stage(output, work, "d", plan="d" * 32, request="d", status="parked")
+
+
+def state(output):
+    """Return what is live, kept and parked, by request, of those that are whole."""
+    place, there = Bucket(output, Path("/nowhere")), listed(output)
+    live, parked = place.published(), place.parked()
+    kept = [version.record for version in place.kept()]
+    for record in filter(None, (live, parked, *kept)):
+        assert {item["path"] for item in record["outputs"]} <= set(there)
+    return (
+        live["request_id"],
+        [it["request_id"] for it in kept],
+        parked and parked["request_id"],
+    )
+
+
+def test_versions_are_kept_and_put_back_by_their_records_alone(output, tmp_path):
+    """No product is copied, and sweeping leaves what is kept or parked."""
+    several(output, tmp_path)
+    products = {path for path in listed(output) if path.endswith(".tif")}
+    assert state(output) == ("c", ["b", "a"], "d")
+
+    Bucket(output, tmp_path).roll_back("a" * 32)
+    assert state(output) == ("a", ["c", "b"], "d")
+    assert Bucket(output, tmp_path).rolled_back() == {"c"}
+    assert version(output) == ("a", {f"{'a' * 32}/mask.tif": b"a"})
+    Bucket(output, tmp_path).roll_back()
+    assert state(output) == ("c", ["a", "b"], "d")
+
+    next_second()
+    record = Bucket(output, tmp_path, keep=3).release()
+
+    assert state(output) == ("d", ["c", "a", "b"], None)
+    assert (record["status"], record["promoted"]["by"]) == ("complete", "release")
+    assert products == {path for path in listed(output) if path.endswith(".tif")}
+    assert Bucket(output, tmp_path).rolled_back() == frozenset()
+
+    next_second()
+    stage(output, tmp_path, "e", plan="e" * 32, request="e", keep=1)
+
+    assert state(output) == ("e", ["d"], None)
+    left = {plain(path).partition("/")[0] for path in listed(output)}
+    assert left == {"run.json", "versions", "d" * 32, "e" * 32}
+
+
+def test_a_prefix_with_a_parked_result_only_is_ours(output, tmp_path):
+    stage(output, tmp_path, "d", plan="d" * 32, request="d", status="parked")
+    assert Bucket(output, tmp_path).published() is None
+
+    Bucket(output, tmp_path).release()
+
+    assert state(output) == ("d", [], None)
+
+
+def test_a_parked_result_is_discarded(output, tmp_path):
+    several(output, tmp_path, keep=0)
+
+    Bucket(output, tmp_path).discard_parked()
+
+    assert state(output) == ("c", [], None)
+    assert {"run.json", f"{'c' * 32}/mask.tif"} == set(map(plain, listed(output)))
+
+
+def test_who_parks_late_takes_nothing_back(output, tmp_path):
+    """What was uploaded before another published is swept as left by a killed run."""
+    stage(output, tmp_path, "a", plan="a" * 32, request="a")
+    late = Bucket(output, tmp_path / "late")
+    late.published()
+
+    def be_late():
+        with late.staging() as folder:
+            fill(late, folder, "d", plan="d" * 32, request="d", status="parked")
+            stage(output, tmp_path, "b", plan="b" * 32, request="b")
+
+    with pytest.raises(BusyError, match="meanwhile"):
+        be_late()
+
+    assert state(output) == ("b", [], None)
+
+
+ACTS = {
+    "publish": lambda output, work: stage(
+        output, work, "e", plan="e" * 32, request="e", keep=2
+    ),
+    "roll back": lambda output, work: Bucket(output, work).roll_back("a" * 32),
+    "release": lambda output, work: Bucket(output, work, keep=2).release(),
+}
+
+
+@pytest.mark.parametrize(
+    ("act", "moment"),
+    [
+        ("publish", "after"),
+        ("roll back", "after"),
+        pytest.param("publish", "before", marks=pytest.mark.slow),
+        pytest.param("roll back", "before", marks=pytest.mark.slow),
+        pytest.param("release", "before", marks=pytest.mark.slow),
+        pytest.param("release", "after", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_at_any_write_loses_nothing_that_should_stay(
+    output, tmp_path, monkeypatch, act, moment
+):
+    """Live is the old version or the new one; the others are kept, now and later."""
+    new = {"publish": "e", "roll back": "a", "release": "d"}[act]
+    real = {"put": obstore.put, "delete": obstore.delete}
+    is_done, number = False, 0
+    while not is_done:
+        here, left = f"{output} {number}", [number]
+        several(here, tmp_path)
+
+        def count_down(name, left=left):
+            def call(*args, **options):
+                left[0] -= 1
+                if left[0] == -1 and moment == "before":
+                    raise CrashError
+                answer = real[name](*args, **options)
+                if left[0] == -1:
+                    raise CrashError
+                return answer
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(obstore, name, count_down(name))
+            try:
+                ACTS[act](here, tmp_path)
+                is_done = True
+            except CrashError:
+                pass
+        live, kept, parked = state(here)
+        assert live == new if is_done else live in ("c", new)
+        assert {"b", "c"} <= {live, *kept}
+        assert "a" in {live, *kept} or live != "c"
+        assert parked == "d" or live in ("d", "e")
+        Bucket(here, tmp_path).sweep()
+        assert state(here) == (live, kept, parked)
+        number += 1
+
+    assert number > 3
+
+
+def test_a_refused_result_is_parked_in_the_store(job, output):
+    """It is judged again from its record, and by the history of its series."""
+    output = f"{output}/scene"  # in a series of its own
+    first = succeed(job(output=output, keep=1))
+    before = version(output)
+    facts = {"output": output, "blend": "cosine", "keep": 1, "overwrite": True}
+    wish = job(**facts, gates={"nodata": 0.0})
+
+    refused, again = run(wish), run(wish)
+
+    assert refused.values["status"] == again.values["status"] == "parked"
+    assert refused.values["outputs"] == again.values["outputs"]
+    assert before == version(output)
+    paths = {item["path"] for item in refused.values["outputs"]}
+    assert paths <= set(listed(output))
+
+    gates = {"class_jump": 1, "history_least": 1}
+    values = succeed(job(**facts, gates=gates))
+
+    (gate,) = (it for it in values["gates"] if it["name"] == "class_jump")
+    assert gate["passed"] is True
+    assert "last 1" in gate["wanted"]
+    assert state(output) == (values["request_id"], [first["request_id"]], None)
+
+
+def test_a_series_in_the_store_lists_the_item_that_is_live(
+    tmp_path, scene, model_path, output
+):
+    words = ["nightly", "--scenes", scene.parent, "--output", output, "--overwrite"]
+    words += ["--model", model_path, "--work", tmp_path / "work", "--config"]
+    (tmp_path / "job.toml").write_text("keep = 1\n")
+    for more in ([], ["--confidence"]):
+        line = [*words, tmp_path / "job.toml", *more]
+        assert CliRunner().invoke(main, list(map(str, line))).exit_code == 0
+
+    rolled = CliRunner().invoke(main, ["rollback", f"{output}/scene"])
+
+    assert rolled.exit_code == 0
+    (link,) = json.loads(fetch(output, "collection.json"))["links"]
+    record = json.loads(fetch(f"{output}/scene", "run.json"))
+    (path,) = (it["path"] for it in record["outputs"] if "item.json" in it["path"])
+    assert link["href"] == f"./scene/{path}"
+    assert not any("confidence" in it["path"] for it in record["outputs"])

@@ -19,6 +19,7 @@ from making import after, digests, make_model, make_scene, random_pixels, read
 from test_engine import damage
 
 from tileseg.actor import NONCE
+from tileseg.canary import make_canary, save_canary
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, InputError
 from tileseg.identity import Identities
@@ -163,6 +164,18 @@ def test_a_part_of_the_scene_is_the_same_on_a_cluster(job, tmp_path):
     assert here["pixels"] == there["pixels"]
     assert here["pixels"]["outside"] > 0
     assert here["counts"]["shards"] == there["counts"]["shards"] < 104
+
+
+@pytest.mark.slow
+def test_golden_tiles_are_asked_of_a_worker(job, tmp_path):
+    """It need not reach the file: what is in it travels."""
+    path = tmp_path / "golden.npz"
+    save_canary(make_canary([job()]), str(path))
+
+    values = succeed(job(engine="ray", workers=1, gates={"canary": str(path)}))
+
+    (gate,) = (it for it in values["gates"] if it["name"] == "canary")
+    assert (gate["got"], gate["passed"]) == (1.0, True)
 
 
 @pytest.mark.slow

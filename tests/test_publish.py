@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from making import snapshot
 
-from tileseg import publish
+from tileseg import swap
 from tileseg.errors import BusyError, ExitCode, OutputError, PreemptedError
 from tileseg.publish import (
     check_free,
@@ -335,7 +335,7 @@ def test_a_reader_never_sees_a_mix_nor_an_empty_place(output):
 @pytest.fixture
 def no_exchange(monkeypatch):
     """A file system that cannot swap two directories in one step."""
-    monkeypatch.setattr(publish, "_exchange", lambda _one, _other: False)
+    monkeypatch.setattr(swap, "exchange", lambda _one, _other: False)
 
 
 @pytest.mark.usefixtures("no_exchange")

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from making import make_model, make_scene, random_pixels, snapshot
 
+from tileseg.bounds import Gates
 from tileseg.cli import main
 from tileseg.errors import UsageError
 from tileseg.settings import Job, read_job
@@ -56,6 +57,8 @@ EVERYTHING = {
     "tta": "d4",
     "margin": True,
     "entropy": True,
+    "keep": 3,
+    "gates": Gates(seams=1.5, history=7, canary="golden.npz"),
 }
 
 
@@ -89,6 +92,7 @@ def test_every_field_of_a_job_comes_back_from_its_record(tmp_path):
 
     assert {item.name for item in fields(Job)} - set(EVERYTHING) == {
         "overwrite",
+        "again",
         "dry_run",
         "aoi",  # in the place of bbox
     }

@@ -11,8 +11,10 @@ from uuid import uuid4
 import ray
 
 from tileseg.address import allow, shown
+from tileseg.canary import Canary, agree
 from tileseg.crew import Crew, Outcome
 from tileseg.device import Device, device_memory_mb, resolve_device
+from tileseg.ensemble import Ensemble
 from tileseg.environment import scrub
 from tileseg.errors import InputError, ModelError, OutputError
 from tileseg.grid import Run
@@ -95,6 +97,10 @@ class Station:
         """See how well the device's numbers agree with fp32."""
         allow(task.job.hosts)
         return compare(task, device)
+
+    def agree(self, canary: Canary, ensemble: Ensemble, device: Device) -> float:
+        """Return the share of golden labels that the device gives again."""
+        return agree(canary, ensemble, device)
 
     def rest(self) -> None:
         """Leave the plan, where it is."""

@@ -10,6 +10,7 @@ from tileseg.address import allow
 from tileseg.cli_mask import change, evaluate, polygonize
 from tileseg.cli_model import model
 from tileseg.cli_train import train
+from tileseg.cli_versions import release, rollback, versions
 from tileseg.console import (
     configure_logging,
     leave,
@@ -42,6 +43,8 @@ def main() -> None:
 
 
 for command in (change, evaluate, polygonize, train, model):
+    main.add_command(command)
+for command in (versions, rollback, release):
     main.add_command(command)
 
 
@@ -97,7 +100,9 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.nightly import Night
 
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff:
-        values = {**job_file(options.pop("config"), is_one=False), **stated(options)}
+        # What a person took back is not made again by whatever runs every night.
+        values = {"again": False, **job_file(options.pop("config"), is_one=False)}
+        values |= stated(options)
         if values.get("join"):
             msg = "join: makes one scene of several files, and a night has many scenes"
             raise UsageError(msg)

@@ -215,6 +215,31 @@ def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
             tell(f"{name}: {known}")
 
 
+@model.command("canary")
+@click.argument("folder", metavar="[MODEL]", default="")
+@with_options(_SCENES)
+@click.option("--to", "path", metavar="FILE", required=True, help="A new .npz.")
+@click.option("--tta", type=click.Choice(["none", "d4"]), help="As of `segment`.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
+              help="As of `segment`: what the nights compute on.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+              help="As of `segment`.")  # fmt: skip
+def canary_(folder: str, path: str, **options: Any) -> None:  # noqa: ANN401  (fields of a Job)
+    """Write tiles of scenes and the labels that a model gives them here, as golden.
+
+    A job whose gates name the file (`canary`) publishes only where the network gives
+    them again.
+    """
+    scrub()
+    with results(), one_line_errors():
+        from tileseg.canary import make_canary, save_canary
+
+        made = make_canary(_scene_jobs({**options, "model": folder or None}))
+        save_canary(made, path)
+        count = made.labels.size
+        tell(f"{path}: {len(made.labels)} spots, {count} pixels, {made.sha256[:16]}")
+
+
 @model.command("import")
 @click.argument("source")
 @click.option("--to", "folder", metavar="DIR", required=True, help="A new folder.")

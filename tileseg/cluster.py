@@ -10,9 +10,11 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
+from tileseg.canary import Canary
 from tileseg.crew import Outcome
 from tileseg.device import Device
 from tileseg.engine import Pulse, Usage
+from tileseg.ensemble import Ensemble
 from tileseg.errors import DeviceFaultError, LostError
 from tileseg.grid import Run
 from tileseg.leases import MAX_TRIES
@@ -60,6 +62,12 @@ class RayEngine:
         forwards = task.ensemble.forwards
         check: Check = self._ask("compare", task, device, forwards=forwards)
         return check
+
+    def agree(self, canary: Canary, ensemble: Ensemble, device: Device) -> float:
+        """Return the share of golden labels that a worker's device gives again."""
+        forwards = ensemble.forwards
+        share: float = self._ask("agree", canary, ensemble, device, forwards=forwards)
+        return share
 
     def outcomes(
         self, recipe: Recipe, runs: Sequence[Run], pulse: Pulse = lambda _tiles: None

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
+from tileseg.canary import Canary, agree
 from tileseg.crew import Crew, Outcome
 from tileseg.device import Device, device_memory_mb, resolve_device, worker_devices
+from tileseg.ensemble import Ensemble
 from tileseg.errors import (
     DeviceFaultError,
     LostError,
@@ -89,6 +91,9 @@ class Engine(Protocol):
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32, where the device is."""
 
+    def agree(self, canary: Canary, ensemble: Ensemble, device: Device) -> float:
+        """Return the share of golden labels that the device gives again."""
+
     def outcomes(
         self, recipe: Recipe, runs: Sequence[Run], pulse: Pulse
     ) -> Generator[Outcome]:
@@ -147,6 +152,10 @@ class LocalEngine:
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32."""
         return compare(task, device)
+
+    def agree(self, canary: Canary, ensemble: Ensemble, device: Device) -> float:
+        """Return the share of golden labels that the device gives again."""
+        return agree(canary, ensemble, device)
 
     def outcomes(
         self, recipe: Recipe, runs: Sequence[Run], pulse: Pulse = lambda _tiles: None

@@ -3,7 +3,7 @@
 Plain values, which travel to where the workers are; knows no network.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +123,20 @@ class Ensemble:
         """Yield a model's channels, in the order of its network's inputs."""
         facts = zip(self.places(card), card.mean, card.std, strict=True)
         yield from (Channel(*values) for values in facts)
+
+    def gains(
+        self, scale: Sequence[tuple[float, ...]]
+    ) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+        """Return (gain, bias, band) per channel: stored values to networks' inputs.
+
+        Args:
+            scale: (scale, offset) of each of the bands: stored values to the unit.
+        """
+        channels = self.channels
+        pairs = [(*scale[it.band], it.mean, it.std) for it in channels]
+        gain = tuple(factor / std for factor, _, _, std in pairs)
+        bias = tuple((offset - mean) / std for _, offset, mean, std in pairs)
+        return gain, bias, tuple(it.band for it in channels)
 
     @property
     def tile(self) -> int:

@@ -19,8 +19,10 @@ __all__ = [
     "ModelError",
     "OtherPlanError",
     "OutputError",
+    "ParkedError",
     "PreemptedError",
     "RefusedError",
+    "RolledBackError",
     "StorageError",
     "TileError",
     "TilesegError",
@@ -76,6 +78,10 @@ class RefusedError(TilesegError):
     exit_code = ExitCode.REFUSED
 
 
+class ParkedError(RefusedError):
+    """A gate keeps a finished result from going live; it is parked beside the place."""
+
+
 class InputError(TilesegError):
     """The input is missing or cannot be read."""
 
@@ -126,6 +132,10 @@ class BusyError(TilesegError):
 
 class OtherPlanError(BusyError):
     """The output holds a complete result of another plan, and nobody said overwrite."""
+
+
+class RolledBackError(OtherPlanError):
+    """The result was live and a person took it back; nobody said overwrite."""
 
 
 class PreemptedError(TilesegError):

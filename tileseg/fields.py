@@ -1,14 +1,16 @@
 """Fields of a dataclass that a file gives, and whether a value is of a field's type."""
 
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from tileseg.errors import UsageError
 
-__all__ = ["checked", "fits", "read_toml", "said"]
+__all__ = ["checked", "fits", "of_table", "read_toml", "said"]
+
+T = TypeVar("T")
 
 
 def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
@@ -46,7 +48,7 @@ def read_toml(path: str) -> dict[str, Any]:
 
 
 def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
-    """Return the fields that a file gives, lists as tuples.
+    """Return the fields that a file gives, lists as tuples, tables as dataclasses.
 
     Args:
         path: the file's.
@@ -57,13 +59,23 @@ def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
         UsageError: there is no such field, or it has another type.
     """
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    hints = {item.name: item.type for item in fields(kind)}
-    for key, value in values.items():
+    hints: dict[str, Any] = {item.name: item.type for item in fields(kind)}
+    for key, value in list(values.items()):
         if key not in hints:
             what = kind.__name__.lower()
-            msg = f"{path}: unknown key {key!r}; a {what} has {', '.join(hints)}"
+            has = f"{what} have" if what.endswith("s") else f"a {what} has"
+            msg = f"{path}: unknown key {key!r}; {has} {', '.join(hints)}"
             raise UsageError(msg)
-        if not fits(value, hints[key]):
+        hint = hints[key]
+        is_table = isinstance(hint, type) and is_dataclass(hint)
+        if is_table and isinstance(value, dict):
+            values[key] = of_table(f"{path}: {key}", value, hint)
+        elif not fits(value, hint):
             msg = f"{path}: {key}: got {value!r}, wanted {said(hints[key])}"
             raise UsageError(msg)
     return values
+
+
+def of_table(path: str, values: dict[str, Any], kind: type[T]) -> T:
+    """Return the dataclass that a table of a file says; see `checked`."""
+    return kind(**checked(path, values, kind))

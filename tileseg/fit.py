@@ -169,19 +169,22 @@ def _area(job: Job, scene: Scene) -> Window | None:
     return region.window if region else None
 
 
-def doubts(task: Task) -> list[str]:
+def doubts(task: Task) -> tuple[list[str], float | None]:
     """Return what a person should know of a scene's values before they are mapped.
 
     Reads a hundredth of what the task does, and nothing for a model that does not say
     what values it knows.
+
+    Returns:
+        a line each, and the largest drift of a band; None where it is not known.
     """
     ensemble, area = task.ensemble, task.grid.area
     cards = [card for card in ensemble.cards if card.statistics]
     places = affordable(task.scene, area)
     if not (cards and places):
-        return []
+        return [], None
     found = sample(task.scene, task.bands, task.scale, area, places=places)
-    texts = []
+    texts, drifts = [], []
     for card in cards:
         own = ensemble.places(card)
         bands = tuple(task.bands[place] for place in own)
@@ -189,7 +192,8 @@ def doubts(task: Task) -> list[str]:
         answers = _ask_values(card, fits)
         who = f"{card.name}: " if len(ensemble.cards) > 1 else ""
         texts += [who + item.text for item in answers if item.verdict != "ok"]
-    return texts
+        drifts += [fit.drift for fit in fits if fit.drift is not None]
+    return texts, max(drifts, default=None)
 
 
 # Questions about what a scene says of itself

@@ -16,17 +16,20 @@ from tileseg.errors import (
     DeviceMemoryError,
     ExitCode,
     InterruptedRunError,
+    ParkedError,
+    RolledBackError,
     StorageError,
     TilesegError,
     UsageError,
 )
 from tileseg.fit import doubts
 from tileseg.grid import Run, Shard
+from tileseg.inspection import inspect, inspect_again
 from tileseg.ledger import Ledger, Plan, Receipt, forget, plans
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.preflight import preflight
-from tileseg.products import build, warm_up
+from tileseg.products import build, present, warm_up
 from tileseg.record import Record
 from tileseg.resolve import device_of, halved, resolve
 from tileseg.settings import Job, is_remote
@@ -58,12 +61,25 @@ class Staff:
         """Hire nobody yet; work until somebody asks to `stop`."""
         self.stop = stop or Stop()
         self._engine: Engine | None = None
+        self._shares: dict[object, float] = {}
 
     def engine(self, job: Job) -> "Engine":
         """Return the engine; the first job's options say which."""
         if self._engine is None:
             self._engine = _hire(job)
         return self._engine
+
+    def ask(self, task: Task, plan: Plan) -> float:
+        """Return the share of golden labels given again; each device is asked once."""
+        from tileseg.canary import read_canary
+
+        canary, device = read_canary(task.job.gates.canary), device_of(plan)
+        ensemble = task.ensemble
+        canary.check(ensemble, task.job.gates.canary)
+        key = canary.sha256, device
+        if key not in self._shares:
+            self._shares[key] = self.engine(task.job).agree(canary, ensemble, device)
+        return self._shares[key]
 
     def __enter__(self) -> Self:
         """Hire nobody yet."""
@@ -136,6 +152,7 @@ def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> Non
         logger.exception("a bug in tileseg; please report it")
         record.fail(err)
     is_ours = not isinstance(record.error, BusyError)  # else another's work directory
+    is_ours &= not isinstance(record.error, ParkedError)  # which is done
     if record.error and is_ours and record.values["plan_id"]:
         _leave_word(job, record)
 
@@ -149,14 +166,14 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)
         return
     _check_free(place, held, task)
+    if _adopt_parked(held, place, task, record):
+        return
     if job.dry_run:
         _plan(task, staff, record)
         record.close("dry-run", ExitCode.OK)
         return
     preflight(task)
-    for text in doubts(task):
-        logger.warning("%s: %s", job.href, text)
-        record.add_warning(text)
+    _look(task, record)
     try:
         # Before workers are waited for: who has the lock has the workers too, perhaps.
         with ExitStack() as stack:
@@ -171,7 +188,11 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 watched = _while(lock, progress)
                 ledger, receipts = carry_out(task, plan, staff, record, watched)
                 task.identity.check_unchanged()
-                build(task, ledger, receipts, record, folder)
+                collage = build(task, ledger, receipts, record, folder)
+                inspect(
+                    task, place, held, record, lambda it: staff.ask(it, ledger.plan)
+                )
+                present(task, collage, receipts, record, folder)
                 _close(place, record, folder)
                 lock.renew()
             _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
@@ -183,8 +204,28 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)  # another run was faster
 
 
+def _look(task: Task, record: Record) -> None:
+    """Say what a person should know of the scene's values; see that gates have all."""
+    texts, record.values["drift"] = doubts(task)
+    for text in texts:
+        logger.warning("%s: %s", task.job.href, text)
+        record.add_warning(text)
+    if path := task.job.gates.canary:
+        from tileseg.canary import read_canary
+
+        read_canary(path).check(task.ensemble, path)  # before, not after the work
+
+
 def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -> None:
     job, request = task.job, task.request_id
+    is_meant = job.overwrite and job.again
+    if held and not is_meant and request in place.rolled_back():
+        msg = (
+            f"{place}: the result of this very plan was rolled back: tileseg versions "
+            f"{place} lists it, tileseg rollback {place} --to it puts it back, "
+            "tileseg segment --overwrite makes it again"
+        )
+        raise RolledBackError(msg)
     publish.check_free(place, held, request, href=job.href, overwrite=job.overwrite)
 
 
@@ -212,6 +253,24 @@ def _adopt(
     with suppress(BusyError), hold(work, held["request_id"]):  # another may be at it
         place.sweep()
         _clean(job, held["plan_id"], is_whole=True)
+
+
+def _adopt_parked(
+    held: dict[str, Any] | None, place: publish.Place, task: Task, record: Record
+) -> bool:
+    """Return whether the result is there, parked; put it live if it may be by now."""
+    parked = place.parked()
+    if not parked or parked["request_id"] != task.request_id:
+        return False
+    if not place.holds_parked(parked):
+        return False
+    values, may_go = inspect_again(task, place, held, parked)
+    if may_go and not task.job.dry_run:
+        values = place.release(values["gates"])
+        logger.info("%s: parked before, passes the gates now", task.job.href)
+    record.adopt(values)
+    record.is_news = may_go
+    return True
 
 
 def _while(lock: Hold, progress: Progress) -> Progress:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
+from tileseg.publish import PARKED
 from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import ITEM, update
@@ -16,7 +17,7 @@ from tileseg.series import ITEM, update
 __all__ = ["SUMMARY", "Night"]
 
 SUMMARY = "night.json"
-_STATES = ("done", "unchanged", "kept", "partial", "failed", "waiting")
+_STATES = ("done", "unchanged", "kept", "partial", "parked", "failed", "waiting")
 
 
 @dataclass(slots=True)
@@ -42,10 +43,13 @@ class Night:
             state = "kept"  # of an older version or other options; no work of tonight
         elif values["status"] in ("interrupted", "dry-run"):
             state = "waiting"
+        elif values["status"] == PARKED:
+            state = "parked"  # at a gate; what was live there still is
         elif values["exit_code"] != ExitCode.OK:
             state = "partial" if values["exit_code"] == ExitCode.PARTIAL else "failed"
         paths = [PurePosixPath(item["path"]) for item in values["outputs"]]
-        if found := [str(path) for path in paths if path.name == ITEM]:
+        found = [str(path) for path in paths if path.name == ITEM]
+        if found and state != "parked":
             self._items[PurePosixPath(output).name] = found[0]
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
@@ -102,7 +106,7 @@ class Night:
         lines = [
             f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
             for item in self.scenes
-            if item["state"] in ("partial", "failed")
+            if item["state"] in ("partial", "parked", "failed")
         ]
         told = ", ".join(f"{counts[state]} {state}" for state in _STATES)
         return "\n".join([*lines, f"{counts['scenes']} scenes: {told}"])

@@ -164,6 +164,12 @@ _OPTIONS = (
         help="Replace the result of another plan.",
     ),
     click.option(
+        "--keep",
+        type=int,
+        metavar="N",
+        help="Keep the last N versions that newer ones replace.  [default: 0]",
+    ),
+    click.option(
         "--allow-partial",
         is_flag=True,
         default=None,

@@ -16,7 +16,7 @@ from tileseg.task import Task
 if TYPE_CHECKING:
     from tileseg.sketch import Collage, Picture
 
-__all__ = ["build", "warm_up"]
+__all__ = ["build", "present", "warm_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,10 @@ def build(
     receipts: dict[Shard, Receipt],
     record: Record,
     folder: Path,
-) -> None:
-    """Make every product in `folder`."""
+) -> "Collage":
+    """Make rasters and polygons in `folder`; return how the scene was seen."""
     from tileseg.encode import looks, sketch_of
-    from tileseg.overlay import overlays
-    from tileseg.quicklook import quicklook
-    from tileseg.report import report
     from tileseg.sketch import Collage
-    from tileseg.stac import item
     from tileseg.stitch import stitch
     from tileseg.verify import verify_layer, verify_mask
 
@@ -70,7 +66,24 @@ def build(
         from tileseg.features import write_failures
 
         write_failures(failures, task.scene.geobox, folder / "failures.geojson")
-    picture = _picture(task, collage)
+    return collage
+
+
+def present(
+    task: Task,
+    collage: "Collage",
+    receipts: dict[Shard, Receipt],
+    record: Record,
+    folder: Path,
+) -> None:
+    """Make beside them what shows them: quicklook, STAC Item, report."""
+    from tileseg.overlay import overlays
+    from tileseg.quicklook import quicklook
+    from tileseg.report import report
+    from tileseg.stac import item
+
+    picture, mask = _picture(task, collage), folder / "mask.tif"
+    pixels = count_pixels(receipts.values())
     drawn = quicklook(task, mask, pixels, picture)
     write_whole(folder / "quicklook.png", drawn)
     write_whole(folder / "item.json", item(task, folder))

@@ -1,37 +1,43 @@
-"""Outputs appear whole: built in a sibling directory, moved into place at once."""
+"""Outputs appear whole: built in a sibling directory, moved into place at once.
 
-import ctypes
-import errno
+What a gate refused goes to `<output>.parked`, whole too, and the place stays as it is.
+"""
+
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from tileseg import swap, versions
 from tileseg.errors import BusyError, OtherPlanError, OutputError
 from tileseg.lock import hold_file
+from tileseg.versions import RECORD, Version
 
 __all__ = [
-    "Folder",
+    "PARKED",
+    "RECORD",
     "Place",
     "check_free",
+    "clear_up",
+    "explained",
     "file_sha256",
     "is_complete",
+    "is_intact",
     "list_outputs",
+    "parked_home",
     "published",
+    "refuse_broken",
     "staging",
     "sweep",
 ]
 
-RECORD = "run.json"
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+PARKED = "parked"
+"""The status of a result that a gate keeps from going live."""
 
 
 class Place(Protocol):
@@ -47,42 +53,54 @@ class Place(Protocol):
         """Remove what killed runs left of versions that are not the published one."""
 
     def staging(self) -> AbstractContextManager[Path]:
-        """Give an empty local folder; publish it if all goes well."""
+        """Give an empty local folder; publish it if all goes well.
+
+        With a record whose status is `PARKED` beside what is published.
+        """
 
     def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
         """Return path, bytes and sha256 of every file of the folder, once published."""
 
+    def parked(self) -> dict[str, Any] | None:
+        """Return the record of the result that a gate keeps from going live, if any."""
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A local directory as the place of one scene's outputs."""
+    def holds_parked(self, record: dict[str, Any]) -> bool:
+        """Return whether the files of the parked result are intact."""
 
-    path: Path
+    def kept(self) -> list[Version]:
+        """Return the versions that were live before; the last one first."""
 
-    def __str__(self) -> str:
-        """Return its path."""
-        return str(self.path)
+    def rolled_back(self) -> frozenset[str]:
+        """Return the ids of requests whose results were live and were taken back."""
 
-    def published(self) -> dict[str, Any] | None:
-        """See `published` below."""
-        return published(self.path)
+    def release(self, gates: list[Any] | None = None) -> dict[str, Any]:
+        """Make the parked result live, and return its record.
 
-    def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
-        """See `is_complete` below."""
-        return is_complete(self.path, record, request_id)
+        Args:
+            gates: what its record is to say of them anew.
 
-    def sweep(self) -> None:
-        """See `sweep` below."""
-        sweep(self.path)
+        Raises:
+            OutputError: there is none, or its files are not intact.
+            BusyError: another run is publishing.
+        """
 
-    def staging(self) -> AbstractContextManager[Path]:
-        """See `staging` below."""
-        return staging(self.path)
+    def discard_parked(self) -> None:
+        """Remove the parked result.
 
-    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
-        """See `list_outputs` below; every plan's files have the same names."""
-        del plan_id
-        return list_outputs(folder)
+        Raises:
+            BusyError: another run is publishing.
+        """
+
+    def roll_back(self, wanted: str = "") -> dict[str, Any]:
+        """Make a kept version live, and return its record; keep the one that was.
+
+        Args:
+            wanted: see `versions.choose`.
+
+        Raises:
+            OutputError: there is no such version, or its files are not intact.
+            BusyError: another run is publishing.
+        """
 
 
 def published(output: Path, name: str = RECORD) -> dict[str, Any] | None:
@@ -95,10 +113,12 @@ def published(output: Path, name: str = RECORD) -> dict[str, Any] | None:
     Raises:
         OutputError: it holds something that no run of ours published.
     """
-    if not output.exists():
-        output = _sibling(output.resolve(), "old")  # a crash left it there
-    if not output.exists():
-        return None
+    if not output.exists():  # a crash left it there
+        asides = [swap.sibling(output.resolve(), role) for role in ("old", "swap")]
+        found = next((item for item in asides if item.exists()), None)
+        if found is None:
+            return None
+        output = found
     try:
         present = {item.name for item in output.iterdir()}
     except OSError as err:
@@ -136,12 +156,37 @@ def is_complete(
         and record["request_id"] == request_id
         and record["status"] == "complete"
         and any(item["path"] == product for item in record["outputs"])
-        and all(
-            (output / item["path"]).is_file()
-            and file_sha256(output / item["path"]) == item["sha256"]
-            for item in record["outputs"]
-        )
+        and is_intact(output, record)
     )
+
+
+def is_intact(output: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether all files that a record lists are there, with their digests."""
+    return all(
+        (output / item["path"]).is_file()
+        and file_sha256(output / item["path"]) == item["sha256"]
+        for item in record["outputs"]
+    )
+
+
+def refuse_broken(output: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a version of which a file is not the one that its record lists.
+
+    Raises:
+        OutputError: so it is.
+    """
+    is_flat = all(Path(it["path"]).name == it["path"] for it in record["outputs"])
+    if not (is_flat and is_intact(output, record)):
+        msg = (
+            f"{output}: a file is missing or is not the one that its {RECORD} lists; "
+            "make the result again (tileseg segment --overwrite)"
+        )
+        raise OutputError(msg)
+
+
+def parked_home(place: Path) -> Path:
+    """Return where a result that a gate keeps from going live is parked."""
+    return place.with_name(f"{place.name}.{PARKED}")
 
 
 def check_free(
@@ -186,8 +231,10 @@ def list_outputs(folder: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def staging(output: Path, name: str = RECORD) -> Iterator[Path]:
+def staging(output: Path, name: str = RECORD, *, keep: int = 0) -> Iterator[Path]:
     """Give an empty sibling of `output`; put it in `output`'s place if all goes well.
+
+    With a record whose status is `PARKED` it goes to `<output>.parked` instead.
 
     One run at a time builds for a place, whatever its work directory. On an error
     what was built vanishes, with the parents made for it.
@@ -195,6 +242,7 @@ def staging(output: Path, name: str = RECORD) -> Iterator[Path]:
     Args:
         output: the place.
         name: of the file with the record that `published` reads there.
+        keep: how many versions to keep of those that are replaced.
 
     Raises:
         BusyError: another run builds for that place, or published there meanwhile.
@@ -202,14 +250,14 @@ def staging(output: Path, name: str = RECORD) -> Iterator[Path]:
     """
     place = output.resolve()  # a link keeps pointing to where it does
     # A name of its own: a run that was frozen may wake up and go on writing.
-    folder = _sibling(place, f"staging.{uuid4().hex}")
+    folder = swap.sibling(place, f"staging.{uuid4().hex}")
     missing = [parent for parent in place.parents if not parent.exists()]
     with ExitStack() as stack:
         stack.callback(_remove_empty, missing)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(hold_file(_sibling(place, "lock")))
-            _sweep(place)
+            held = stack.enter_context(hold_file(swap.sibling(place, "lock")))
+            clear_up(place)
             folder.mkdir()
         except OSError as err:
             msg = f"{output}: cannot be written: {err.strerror}"
@@ -223,17 +271,43 @@ def staging(output: Path, name: str = RECORD) -> Iterator[Path]:
             msg = f"{output}: another run published there meanwhile; run again"
             raise BusyError(msg)
         held.renew()
-        try:
-            _replace(folder, place)
-        except OSError as err:
-            msg = f"{output}: cannot be published: {err.strerror}"
-            raise OutputError(msg) from err
+        with explained(output):
+            _put(folder, place, name, keep=keep if before else 0)
+
+
+@contextmanager
+def explained(output: Path) -> Iterator[None]:
+    """Say where a publication failed.
+
+    Raises:
+        OutputError: it did.
+    """
+    try:
+        yield
+    except OSError as err:
+        msg = f"{output}: cannot be published: {err.strerror}"
+        raise OutputError(msg) from err
+
+
+def _put(folder: Path, place: Path, name: str, *, keep: int) -> None:
+    """Put a version where its record says: live, or parked."""
+    if name != RECORD or not (folder / name).is_file():  # no result of a job
+        _replace(folder, place)
+        return
+    home = parked_home(place)
+    if json.loads((folder / name).read_bytes())["status"] == PARKED:
+        published(home)  # refuses what is not ours
+        _replace(folder, home)
+        return
+    _replace(folder, place, keep=keep)
+    versions.discard(home, place)  # what is parked is older than this
+    versions.forget_rollback(place)
 
 
 def recover(output: Path) -> None:
     """Finish or undo a publication that a crash cut in two."""
     place = output.resolve()
-    old = _sibling(place, "old")
+    old = swap.sibling(place, "old")
     if old.exists() and not place.exists():
         old.rename(place)
     shutil.rmtree(old, ignore_errors=True)
@@ -245,26 +319,28 @@ def sweep(output: Path) -> None:
     Nothing is touched where nothing is left, or where another run is publishing.
     """
     place = output.resolve()
-    if any(item.exists() for item in (*_leftovers(place), _sibling(place, "lock"))):
-        with suppress(BusyError, OSError), hold_file(_sibling(place, "lock")):
-            _sweep(place)
+    left = any(
+        item.exists() for item in (*_leftovers(place), swap.sibling(place, "lock"))
+    )
+    if left or versions.is_cut(place):
+        with suppress(BusyError, OSError), hold_file(swap.sibling(place, "lock")):
+            clear_up(place)
 
 
-def _sweep(place: Path) -> None:
+def clear_up(place: Path) -> None:
     """Finish or undo what crashes cut in two; remove what they left. Hold the lock."""
     recover(place)
+    recover(parked_home(place))
+    versions.recover(place)
     for item in _leftovers(place):
         shutil.rmtree(item, ignore_errors=True)
 
 
 def _leftovers(place: Path) -> list[Path]:
     """Return what killed runs were building for the place, or had moved aside."""
-    mine = re.compile(rf"\.{re.escape(place.name)}\.(staging\.[0-9a-f]{{32}}|old)")
+    names = "|".join(map(re.escape, (place.name, parked_home(place).name)))
+    mine = re.compile(rf"\.({names})\.(staging\.[0-9a-f]{{32}}|old)")
     return [item for item in place.parent.iterdir() if mine.fullmatch(item.name)]
-
-
-def _sibling(place: Path, role: str) -> Path:
-    return place.with_name(f".{place.name}.{role}")
 
 
 def _remove_empty(folders: list[Path]) -> None:
@@ -276,38 +352,24 @@ def _remove_empty(folders: list[Path]) -> None:
             return
 
 
-def _replace(folder: Path, place: Path) -> None:
-    """Move `folder` to `place`, whole; what was there goes."""
+def _replace(folder: Path, place: Path, *, keep: int = 0) -> None:
+    """Move `folder` to `place`, whole; what was there goes, or to those that are kept.
+
+    Args:
+        folder: the new version.
+        place: where it goes.
+        keep: how many to keep; 0 where there is nothing to be kept.
+    """
     for item in folder.iterdir():
-        _sync(item)
-    _sync(folder)
+        swap.sync(item)
+    swap.sync(folder)
     if not place.exists():
         folder.rename(place)
-    elif not _exchange(folder, place):
-        old = _sibling(place, "old")
+    elif keep:
+        versions.replace(folder, place, keep=keep)
+    elif not swap.exchange(folder, place):
+        old = swap.sibling(place, "old")
         place.rename(old)
         folder.rename(place)
         shutil.rmtree(old, ignore_errors=True)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two directories in one step; False where the system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    names = (os.fsencode(one), os.fsencode(other))
-    if not rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code))
+    swap.sync(place.parent)

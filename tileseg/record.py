@@ -5,7 +5,7 @@ All keys are always there, null where they do not apply.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,9 +14,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from tileseg.address import is_address, shown
+from tileseg.bounds import Gate, failed
 from tileseg.budget import budget_of
 from tileseg.card import NODATA
-from tileseg.errors import ExitCode, TilesegError
+from tileseg.errors import ExitCode, ParkedError, TilesegError
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
@@ -50,7 +51,7 @@ _KEYS: dict[str, str] = {
 }
 _MEMBER = ("name", "version", "sha256")
 _STAGES = ("load", "read", "wait", "forward", "hold", "write")
-_DONE = ("complete", "partial")
+_DONE = ("complete", "partial", "parked")
 
 
 class Record:
@@ -82,6 +83,9 @@ class Record:
             "hectares": None,
             "verdict": asdict(Verdict()),
             "warnings": [],
+            "drift": None,
+            "gates": [],
+            "promoted": None,
             "failures": [],
             "outputs": [],
         }
@@ -272,13 +276,36 @@ class Record:
             }
 
     def adopt(self, published: dict[str, Any]) -> None:
-        """Be the record of what is published already."""
+        """Be the record of what is published already, or parked."""
         self.values = published
         self.is_news = False
+        if published["status"] == "parked":
+            self.error = ParkedError(published["error"])
+
+    def add_gates(self, gates: list[Gate], output: object) -> None:
+        """Say which gates the result passes; what it does not is a warning too."""
+        self.values["gates"] = [asdict(gate) for gate in gates]
+        if not (refused := failed(gates)):
+            return
+        for gate in refused:
+            self.add_warning(f"gate {gate}")
+        self.error = ParkedError(self.refusal(refused, output))
+
+    @staticmethod
+    def refusal(refused: Sequence[Gate], output: object) -> str:
+        """Return what a person is told of a result that is parked."""
+        return (
+            f"{output}: parked, not published: {'; '.join(map(str, refused))}; look at "
+            f"it (tileseg versions {output}), then tileseg release {output} makes it "
+            "live, or with --discard makes room for another"
+        )
 
     def finish(self) -> None:
-        """Say that the products are made, with holes or without."""
-        if self.failures:
+        """Say that the products are made, with holes or without, or not to go live."""
+        if isinstance(self.error, ParkedError):
+            self.values["error"] = str(self.error)
+            self.close("parked", self.error.exit_code)
+        elif self.failures:
             self.close("partial", ExitCode.PARTIAL)
         else:
             self.close("complete", ExitCode.OK)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.address import STORES, is_address, keep, shown
+from tileseg.bounds import Gates
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, said
+from tileseg.fields import checked, fits, of_table, said
 from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
@@ -41,6 +42,7 @@ SYMMETRIES = {"none": 1, "d4": 8}
 """Ways to look at a tile -> how often the network sees it."""
 
 _LONGEST = 10 * 86_400  # seconds
+_MOST_KEPT = 1000
 _HALF_TURN = 180  # degrees
 _STORES = tuple(f"{scheme}://" for scheme in STORES)
 
@@ -114,6 +116,12 @@ class Job:
     """The scene's bands in the model's order, by name or index; empty for by name."""
     overwrite: bool = False
     """Replace the result of another plan."""
+    again: bool = True
+    """Whether that also makes a result again that a person rolled back."""
+    keep: int = 0
+    """Versions to keep of those that newer ones replace, the last ones."""
+    gates: Gates = Gates()  # noqa: RUF009  (frozen)
+    """What a result must pass before it goes live; in a job file a table."""
     allow_partial: bool = False
     """Publish with holes where shards failed."""
     dry_run: bool = False
@@ -143,6 +151,9 @@ class Job:
         """Refuse what no run could mean."""
         _check_address("output", self.output)
         _check_address("work", self.work)
+        table: object = self.gates
+        if isinstance(table, dict):
+            object.__setattr__(self, "gates", of_table("gates", table, Gates))
         for item in fields(self):
             if not fits(got := getattr(self, item.name), item.type):
                 msg = f"{item.name}: got {got!r}, wanted {said(item.type)}"
@@ -200,13 +211,13 @@ class Job:
     def given(self) -> dict[str, Any]:
         """Return the fields that are no defaults, as JSON has them.
 
-        Not `overwrite` and `dry_run`, which were meant for the one run.
+        Not `overwrite`, `again` and `dry_run`, which were meant for the one run.
         """
         given = {
-            item.name: list(value) if isinstance(value, tuple) else value
+            item.name: _plain(value)
             for item in fields(self)
             if (value := getattr(self, item.name)) != item.default
-            and item.name not in ("overwrite", "dry_run")
+            and item.name not in ("overwrite", "again", "dry_run")
         }
         inputs = [_shown(source) for source in self.inputs]
         if self.mask:
@@ -258,6 +269,7 @@ class Job:
             "run_shards": (lambda pair: min(pair) > 0, "1 or more of each"),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
+            "keep": ((lambda number: 0 <= number <= _MOST_KEPT), f"0 to {_MOST_KEPT}"),
             "grace": ((lambda x: 0 <= x <= _LONGEST), "0 seconds to 10 days"),
             "patience": seconds,
             "wait": seconds,
@@ -324,6 +336,13 @@ class Job:
     def layers(self) -> tuple[str, ...]:
         """What is wanted of each pixel beside its class, of `LAYERS`."""
         return tuple(name for name in LAYERS if getattr(self, name))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401  (any field of a job)
+    """Return a field's value as JSON has it."""
+    if isinstance(value, Gates):
+        return value.given()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def is_remote(address: str) -> bool:

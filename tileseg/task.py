@@ -52,6 +52,7 @@ FAR = 1.5
 
 _SUMS_BYTES = 4  # of one logit being summed
 _ASSET = "asset:"
+_BESIDE = ("", ".parked", ".versions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,11 +119,7 @@ class Task:
 
     def gains(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
         """Return (gain, bias, band) per channel: stored values to networks' inputs."""
-        channels = self.ensemble.channels
-        scales = [(*self.scale[it.band], it.mean, it.std) for it in channels]
-        gain = (scale / std for scale, _, _, std in scales)
-        bias = ((offset - mean) / std for _, offset, mean, std in scales)
-        return tuple(gain), tuple(bias), tuple(it.band for it in channels)
+        return self.ensemble.gains(self.scale)
 
     def runs(self, todo: list[Shard], workers: int) -> tuple[Run, ...]:
         """Cut what is to do into runs: long ones, narrow enough for the memory."""
@@ -379,9 +376,12 @@ def _refuse_nesting(job: Job) -> None:
     elif is_remote(work) or is_remote(output):
         is_nested = False
     else:
-        is_nested = job.work_path.resolve().is_relative_to(job.output_path.resolve())
+        place = job.output_path.resolve()
+        # Versions that are kept or parked lie beside it: versions.py, publish.py.
+        beside = (place.with_name(place.name + end) for end in _BESIDE)
+        is_nested = any(map(job.work_path.resolve().is_relative_to, beside))
     if is_nested:
-        msg = f"--work {work}: lies in --output {output}"
+        msg = f"--work {work}: lies in --output {output}, or where its versions do"
         raise UsageError(msg)
 
 
