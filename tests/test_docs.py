@@ -32,7 +32,7 @@ def test_every_test_that_shows_a_promise_is_there(named):
 
 @pytest.mark.parametrize(
     ("document", "name"),
-    [(RELIABILITY, f"F{number}") for number in range(1, 35)]
+    [(RELIABILITY, f"F{number}") for number in range(1, 38)]
     + [(SECURITY, f"S{number}") for number in range(1, 20)],
     ids=lambda item: item[:3],
 )
