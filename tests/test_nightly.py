@@ -150,7 +150,7 @@ def test_a_stopped_night_says_who_waits(night, monkeypatch):
     from tileseg import job
     from tileseg.errors import PreemptedError
 
-    def stop(*_args):
+    def stop(*_args, **_more):
         raise PreemptedError("SIGTERM: stopped; the same command resumes")
 
     monkeypatch.setattr(job, "_process", stop)

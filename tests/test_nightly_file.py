@@ -114,7 +114,12 @@ def test_the_command_line_wins(tmp_path):
 
     file = read_night(path, {"workers": 4}, {"output": "s3://maps/all"})
 
-    assert file.job == {"overwrite": True, "workers": 4, "confidence": True}
+    assert file.job == {
+        "overwrite": True,
+        "again": False,
+        "workers": 4,
+        "confidence": True,
+    }
     assert file.target.output == "s3://maps/all"
     assert file.target.workplace == "out/all.work"
 

@@ -28,6 +28,7 @@ from tileseg.cli import main
 from tileseg.cli_nightly import run_one
 from tileseg.console import deadline
 from tileseg.errors import DeadlineError, ExitCode, PreemptedError
+from tileseg.monitor import Monitor
 from tileseg.nightly_events import KINDS
 from tileseg.nightly_file import Schedule, read_night
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
@@ -241,13 +242,13 @@ def stop_in_hand(error):
     """Return what does a scene's first shards, then ends with an error."""
     real = job._process
 
-    def process(task, ledger, staff, record, progress):
+    def process(task, ledger, staff, record, progress, **more):
         def stop(done, total):
             progress(done, total)
             if receipts_of(task.job):
                 staff.stop.ask(error)
 
-        return real(task, ledger, staff, record, stop)
+        return real(task, ledger, staff, record, stop, **more)
 
     return process
 
@@ -459,7 +460,7 @@ def test_events_tell_a_night_as_it_goes(nights):
     night = Tonight(file, listeners=[told.append, lambda _event: 1 / 0])
     with job.Staff() as staff:
         for each in night.turns():
-            night.add(each, run_one(each.facts, staff))
+            night.add(each, run_one(each.facts, staff, Monitor()))
     assert night.leave()
 
     kinds = [(event.kind, event.scene) for event in told]
@@ -570,11 +571,11 @@ import sys, time
 from tileseg import job
 from tileseg.cli import main
 real = job._process
-def process(task, ledger, staff, record, progress):
+def process(task, ledger, staff, record, progress, **more):
     def slow(done, total):
         progress(done, total)
         time.sleep(0.3)
-    return real(task, ledger, staff, record, slow)
+    return real(task, ledger, staff, record, slow, **more)
 job._process = process
 main(sys.argv[1:])
 """
