@@ -198,8 +198,8 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         raise UsageError(msg)
     if job.polygons == "geojson":
         _check_lonlat(job, scene)
-    wanted = {"--simplify": job.simplify, "--min-area": job.min_area}
-    needing = [option for option, value in wanted.items() if value is not None]
+    measures = {"--simplify": job.simplify, "--min-area": job.min_area}
+    needing = [option for option, value in measures.items() if value is not None]
     if needing and pixel_metres(scene.geobox) is None:
         msg = (
             f"{job.href}: its CRS does not say how long a metre is, which "
