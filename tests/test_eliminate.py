@@ -307,9 +307,11 @@ def a_mask(tmp_path_factory):
     return write(folder / "mask.tif", mask), mask
 
 
-@pytest.mark.parametrize("simplify", [None, 10.0])
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_file_does_not_depend_on_windows(
+@pytest.mark.parametrize(
+    ("workers", "simplify"),
+    [(1, None), (1, 10.0), pytest.param(2, 10.0, marks=pytest.mark.slow)],
+)
+def test_the_file_does_not_depend_on_windows_or_workers(
     tmp_path, monkeypatch, a_mask, workers, simplify
 ):
     path, mask = a_mask
@@ -318,10 +320,10 @@ def test_the_file_does_not_depend_on_windows(
     wish = {"min_area": 0.15, "simplify": simplify, "confidence": confidence}
     tiles = {"tiled": True, "blockxsize": 16, "blockysize": 32}
     made = []
-    for stored in ({"blockysize": 7}, tiles):
+    for stored, crew in (({"blockysize": 7}, 1), (tiles, workers)):
         source = write(tmp_path / "mask.tif", mask, **stored)
         output = tmp_path / f"{len(made)}.parquet"
-        polygonize(Wish(mask=source, output=output, workers=workers, **wish))
+        polygonize(Wish(mask=source, output=output, workers=crew, **wish))
         made.append(output.read_bytes())
 
     columns, outlines, _ = table_of(output)

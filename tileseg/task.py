@@ -224,8 +224,8 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         raise UsageError(msg)
     if job.polygons == "geojson":
         check_lonlat(scene.geobox, job.href)
-    wanted = {"--simplify": job.simplify, "--min-area": job.min_area}
-    for option, value in wanted.items():
+    measures = {"--simplify": job.simplify, "--min-area": job.min_area}
+    for option, value in measures.items():
         if value is not None:
             check_metres(scene.geobox, job.href, option)
     for card in ensemble.cards:
