@@ -30,6 +30,7 @@ TAKEN = dt.datetime(2024, 5, 17, 10, 30, 15, tzinfo=dt.UTC)
 ORIGIN = Origin(scene="S2A_x", taken=TAKEN, model="fields 1.0")
 GIVEN = {"farm": "Grünhof, 3", "year": 2024, "share": 0.5, "is_known": True}
 UTM = CRS.from_epsg(32631).to_wkt()
+POLYGONIZE = ["polygonize", "--workers", "1"]
 
 
 @pytest.mark.parametrize("suffix", ["gpkg", "parquet", "fgb", "geojson"])
@@ -142,7 +143,7 @@ def test_a_run_says_item_date_and_model_and_polygonize_says_the_same(
     out = tmp_path / "out"
     item = json.loads((out / "item.json").read_bytes())
     record = json.loads((out / "run.json").read_bytes())
-    words = ["polygonize", str(out / "mask.tif"), "--attribute", "year=2024"]
+    words = [*POLYGONIZE, str(out / "mask.tif"), "--attribute", "year=2024"]
     again = tmp_path / "new" / "folder" / "again.parquet"
 
     result = CliRunner().invoke(main, [*words, "--output", str(again)])
@@ -181,7 +182,7 @@ def test_a_raster_of_somebody_else_says_nothing(tmp_path):
     path = tmp_path / "mask.tif"
     write(path, mask)
     (tmp_path / "item.json").write_text("[]")
-    words = ["polygonize", str(path), "--output", str(tmp_path / "it.parquet")]
+    words = [*POLYGONIZE, str(path), "--output", str(tmp_path / "it.parquet")]
 
     result = CliRunner().invoke(main, [*words, "--attribute", "note=007"])
 
@@ -196,7 +197,7 @@ def test_tags_say_where_any_raster_comes_from(tmp_path):
     tags["FIELDS"] = "north, south"  # somebody's word for something else
     write(tmp_path / "it.tif", np.zeros((4, 5), np.uint8), tags=tags)
     output = tmp_path / "it.parquet"
-    words = ["polygonize", str(tmp_path / "it.tif"), "--output", str(output)]
+    words = [*POLYGONIZE, str(tmp_path / "it.tif"), "--output", str(output)]
 
     assert CliRunner().invoke(main, words).exit_code == ExitCode.OK
 
@@ -209,7 +210,7 @@ def test_tags_say_where_any_raster_comes_from(tmp_path):
 )
 def test_a_bad_option_is_one_line(tmp_path, text, says):
     write(tmp_path / "it.tif", np.zeros((4, 5), np.uint8))
-    words = ["polygonize", str(tmp_path / "it.tif"), "--attribute", text]
+    words = [*POLYGONIZE, str(tmp_path / "it.tif"), "--attribute", text]
 
     result = CliRunner().invoke(main, [*words, "--output", str(tmp_path / "it.gpkg")])
 
@@ -306,7 +307,7 @@ def test_of_a_model_of_fields_these_alone_are_polygons(tmp_path, scene):
     hectares = record.values["hectares"]
     assert sum(table["area_ha"].to_pylist()) == pytest.approx(hectares[names[1]])
     assert sum(map(bool, hectares.values())) > 1
-    words = ["polygonize", str(out / "mask.tif"), "--output", str(again)]
+    words = [*POLYGONIZE, str(out / "mask.tif"), "--output", str(again)]
     every = CliRunner().invoke(main, words)
     assert every.exit_code == ExitCode.OK, every.stderr
     assert "collection" not in pq.read_schema(again).names
