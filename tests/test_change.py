@@ -197,6 +197,8 @@ def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monke
         tags, table = dataset.tags(), dataset.colormap(1)
         assert (dataset.transform, dataset.crs) == (NORTH_UP, "EPSG:32631")
     assert (tags["CLASS_1"], tags["CLASS_9"]) == ("water > land", "undecided")
+    told = {code: int(tags.get(f"PIXELS_{code}", 0)) for code in range(11)}
+    assert told == dict(enumerate(counts[:11].tolist()))
     assert tags["CLASS_4"] == "land unchanged"
     assert table[0] == table[4] != table[1]
     itself = evaluate(Question(mask=str(path), reference=str(path)))
@@ -441,11 +443,19 @@ def test_many_classes_have_codes_of_16_bits(tmp_path):
     assert tags == {f"CLASS_{code}" for code in np.unique(wanted)}
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (700, 1), (530, 3)])
-def test_a_raster_is_a_cog_however_narrow(tmp_path, shape):
+SOUTH_UP, ROTATED = NORTH_UP @ Affine.scale(1, -1), NORTH_UP @ Affine.rotation(31)
+
+
+@pytest.mark.parametrize(
+    ("shape", "place"),
+    [((1, 1), NORTH_UP), ((700, 1), SOUTH_UP), ((530, 3), ROTATED)],
+)
+def test_a_raster_is_a_cog_however_narrow_and_turned(tmp_path, shape, place):
     random = np.random.default_rng(0)
     old, new = random.integers(0, 3, (2, *shape)).astype(np.uint8)
-    masks = [write(tmp_path / f"{n}.tif", it) for n, it in enumerate((old, new))]
+    masks = [
+        write(tmp_path / f"{n}.tif", it, place=place) for n, it in enumerate((old, new))
+    ]
 
     made(*masks, tmp_path / "out")
 

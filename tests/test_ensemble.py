@@ -190,7 +190,17 @@ def test_products_say_what_they_are_of(job, models):
             assert dataset.nodata == 255
             np.testing.assert_array_equal(mask == 255, layer == 255)
             bands = dataset.descriptions
+            told = [dataset.tags(band) for band in dataset.indexes]
     assert bands == tuple(item.name for item in prepare(job()).card.classes)
+    item = json.loads((job().output_path / "item.json").read_text())
+    said = item["assets"]["probabilities"]["bands"]
+    assert [band["name"] for band in said] == list(bands)
+    means = [band["statistics"]["mean"] for band in said]
+    assert means == [float(tags["STATISTICS_MEAN"]) for tags in told]
+    classes = item["assets"]["mask"]["classification:classes"]
+    assert [it["count"] for it in classes if "count" in it] == [
+        (mask == value).sum() for value in range(3)
+    ]
 
 
 def test_layers_are_what_their_definitions_say(job):

@@ -333,6 +333,26 @@ def test_a_collection_of_scenes_of_no_place_or_date_is_valid(series, collected):
     assert found["summaries"]["proj:code"] == [None, "EPSG:32631"]
 
 
+def test_what_was_counted_in_one_file_is_said_of_no_other(series, collected, tmp_path):
+    """Nor does it keep a Collection from saying what the classes are."""
+    fresh = series("a") | series("b")
+    for number, name in enumerate(fresh):
+        path = tmp_path / "maps" / name / "item.json"
+        found = json.loads(path.read_text())
+        mask, sure = (found["assets"][it] for it in ("mask", "confidence"))
+        mask["classification:classes"][0]["count"] = number
+        sure["bands"][0]["statistics"] = {"mean": number}
+        path.write_text(json.dumps(found))
+
+    assets = collected(fresh)["item_assets"]
+
+    names = [it["name"] for it in assets["mask"]["classification:classes"]]
+    assert names == ["class-0", "class-1", "class-2", "nodata"]
+    assert "count" not in assets["mask"]["classification:classes"][0]
+    assert "statistics" not in assets["confidence"]["bands"][0]
+    assert assets["confidence"]["bands"][0]["raster:scale"] == 1 / 254
+
+
 def test_what_a_collection_holds_stays_as_long_as_it_is_there(
     series, collected, tmp_path
 ):

@@ -1,6 +1,6 @@
 """What the values of a raster of changes mean, and the COG that holds them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +137,20 @@ class Writer:
         """Write a window."""
         self._dataset.write(pixels, 1, window=window.slices)
 
-    def name(self, found: Iterable[int], tags: Mapping[str, str]) -> None:
-        """Say what codes mean: all that there may be, or of 16 bits those found."""
+    def name(self, found: Mapping[int, int], tags: Mapping[str, str]) -> None:
+        """Say what codes mean: all that there may be, or of 16 bits those found.
+
+        Args:
+            found: codes and how many pixels have them.
+            tags: of the raster, beside those.
+        """
         codes = self._codes
         is_long = codes.dtype == "uint16"
         named = sorted(found) if is_long else range(codes.too_small + 1)
         names = {f"CLASS_{code}": codes.name(code) for code in named}
         rule = f"old x {len(codes.classes)} + new"
-        self._dataset.update_tags(CODE=rule, **names, **tags)
+        counts = {f"PIXELS_{code}": number for code, number in found.items()}
+        self._dataset.update_tags(CODE=rule, **names, **counts, **tags)
         self._dataset.set_band_description(1, "change")
         self._dataset.colorinterp = [ColorInterp.palette]
         table = {code: (*codes.color(code), 255) for code in named}

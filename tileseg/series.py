@@ -34,6 +34,7 @@ _WORDS = {
 _OF_ONE_FILE = ("href", "file:size", "file:checksum", "proj:shape", "proj:transform")
 _OF_ONE_SCENE = ("datetime", "start_datetime", "end_datetime", "proj:code")
 _OF_MANY = ("processing:version", "tileseg:models")
+_COUNTED = {"bands": "statistics", "classification:classes": "count"}
 _MODELS = itemgetter("tileseg:models")
 _EARTH = [-180.0, -90.0, 180.0, 90.0]
 
@@ -192,12 +193,23 @@ def _each(values: Iterable[Any]) -> list[Any]:
 def _common(assets: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Return of each asset what all Items that have it say alike."""
     common: dict[str, dict[str, Any]] = {}
-    for name, asset in (pair for each in assets for pair in each.items()):
+    for name, whole in (pair for each in assets for pair in each.items()):
+        asset = _of_any_file(whole)
         known = common.get(name, asset)
         common[name] = {**_alike(known, asset), **_bands(known, asset)}
-        for key in _OF_ONE_FILE:
-            common[name].pop(key, None)
     return dict(sorted(common.items()))
+
+
+def _of_any_file(asset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an asset says without what was counted in the one file."""
+    left = {key: value for key, value in asset.items() if key not in _OF_ONE_FILE}
+    for key, counted in _COUNTED.items():
+        if key in left:
+            left[key] = [
+                {name: value for name, value in each.items() if name != counted}
+                for each in left[key]
+            ]
+    return left
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,12 +108,13 @@ class Tally:
         np.maximum(seen, high, out=seen)
 
     @property
-    def found(self) -> list[int]:
-        """The codes that the raster holds."""
+    def found(self) -> dict[int, int]:
+        """The codes that the raster holds, and how many pixels have each."""
         codes, pixels = self._codes, self._pixels[:, :-1]
-        found = np.flatnonzero(pixels[COUNTS]).tolist()
-        left_out = ((UNDECIDED, codes.undecided), (TOO_SMALL, codes.too_small))
-        return found + [code for what, code in left_out if pixels[what].any()]
+        counts = dict(enumerate(pixels[COUNTS].tolist()))
+        counts[codes.undecided] = int(pixels[UNDECIDED].sum())
+        counts[codes.too_small] = int(pixels[TOO_SMALL].sum())
+        return {code: number for code, number in counts.items() if number}
 
     def as_dict(self) -> dict[str, Any]:
         """Return all as plain values; areas are null where nobody knows them."""
