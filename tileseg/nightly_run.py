@@ -25,7 +25,7 @@ from tileseg.nightly_source import find
 from tileseg.nightly_state import STATE, Entry, Outcome, read_state
 from tileseg.objects import open_storage
 from tileseg.record import Record
-from tileseg.redact import json_bytes
+from tileseg.redact import json_bytes, redact
 from tileseg.series import update
 from tileseg.task import refuse_vanishing
 
@@ -320,7 +320,7 @@ def _outcome(record: Record) -> Outcome:
     return Outcome(
         state=state,
         exit_code=values["exit_code"],
-        error=values["error"],
+        error=values["error"] and redact(values["error"]),
         seconds=values["seconds"]["total"] if is_news else None,
         workers=values["engine"]["workers"] or 1,
         tiles=counts["tiles"],
