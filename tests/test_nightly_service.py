@@ -15,6 +15,7 @@ import pytest
 import stac_api
 from click.testing import CliRunner
 from making import (
+    make_model,
     make_plain,
     make_scene,
     random_pixels,
@@ -138,7 +139,7 @@ def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_parked(nights, arch
         (archive / f"{name}.tif").unlink()
     tried, ends = [], {}
     for night in range(10):
-        code, lines, summary = nights.run()
+        _, lines, summary = nights.run()
         tried += [night] * len(lines)
         ends[night] = code, states(summary)["a"]
         nights.now += DAY
@@ -200,7 +201,8 @@ def test_what_changed_is_made_again_and_nothing_else(nights, archive, tmp_path):
     nights._job += "\nconfidence = true"
 
     assert set(whys(nights.run("--plan")[2]).values()) == {"options"}
-    nights._job = nights._job.replace("\nconfidence = true", "")
+    _, *rest = nights._job.splitlines()
+    nights._job = "\n".join([f'model = "{nights.folder / "other"}"', *rest])
     assert whys(nights.run("--plan")[2])["d"] == "gone"
 
 
@@ -651,3 +653,64 @@ def test_the_scene_in_hand_is_stopped_at_the_deadline(nights, archive):
     assert states(summary) == {"long": "waiting"}
     assert summary["exit_code"] == 0
     assert "the night is over" in summary["scenes"][0]["error"]
+
+
+def products(folder):
+    """Return what a result is, but for its record, which says who made it live."""
+    found = snapshot(folder)
+    del found["run.json"]
+    return found
+
+
+@pytest.mark.slow
+def test_what_a_person_rolled_back_stays_and_the_collection_follows(nights):
+    """No night makes it again; the Collection is that of Items that are live."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
+    make_scene(nights.folder / "scenes/two.tif", random_pixels(45, 70, seed=1))
+    nights._job += "\nkeep = 1"
+    nights.run()
+    before = products(nights.output / "one")
+    make_model(nights.folder / "other", seed=9)
+    _, *rest = nights._job.splitlines()
+    nights._job = "\n".join([f'model = "{nights.folder / "other"}"', *rest])
+    nights.now += DAY
+    nights.run()
+    result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
+    assert result.exit_code == 0, result.stderr
+
+    nights.now += DAY
+    code, lines, summary = nights.run()
+
+    assert (code, lines) == (0, [])
+    assert states(summary) == {"one": "unchanged", "two": "unchanged"}
+    assert products(nights.output / "one") == before
+    told = (nights.output / "collection.json").read_bytes()
+    (nights.output / "collection.json").unlink()
+    update(Disk(nights.output), "maps", dict.fromkeys(["one", "two"], "item.json"))
+    assert told == (nights.output / "collection.json").read_bytes()
+    assert len(json.loads(told)["summaries"]["tileseg:models"]) == 2
+
+
+@pytest.mark.slow
+def test_a_result_that_a_gate_parks_is_judged_again_and_then_waits(nights):
+    """The one before stays live, and in the Collection; nothing is computed twice."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
+    nights.run()
+    live, told = (
+        snapshot(nights.output / "one"),
+        (nights.output / "collection.json").read_bytes(),
+    )
+    cloudy = random_pixels(60, 51, nodata=0.8)
+    make_scene(nights.folder / "scenes/one.tif", cloudy)
+    nights._job += "\ngates = {nodata = 0.3}"
+    tried = []
+    for _ in range(9):
+        nights.now += DAY
+        _, lines, summary = nights.run()
+        tried += [line["seconds"]["work"] for line in lines]
+        assert states(summary)["one"] in ("parked", "later")
+        assert snapshot(nights.output / "one") == live
+    assert (nights.output / "one.parked/mask.tif").exists()
+    assert len(tried) == 4, "the retries"
+    assert states(summary) == {"one": "parked"}
+    assert (nights.output / "collection.json").read_bytes() == told

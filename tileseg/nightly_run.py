@@ -179,9 +179,7 @@ class Tonight:
         if is_news:
             self.state.seconds += (self._clock() - self._start).total_seconds()
             scenes = self.state.scenes
-            items = {name: scenes[name].item for name in scenes if scenes[name].item}
-            name = PurePosixPath(self._storage.address).name
-            update(self._storage, name, items, self.state.series)
+            self._catalog()
             summary = self.summary()
             self._storage.write(SUMMARY, json_bytes(summary))
             self._storage.write(PAGE, page(summary, self._storage, scenes))
@@ -189,6 +187,16 @@ class Tonight:
             self._storage.write(STATE, self.state.as_bytes())
         self._tell("night_ended", None, self.summary())
         return is_news
+
+    def _catalog(self) -> None:
+        """Bring the Collection up to date."""
+        fresh, former = dict[str, str](), dict[str, str]()
+        for name, entry in self.state.scenes.items():
+            if entry.item:
+                is_fresh = entry.night == self.state.night
+                (fresh if is_fresh else former)[name] = entry.item
+        title = PurePosixPath(self._storage.address).name
+        update(self._storage, title, fresh, self.state.series, former)
 
     def summary(self) -> dict[str, Any]:
         """Return `night.json`: the whole night, whatever run of it did it."""

@@ -3,18 +3,23 @@
 The catalog of the series, where there is one, follows.
 """
 
+import logging
 from pathlib import PurePosixPath
 from typing import Any
 
 from tileseg.bounds import shares_of
 from tileseg.bucket import place_at
-from tileseg.errors import InputError, OutputError
+from tileseg.errors import InputError, OutputError, TilesegError
 from tileseg.history import series_of
+from tileseg.nightly_state import STATE, read_state
 from tileseg.publish import PARKED
-from tileseg.series import COLLECTION, ITEM, update
+from tileseg.series import COLLECTION, ITEM, forget, update
+from tileseg.storage import Storage
 from tileseg.versions import Version, name_of
 
 __all__ = ["describe", "discard", "list_versions", "release", "roll_back"]
+
+logger = logging.getLogger(__name__)
 
 
 def list_versions(output: str) -> list[Version]:
@@ -106,3 +111,16 @@ def _tell(output: str, record: dict[str, Any]) -> None:
     items = [path for path in paths if PurePosixPath(path).name == ITEM]
     name = PurePosixPath(storage.address).name
     update(storage, name, {folder: items[0]} if items else {})
+    _forget(storage, folder)
+
+
+def _forget(storage: Storage, folder: str) -> None:
+    """Have nights of a file read the scene's Item again."""
+    try:
+        state = read_state(storage)
+    except TilesegError as err:
+        logger.warning("%s", err)
+        return
+    if state.series:
+        forget(state.series, folder)
+        storage.write(STATE, state.as_bytes())

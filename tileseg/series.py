@@ -44,6 +44,7 @@ def update(
     name: str,
     fresh: Mapping[str, str],
     memory: dict[str, Any] | None = None,
+    former: Mapping[str, str] | None = None,
 ) -> None:
     """Write the Collection of the results in `storage`, if it is another than before.
 
@@ -56,6 +57,8 @@ def update(
         fresh: folder -> path in it of the Item, of those that are known to be there.
         memory: what is known of Items, JSON values; brought up to date. Those that are
             not in it are read, the others are not.
+        former: as `fresh`, of those that were there once: what the Collection says of
+            them, after a rollback say, is newer.
 
     Raises:
         TilesegError: it, or an Item, cannot be read; it cannot be written; the store
@@ -65,7 +68,7 @@ def update(
     if before is not None and not _is_ours(before, "summaries"):
         logger.warning("%s/%s: is not ours, so it stays", storage.address, COLLECTION)
         return
-    places = {**_listed(before or {}), **fresh}
+    places = {**(former or {}), **_listed(before or {}), **fresh}
     known: dict[str, Any] = {}
     if memory is not None:
         there = set(storage.folders())
