@@ -139,7 +139,7 @@ def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_parked(nights, arch
         (archive / f"{name}.tif").unlink()
     tried, ends = [], {}
     for night in range(10):
-        _, lines, summary = nights.run()
+        code, lines, summary = nights.run()
         tried += [night] * len(lines)
         ends[night] = code, states(summary)["a"]
         nights.now += DAY
