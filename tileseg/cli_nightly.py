@@ -69,21 +69,22 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     begin(options)
     from tileseg.monitor import Monitor
 
-    monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     is_plan, retry = options.pop("is_plan"), options.pop("retry")
+    monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     is_broken = False
-    with results(), one_line_errors(), monitor:
-        if options["scenes"] is None:
-            file = _file(options)
-            if is_plan:
-                _plan(file, retry)
-            else:
-                is_broken = _spend(file, retry, monitor)
-        elif is_plan or retry:
+    with results(), one_line_errors():
+        if options["scenes"] is not None and (is_plan or retry):
             msg = "plan, retry: are of a night's file; leave --scenes out"
             raise UsageError(msg)
+        if is_plan:
+            _plan(_file(options), retry)
+        elif options["scenes"] is None:
+            file = _file(options)
+            with monitor:
+                is_broken = _spend(file, retry, monitor)
         else:
-            is_broken = _each(options, monitor)
+            with monitor:
+                is_broken = _each(options, monitor)
     leave(monitor.code, is_broken=is_broken)
 
 

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 
+from tileseg.cost import told as told_cost
 from tileseg.cost import total
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.lock import hold
@@ -281,7 +282,8 @@ class Tonight:
         counts = summary["counts"]
         told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
         last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
-        return "\n".join([*lines, last])
+        costs = told_cost(summary["spent"])
+        return "\n".join([*lines, f"{last}; {costs}" if costs else last])
 
 
 def _told(row: dict[str, Any]) -> str:
