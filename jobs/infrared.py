@@ -19,7 +19,7 @@ from tileseg.console import configure_logging, one_line_errors, progress, signal
 from tileseg.train import train
 
 WITHOUT, WITH = ("blue", "green", "red"), ("blue", "green", "red", "nir")
-EPOCHS, STEPS = 4, 250
+EPOCHS, STEPS = 3, 100
 
 
 @click.command()
