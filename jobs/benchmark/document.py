@@ -31,7 +31,7 @@ call of the job to its end; imports are done. `as a process` has Python's start 
 One process for each row. `above_mb` is its peak above the loaded network, `predicted_mb` what the plan said before.
 A simulated network of no cost holds no activations, and what is read and made is the same.""",
     "polygons": """\
-Masks like land cover (patches, 1 % single pixels) to files of polygons, in processes of their own, from the start of Python to the
+Masks like land cover (patches, half a percent of single pixels) to files of polygons, in processes of their own, from the start of Python to the
 closed file. `times` is how much faster than rasterio's shapes written by pyogrio; `peak_mb` is held by all processes together.""",
     "peers": """\
 Whole jobs on one scene, each library as its documentation uses it, in processes of their own; imports are done, loading the network
