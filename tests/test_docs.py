@@ -1,9 +1,14 @@
 """The documents name things that there are."""
 
 import re
+import shlex
+from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
+
+from tileseg.cli import main
 
 ROOT = Path(__file__).parents[1]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
@@ -13,6 +18,8 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "docs/*.md", "infra/*.md", "examples/*.md")
     for path in ROOT.glob(pattern)
 )
+
+OURS = r"python jobs/(segment|nightly|evaluate)\.py|tileseg"
 
 
 def slug(heading):
@@ -53,3 +60,27 @@ def test_every_link_leads_somewhere(path):
         if anchor:
             headings = re.findall(r"^#+ (.*)$", there.read_text(), flags=re.MULTILINE)
             assert anchor in map(slug, headings), target
+
+
+def commands():
+    """Yield (document, words) of each command of ours in a block."""
+    for path in DOCUMENTS:
+        text = path.read_text().replace("\\\n", " ")
+        for line in re.findall(r"^ {4,}(.*\S)", text, flags=re.MULTILINE):
+            plain = re.sub(r"\s#\s.*", "", line)
+            found = re.search(rf"(?:^|-- )(?:{OURS})( .*)?$", plain)
+            # In brackets is what may be left out: a synopsis, no command.
+            if found and not re.search(r"\[|\.\.\.", plain):
+                first = [found[1]] if found[1] else []
+                yield path.name, (*first, *shlex.split(found[2] or ""))
+
+
+@pytest.mark.parametrize(("_document", "words"), sorted(set(commands())))
+def test_every_command_can_be_given(_document, words):
+    command, rest = main, list(words)
+    while isinstance(command, click.Group) and rest and rest[0][0] != "-":
+        name = rest.pop(0)
+        command = command.commands[name]
+
+    with suppress(click.exceptions.Exit):  # --help, --version
+        command.make_context(command.name, rest)
