@@ -32,7 +32,7 @@ import faults
 SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
 SEGMENT += ("tileseg.job", "tileseg.engine", "tileseg.stitch", "tileseg.features")
 SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.stac", "tileseg.report")
-SEGMENT += ("tileseg.verify", "tileseg.products", "tileseg.swap")
+SEGMENT += ("tileseg.verify", "tileseg.products", "tileseg.swap", "tileseg.monitor")
 HANG_SECONDS = 120
 TIMED = "report.html"
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
@@ -48,7 +48,7 @@ lock.hold before,after 1
 identity.Identities.remember before,torn,after 1
 ledger.Ledger.open before,torn,after 1
 predict.Predictor._forward before,after 15
-worker.Worker._write_artifact before,torn,after 60
+maker.Maker._write before,torn,after 60
 ledger.Ledger.record before,torn,after 20
 stitch.stitch before,after 2
 stitch._place before 40

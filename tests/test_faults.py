@@ -101,7 +101,7 @@ def test_a_fault_happens_in_a_process_that_is_started_with_it(trial):
 
 
 def test_a_fault_may_be_of_one_shard_or_item(trial):
-    write, cut = "worker.Worker._write_artifact", "shelf._Shelf.shards"
+    write, cut = "maker.Maker._write", "shelf._Shelf.shards"
     faulty = f"{write}:before:*:log@2_1 {write}:after:*:log@7_7 {cut}:item:*:log"
 
     code, _, _ = trial.run(faulty)
