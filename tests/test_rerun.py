@@ -60,6 +60,9 @@ EVERYTHING = {
     "margin": True,
     "entropy": True,
     "incremental": True,
+    "probabilities": True,
+    "watts": 300.0,
+    "price": 2.5,
     "keep": 3,
     "gates": Gates(seams=1.5, history=7, canary="golden.npz"),
 }

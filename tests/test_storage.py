@@ -402,6 +402,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 from making import after
+from tileseg.bounds import Gates
 from tileseg.job import run
 from tileseg.settings import Job
 job = Job(**{facts!r})
