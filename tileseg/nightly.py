@@ -29,7 +29,7 @@ def state_of(record: Record) -> str:
     if record.values["status"] in ("interrupted", "dry-run"):
         return "waiting"
     if record.values["status"] == PARKED:
-        return "parked"  # at a gate; what was live there still is
+        return PARKED  # at a gate; what was live there still is
     if code == ExitCode.OK:
         return "done" if record.is_news else "unchanged"
     return "partial" if code == ExitCode.PARTIAL else "failed"
@@ -67,7 +67,7 @@ class Night:
         values = record.values
         if found := item_of(record):
             self._items[PurePosixPath(output).name] = found
-        if record.is_news:
+        if record.is_made:
             self._bills.append(values["spent"])
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
@@ -77,7 +77,7 @@ class Night:
                 "state": state_of(record),
                 "exit_code": values["exit_code"],
                 "error": values["error"],
-                "seconds": values["seconds"]["total"] if record.is_news else None,
+                "seconds": values["seconds"]["total"] if record.is_made else None,
             }
         )
 

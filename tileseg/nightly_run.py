@@ -325,17 +325,16 @@ def _code(row: dict[str, Any]) -> int:
 
 def _outcome(record: Record) -> Outcome:
     values, state = record.values, state_of(record)
-    counts, is_news = values["counts"], record.is_news
-    outputs = values["outputs"]
+    counts, outputs = values["counts"], values["outputs"]
     return Outcome(
         state=state,
         exit_code=values["exit_code"],
         error=values["error"] and redact(values["error"]),
-        seconds=values["seconds"]["total"] if is_news else None,
+        seconds=values["seconds"]["total"] if record.is_made else None,
         workers=values["engine"]["workers"] or 1,
         tiles=counts["tiles"],
-        is_whole=not counts["shards_reused"],
-        spent=values["spent"] if is_news else None,
+        is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
+        spent=values["spent"] if record.is_made else None,
         size=sum(item["bytes"] for item in outputs),
         item=item_of(record),
         products=tuple(str(item["path"]) for item in outputs),
