@@ -52,8 +52,8 @@ _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
     "--retry",
     multiple=True,
     metavar="SCENE|all",
-    help="Take a scene as a new one, that was parked say; all: all that failed. May be"
-    " given several times.",
+    help="Take a scene as a new one, that was given up say; all: all that failed."
+    " May be given several times.",
 )
 @job_options
 @watch_options

@@ -149,7 +149,7 @@ class Schedule:
     first: tuple[str, ...] = ()
     """Patterns of scenes' names that come before all others, the first one first."""
     retries: int = 3
-    """Times that a failed scene is tried again before it is parked."""
+    """Times that a failed scene is tried again before it is given up."""
     backoff: tuple[int, ...] = (1, 2, 4)
     """Nights from one try to the next; the last number goes on."""
     webhook: str = ""

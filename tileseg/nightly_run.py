@@ -41,10 +41,15 @@ STATES = (
     "partial",
     "failed",
     "parked",
+    "given_up",
     "later",
     "waiting",
 )
-"""What a scene is after a night; `later`: it failed before, and is not tried yet."""
+"""What a scene is after a night.
+
+`parked`: its result, at a gate. `later`: it failed before, and is not tried yet;
+`given_up`: nor will it be until it changes, or somebody says so.
+"""
 
 _LOCK = ".night"
 _SAVE_SECONDS = 10.0  # what a killed night may forget: it finds what it had done
@@ -159,8 +164,8 @@ class Tonight:
             self._storage.write(STATE, self.state.as_bytes())
             self._saved = monotonic()
         self._tell("scene_ended", name, self._row(choice))
-        if entry.parked:
-            self._tell("scene_parked", name, self._row(choice))
+        if entry.given_up:
+            self._tell("scene_given_up", name, self._row(choice))
 
     def stop(self, error: TilesegError) -> None:
         """Take note of why no further scene is begun."""
@@ -277,7 +282,7 @@ class Tonight:
         lines = [
             f"{row['state']}: {_told(row)}"
             for row in summary["scenes"]
-            if row["state"] in ("partial", "failed", "parked")
+            if row["state"] in ("partial", "failed", "parked", "given_up")
         ]
         counts = summary["counts"]
         told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
@@ -311,9 +316,9 @@ def _blank(choice: Choice, state: str) -> dict[str, Any]:
 
 
 def _state(entry: Entry, *, is_tonight: bool) -> str:
-    if entry.parked:
-        return "parked"
-    if is_tonight or entry.state == "kept":
+    if entry.given_up and entry.state != "parked":
+        return "given_up"
+    if is_tonight or entry.state in ("kept", "parked"):
         return entry.state
     return "unchanged" if entry.state in ("done", "unchanged") else "later"
 
