@@ -110,7 +110,7 @@ def _file(options: dict[str, Any]) -> "NightFile":
 def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     """Print what a night would do; write nothing."""
     from tileseg.nightly_run import Tonight
-    from tileseg.nightly_told import table
+    from tileseg.nightly_table import table
 
     with signals():
         plan = Tonight(file, retry=retry).plan()

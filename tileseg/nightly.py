@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
 
-from tileseg.cost import told, total
+from tileseg.cost import in_words, total
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.publish import PARKED
@@ -122,7 +122,7 @@ class Night:
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
         summary = self.summary()
-        counts, costs = summary["counts"], told(summary["spent"])
+        counts, costs = summary["counts"], in_words(summary["spent"])
         lines = [
             f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
             for item in self.scenes

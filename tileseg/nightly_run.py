@@ -13,8 +13,7 @@ from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 
-from tileseg.cost import told as told_cost
-from tileseg.cost import total
+from tileseg.cost import in_words, total
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.lock import hold
 from tileseg.nightly import SUMMARY, item_of, state_of
@@ -287,7 +286,7 @@ class Tonight:
         counts = summary["counts"]
         told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
         last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
-        costs = told_cost(summary["spent"])
+        costs = in_words(summary["spent"])
         return "\n".join([*lines, f"{last}; {costs}" if costs else last])
 
 

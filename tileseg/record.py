@@ -18,7 +18,7 @@ from tileseg.bounds import Gate, failed
 from tileseg.budget import budget_of
 from tileseg.card import NODATA
 from tileseg.cost import bill
-from tileseg.errors import ExitCode, ParkedError, TilesegError
+from tileseg.errors import ExitCode, ParkedError, TilesegError, first_line
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
@@ -361,7 +361,7 @@ class Record:
     def fail(self, error: Exception) -> None:
         """Say that it ended with an error."""
         self.error = error
-        code, text = ExitCode.BUG, f"{type(error).__name__}: {error}"
+        code, text = ExitCode.BUG, f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, TilesegError):
             code, text = error.exit_code, str(error)
         resumable = code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
