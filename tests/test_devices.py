@@ -188,6 +188,7 @@ DIE = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 import test_devices as tests
+from tileseg.bounds import Gates
 from tileseg.ledger import Ledger
 
 def forward(self, tiles):
@@ -201,7 +202,7 @@ def die(ledger):
 
 tests.UNet.forward = forward
 Ledger._remove_given_up = die
-tests.run(eval(sys.argv[1], {"Job": tests.Job}))
+tests.run(eval(sys.argv[1], {"Job": tests.Job, "Gates": Gates}))
 """
 
 
