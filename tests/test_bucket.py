@@ -824,6 +824,10 @@ def test_a_kill_at_any_write_loses_nothing_that_should_stay(
         assert parked == "d" or live in ("d", "e")
         Bucket(here, tmp_path).sweep()
         assert state(here) == (live, kept, parked)
+        stage(here, tmp_path, "f", plan="f" * 32, request="f", status="parked")
+        assert state(here) == (live, kept, "f")
+        Bucket(here, tmp_path).discard_parked()
+        assert state(here) == (live, kept, None)
         number += 1
 
     assert number > 3

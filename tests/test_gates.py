@@ -119,8 +119,10 @@ def test_other_gates_judge_a_parked_result_anew(job):
     stricter = job(confidence=True, gates={"nodata": 0.001, "seams": 0.0})
 
     assert "seams: got" in parked(stricter, staff=Idle())["error"]
-    values = done(job(confidence=True, gates={"nodata": 0.9}), staff=Idle())
+    record = run(job(confidence=True, gates={"nodata": 0.9}), staff=Idle())
 
+    values = record.values
+    assert (record.error, record.is_news, record.is_made) == (None, True, False)
     assert (values["status"], values["promoted"]["by"]) == ("complete", "gates")
     assert {it["passed"] for it in values["gates"]} == {True}
     assert expected == digests(job().output_path)

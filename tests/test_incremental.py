@@ -4,9 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import make_model, make_scene, random_pixels, read, snapshot
+from rasterio.warp import transform_bounds
 from strategies import cuts
 
 from tileseg.errors import ExitCode
@@ -95,6 +97,13 @@ def make(tmp_path, model_path):
     return job
 
 
+def box(scene):
+    """Return the bounds of a scene without its last shards."""
+    with rasterio.open(scene) as dataset:
+        left, bottom, right, top = dataset.bounds
+        return left, bottom + (top - bottom) / 4, right - (right - left) / 4, top
+
+
 def done(job):
     record = run(job)
     assert record.error is None, record.error
@@ -102,13 +111,9 @@ def done(job):
 
 
 def products(job):
-    """Return the bytes of what a result shows; GeoPackages hold the time of day."""
+    """Return the bytes of what a result shows."""
     files = {item.name: item for item in job.output_path.iterdir()}
-    return {
-        name: path.read_bytes()
-        for name, path in files.items()
-        if name not in DIFFERS and path.suffix != ".gpkg"
-    }
+    return {k: path.read_bytes() for k, path in files.items() if k not in DIFFERS}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +159,9 @@ def test_a_small_change_costs_a_small_part_of_the_network(make, pixels, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changed", ["model", "option", "nothing", "mask", "list"])
+@pytest.mark.parametrize(
+    "changed", ["model", "option", "nothing", "mask", "list", "gone"]
+)
 def test_what_else_decides_a_pixel_makes_all_of_it_new(
     changed, make, pixels, tmp_path, caplog
 ):
@@ -170,15 +177,40 @@ def test_what_else_decides_a_pixel_makes_all_of_it_new(
         if changed == kind:
             path = tmp_path / "out" / name
             path.write_bytes(path.read_bytes()[:-1] + b"\n\n")
+    if changed == "gone":
+        (tmp_path / "out" / "mask.tif").unlink()
 
     again = done(make(**options))
 
-    spoilt = changed in ("mask", "list")
-    assert spoilt == ("not what was published" in caplog.text)
+    spoilt = changed in ("mask", "list", "gone")
+    assert spoilt == ("of no use to --incremental" in caplog.text)
     assert (again["counts"]["shards_unchanged"] > 0) == (changed == "nothing")
     other = make("other", **options)
     done(other)
     assert products(make()) == products(other)
+
+
+def test_what_is_only_said_of_labels_makes_none_of_them_new(make, pixels, tmp_path):
+    """Another date, a part of a scene, other polygons: all still fit together."""
+    scene = make_scene(tmp_path / "scene.tif", pixels)
+    west, south, east, north = transform_bounds("EPSG:32631", "OGC:CRS84", *box(scene))
+    corners = [(west, south), (east, south), (west, north), (west, south)]
+    area = {"type": "Polygon", "coordinates": [corners]}
+    (tmp_path / "area.geojson").write_text(json.dumps(area))
+    part = {"aoi": str(tmp_path / "area.geojson"), "entropy": True}
+    done(make(**part))
+    pixels[:, 300:310, 20:30] = 4321
+    make_scene(scene, pixels)
+    with rasterio.open(scene, "r+") as dataset:
+        dataset.update_tags(ACQUISITION_DATE="2026-05-17")
+    part |= {"entropy": False, "min_area": 0.05, "simplify": 9.0, "polygons": "fgb"}
+
+    again = done(make(**part))
+
+    other = done(make("other", **part))
+    assert again["counts"]["shards_unchanged"] == again["counts"]["shards"] - 1
+    assert 0 < again["pixels"]["outside"] == other["pixels"]["outside"]
+    assert products(make()) == products(make("other"))
 
 
 def test_without_the_option_another_version_is_refused(make, pixels, tmp_path):

@@ -188,7 +188,7 @@ ORDER = (
     "nightly_state",
     "rollback",
     "nightly_plan",
-    "nightly_told",
+    "nightly_table",
     "nightly_page",
     "nightly_run",
     "nightly_hook",

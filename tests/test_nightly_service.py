@@ -36,6 +36,7 @@ from tileseg.nightly_plan import Choice, Cost, ordered, turns
 from tileseg.nightly_run import STATES, Tonight, hold_night
 from tileseg.nightly_source import Found
 from tileseg.nightly_state import Entry, Outcome, Speed, State, night_of, read_state
+from tileseg.rollback import release
 from tileseg.series import update
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
@@ -133,7 +134,7 @@ def test_the_same_night_again_changes_nothing(nights):
     assert not (nights.folder / "work" / ".night").exists()
 
 
-def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_parked(nights, archive):
+def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_given_up(nights, archive):
     """A changed one at once; and the others are left alone."""
     for name in "bc":
         (archive / f"{name}.tif").unlink()
@@ -147,9 +148,9 @@ def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_parked(nights, arch
     assert tried == [0, 1, 3, 7]
     assert ends[3] == (3, "failed")
     assert ends[4] == (0, "later")
-    assert ends[7] == (3, "parked")
-    assert ends[8] == ends[9] == (0, "parked")
-    assert nights.run("--plan")[2]["counts"] == {"parked": 1}
+    assert ends[7] == (3, "given_up")
+    assert ends[8] == ends[9] == (0, "given_up")
+    assert nights.run("--plan")[2]["counts"] == {"given_up": 1}
     assert len(nights.run("--retry", "a")[1]) == 1
     nights.now += DAY
     make_scene(archive / "a.tif", random_pixels(40, 30))
@@ -410,14 +411,14 @@ def test_the_order_is_the_schedules(night, order):
         choice("d", "changed", tiles=1, taken=31),
         choice("e", "options", tiles=3, taken=30),
         choice("f", "begun", tiles=8),
-        choice("g", "parked"),
+        choice("g", "given_up"),
         choice("h", "later"),
     ]
 
     assert "".join(it.found.name for it in ordered(choices, night)) == order
 
 
-def test_what_is_not_the_scenes_fault_parks_no_scene():
+def test_for_what_is_not_its_fault_no_scene_is_given_up():
     """A full disk or a store that fails: again the next night, however often."""
     state, entry = State(), choice("a").known
     for night in range(20):
@@ -425,10 +426,10 @@ def test_what_is_not_the_scenes_fault_parks_no_scene():
         outcome = Outcome(state="failed", exit_code=ExitCode.STORAGE, error="no")
         entry = state.add("a", entry, outcome, Schedule(retries=0))
         assert entry.next == night_of(FIRST + (night + 1) * DAY)
-        assert not entry.parked
+        assert not entry.given_up
     assert state.add(
         "a", entry, replace(outcome, exit_code=ExitCode.INPUT), Schedule(retries=0)
-    ).parked
+    ).given_up
 
 
 def test_the_series_reads_only_what_is_new(nights, archive):
@@ -708,9 +709,14 @@ def test_a_result_that_a_gate_parks_is_judged_again_and_then_waits(nights):
         nights.now += DAY
         _, lines, summary = nights.run()
         tried += [line["seconds"]["work"] for line in lines]
-        assert states(summary)["one"] in ("parked", "later")
+        assert states(summary)["one"] == "parked"
         assert snapshot(nights.output / "one") == live
     assert (nights.output / "one.parked/mask.tif").exists()
     assert len(tried) == 4, "the retries"
     assert states(summary) == {"one": "parked"}
+    assert nights.run("--plan")[2]["counts"] == {"parked": 1}
     assert (nights.output / "collection.json").read_bytes() == told
+    release(str(nights.output / "one"))
+    nights.now += DAY
+    _, _, summary = nights.run()
+    assert states(summary) == {"one": "unchanged"}

@@ -77,6 +77,20 @@ def failures_of(folder):
     return json.loads((folder / "failures.geojson").read_text())
 
 
+def test_what_is_parked_with_holes_is_made_whole_when_it_can_be(job, blinded):
+    """Else the holes would keep it from passing for ever."""
+    wish = job(gates={"nodata": 0.1}, polygons="")
+    parked = run(wish).values
+    blinded.undo()
+
+    record = run(wish)
+
+    assert (parked["status"], len(parked["failures"])) == ("parked", len(HOLES))
+    assert record.error is None
+    assert record.values["counts"]["shards_reused"] == SHARDS - len(HOLES)
+    assert not wish.output_path.with_name("out.parked").exists()
+
+
 def test_holes_are_listed_and_the_next_run_makes_only_these(job, tmp_path, blinded):
     """And the result is then that of a run that nothing happened to."""
     first = run(job()).values

@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tileseg import metrics
 from tileseg.cli import main
 from tileseg.console import configure_logging, tell
-from tileseg.cost import bill, told, total
+from tileseg.cost import bill, in_words, total
 from tileseg.energy import EnergyMeter
 from tileseg.logs import JsonLines, about
 from tileseg.monitor import Monitor
@@ -241,7 +241,7 @@ def test_what_nobody_knows_is_null():
     assert unknown["kwh"] is unknown["kwh_from"] is unknown["cost"] is None
     assert total([unknown, unknown])["device_seconds"] == 7200
     assert total([])["device_seconds"] is None
-    assert told(total([])) == ""
+    assert in_words(total([])) == ""
 
 
 def test_a_gpus_own_counter_is_believed_before_a_guess():

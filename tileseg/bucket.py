@@ -159,9 +159,9 @@ class Bucket:
     def discard_parked(self) -> None:
         """See `Place`; the record first: what it lists is nobody's then."""
         record = self.parked()
+        self.published()
         self._pointers.drop_parked()
-        # It may just have been released.
-        self._objects.remove(*(paths_of(record) - paths_of(self.published())))
+        self._remove_parked(record)
 
     def roll_back(self, wanted: str = "") -> dict[str, Any]:
         """See `Place`."""
@@ -298,7 +298,17 @@ class Bucket:
             self._pointers.drop_parked()
             self._objects.remove(*paths_of(record))
             raise self._overtaken()
-        self._objects.remove(*(paths_of(before) - paths_of(record)))
+        self._remove_parked(before)
+
+    def _remove_parked(self, record: dict[str, Any] | None) -> None:
+        """Delete what is parked no longer, but for what is live, or was since.
+
+        A release that was killed left its record.
+        """
+        if record:
+            kept = (paths_of(item.record) for item in self.kept())
+            held = paths_of(self._live).union(*kept)
+            self._objects.remove(*(paths_of(record) - held))
 
     def _switch(self, record: dict[str, Any]) -> None:
         """Make a record live; keep or delete what it replaced, and what is older.

@@ -15,9 +15,7 @@ __all__ = ["Answer", "call"]
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 64 << 20
-"""Of an answer: a page of some thousand STAC Items has less."""
-
+_MOST_BYTES = 64 << 20  # of an answer: a page of some thousand STAC Items has less
 _STALL_SECONDS = 30.0  # without a byte: a search may think for long
 _WAIT_SECONDS = 0.5  # before the first repetition, then twice as long
 _LONGEST_WAIT = 10.0
@@ -61,7 +59,7 @@ def call(
         tries += 1
         try:
             return Answer(
-                *service.ask(body, dict(headers or {}), MOST_BYTES, _STALL_SECONDS)
+                *service.ask(body, dict(headers or {}), _MOST_BYTES, _STALL_SECONDS)
             )
         except Later as err:
             pause = max(wait, err.pause)

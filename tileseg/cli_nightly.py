@@ -52,8 +52,8 @@ _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
     "--retry",
     multiple=True,
     metavar="SCENE|all",
-    help="Take a scene as a new one, that was parked say; all: all that failed. May be"
-    " given several times.",
+    help="Take a scene as a new one, that was given up say; all: all that failed."
+    " May be given several times.",
 )
 @job_options
 @watch_options
@@ -110,7 +110,7 @@ def _file(options: dict[str, Any]) -> "NightFile":
 def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     """Print what a night would do; write nothing."""
     from tileseg.nightly_run import Tonight
-    from tileseg.nightly_told import table
+    from tileseg.nightly_table import table
 
     with signals():
         plan = Tonight(file, retry=retry).plan()

@@ -5,7 +5,7 @@ from typing import Any
 
 from tileseg.settings import Job
 
-__all__ = ["bill", "told", "total"]
+__all__ = ["bill", "in_words", "total"]
 
 _JOULES = 3.6e6  # in a kWh
 _HOUR = 3600  # seconds
@@ -44,8 +44,8 @@ def total(bills: Iterable[Mapping[str, Any]]) -> dict[str, float | None]:
     return sums
 
 
-def told(sums: Mapping[str, float | None]) -> str:
-    """Return it in words: what is known of it; empty if that is nothing."""
+def in_words(sums: Mapping[str, float | None]) -> str:
+    """Return what is known of several, as a person reads it; empty for nothing."""
     parts = []
     if (seconds := sums["device_seconds"]) is not None:
         parts.append(f"{seconds / _HOUR:.2f} device hours")

@@ -1,6 +1,7 @@
 """Where networks compute, on how many tiles at once, and how a device fails."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ __all__ = [
     "Device",
     "default_batch",
     "device_error",
+    "device_errors",
     "device_memory_mb",
     "resolve_device",
     "tile_bytes",
@@ -122,6 +124,22 @@ def device_error(device: str, error: RuntimeError) -> ModelError | None:
     ):
         return DeviceFaultError(f"{device}: the device failed: {text}; run again")
     return None
+
+
+@contextmanager
+def device_errors(device: str) -> Iterator[None]:
+    """Say what a failing device means; it may surface at any touch of it.
+
+    Raises:
+        ModelError: it failed.
+    """
+    try:
+        yield
+    except RuntimeError as err:
+        ours = device_error(device, err)
+        if ours is None:
+            raise  # a bug
+        raise ours from err
 
 
 def default_batch(device: Device, card: Card | Ensemble) -> int:

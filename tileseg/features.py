@@ -33,7 +33,7 @@ from tileseg.columns import (
     of_fields,
     of_origin,
 )
-from tileseg.errors import OutputError
+from tileseg.errors import OutputError, first_line
 from tileseg.geobox import GeoBox
 from tileseg.ground import footprint
 from tileseg.lonlat import LonLat
@@ -154,7 +154,7 @@ def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
     except (*_WRITE_ERRORS, RuntimeError) as err:
         if table.error:  # pyogrio says that there was one, not which
             raise table.error from None
-        msg = f"{path}: cannot be written: {err}"
+        msg = f"{path}: cannot be written: {first_line(err)}"
         raise OutputError(msg) from err
     return table.count
 
@@ -321,7 +321,7 @@ def write_failures(
     try:
         _write_ogr(pa.table(columns), None, path, layer="failures", **options)
     except _WRITE_ERRORS as err:
-        msg = f"{path}: cannot be written: {err}"
+        msg = f"{path}: cannot be written: {first_line(err)}"
         raise OutputError(msg) from err
 
 

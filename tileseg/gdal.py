@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from rasterio.abc import FileContainer
 from rasterio.enums import Interleaving, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
-from rasterio.io import MemoryFile
 
 from tileseg.address import is_address, shown
 from tileseg.errors import RefusedError
@@ -30,7 +29,6 @@ __all__ = [
     "hidden",
     "is_out_of_memory",
     "look_at",
-    "open_bytes",
     "open_dataset",
 ]
 
@@ -223,15 +221,6 @@ def _fault(dataset: Any) -> str:  # noqa: ANN401  (rasterio is untyped)
 def _itemsize(dtype: str) -> int:
     """Return the bytes of a pixel; of GDAL's complex integers too."""
     return np.dtype("complex64" if dtype == "complex_int16" else dtype).itemsize
-
-
-@contextmanager
-def open_bytes(data: bytes) -> Iterator[Any]:
-    """Open the bytes of a GeoTIFF, as that and nothing else."""
-    with warnings.catch_warnings(), MemoryFile(data) as memory:
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with memory.open(driver="GTiff") as dataset:
-            yield dataset
 
 
 def held_blocks(

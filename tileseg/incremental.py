@@ -43,6 +43,8 @@ SHARDS = "shards.json"
 
 _TRIED = 8  # shards that are looked at before all are
 _ROWS = 4  # of shards that are read at a stretch: a stop waits for no more
+_ELSE = {"input", "products", "columns", "simplify", "min_area"}
+"""What of a request decides no label: the scene's bytes, and what is made of labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ def list_shards(plan: Plan, receipts: Iterable[Receipt]) -> bytes:
 
 
 def _recipe(plan: Plan) -> str:
-    """Return the id of all that decides a pixel, but for the scene's own."""
-    request = {key: value for key, value in plan.request.items() if key != "input"}
+    """Return the id of all that decides a label, but for the scene's own pixels."""
+    request = {key: it for key, it in plan.request.items() if key not in _ELSE}
     return digest([request, plan.resolved])
 
 
@@ -84,22 +86,20 @@ def find(task: Task, plan: Plan, held: Mapping[str, Any] | None) -> Before | Non
     try:
         facts = json.loads(_read(open_storage(place), outputs[SHARDS]))
         if facts["recipe"] != _recipe(plan):
+            logger.info("%s: was made in another way; all is computed", place)
             return None
         shards = {
             Shard(row, col): (str(seen), int(masked))
             for row, col, seen, masked in facts["shards"]
         }
+        rasters = {
+            name.removesuffix(".tif"): _published(place, outputs[name])
+            for name in names
+        }
     except (OSError, ValueError, KeyError, TypeError, TilesegError) as err:
-        logger.warning("%s/%s: of no use, all is computed: %s", place, SHARDS, err)
+        text = "%s: of no use to --incremental, all is computed: %s"
+        logger.warning(text, place, err)
         return None
-    rasters = {}
-    for name in names:
-        path = f"{place.rstrip('/')}/{outputs[name]['path']}"
-        # Of a store's objects the digests are taken on trust, as everywhere.
-        if not is_remote(place) and file_sha256(Path(path)) != outputs[name]["sha256"]:
-            logger.warning("%s: not what was published; all is computed", path)
-            return None
-        rasters[name.removesuffix(".tif")] = path
     return Before(shards, rasters)
 
 
@@ -110,10 +110,26 @@ def _read(storage: Storage, listed: Mapping[str, Any]) -> bytes:
         ValueError: it is not what was published.
     """
     data = storage.read(listed["path"])
-    if hashlib.sha256(data).hexdigest() != listed["sha256"]:
-        msg = "not what was published"
-        raise ValueError(msg)
+    _check(listed, hashlib.sha256(data).hexdigest())
     return data
+
+
+def _published(place: str, listed: Mapping[str, Any]) -> str:
+    """Return the path or address of a published raster.
+
+    Raises:
+        OSError, ValueError: it is gone, or is not what was published.
+    """
+    path = f"{place.rstrip('/')}/{listed['path']}"
+    if not is_remote(place):  # of a store's objects digests are taken on trust
+        _check(listed, file_sha256(Path(path)))
+    return path
+
+
+def _check(listed: Mapping[str, Any], sha256: str) -> None:
+    if sha256 != listed["sha256"]:
+        msg = f"{listed['path']}: not what was published"
+        raise ValueError(msg)
 
 
 def unchanged(

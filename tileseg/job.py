@@ -262,9 +262,12 @@ def _adopt(
 def _adopt_parked(
     held: dict[str, Any] | None, place: publish.Place, task: Task, record: Record
 ) -> bool:
-    """Return whether the result is there, parked; put it live if it may be by now."""
+    """Return whether the result is there, parked; put it live if it may be by now.
+
+    One with holes is not: what failed may be made now.
+    """
     parked = place.parked()
-    if not parked or parked["request_id"] != task.request_id:
+    if not parked or parked["request_id"] != task.request_id or parked.get("failures"):
         return False
     if not place.holds_parked(parked):
         return False
@@ -273,7 +276,7 @@ def _adopt_parked(
         values = place.release(values["gates"])
         logger.info("%s: parked before, passes the gates now", task.job.href)
     record.adopt(values)
-    record.is_news = may_go
+    record.is_news = may_go and not task.job.dry_run
     return True
 
 

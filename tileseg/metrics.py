@@ -77,16 +77,19 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 """Every metric there is, by name."""
 
 
-def of_run(values: Mapping[str, Any], *, is_news: bool) -> Iterator[Sample]:
+def of_run(
+    values: Mapping[str, Any], *, is_news: bool, is_made: bool
+) -> Iterator[Sample]:
     """Yield what a scene's end adds.
 
     Args:
         values: its `run.json`.
-        is_news: whether it was run now, and was not there before.
+        is_news: whether what is live was not so before.
+        is_made: whether this run made it, so that its work is new.
     """
     state = values["status"] if is_news else "unchanged"
     yield Sample(METRICS["tileseg_scenes"], 1, state)
-    if is_news:
+    if is_made:
         yield from _work(values)
         yield from _speed(values)
 
@@ -106,7 +109,8 @@ def _work(values: Mapping[str, Any]) -> Iterator[Sample]:
     for name, value in grown.items():
         if value is not None:
             yield Sample(METRICS[name], value)
-    done = (counts["shards_done"] or 0) - (counts["shards_reused"] or 0)
+    old = (counts["shards_reused"] or 0) + (counts["shards_unchanged"] or 0)
+    done = (counts["shards_done"] or 0) - old
     yield Sample(METRICS["tileseg_shards"], done, "done")
     yield Sample(METRICS["tileseg_shards"], counts["shards_failed"] or 0, "failed")
     for stage in STAGES:

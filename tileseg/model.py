@@ -17,7 +17,13 @@ from tileseg import variants
 from tileseg.architecture import PROGRAMS
 from tileseg.card import Card
 from tileseg.device import Device, device_error
-from tileseg.errors import DeviceFaultError, ModelError, RefusedError, last_line
+from tileseg.errors import (
+    DeviceFaultError,
+    ModelError,
+    RefusedError,
+    first_line,
+    last_line,
+)
 from tileseg.foreign import CodeNetwork, OnnxNetwork, build_smp
 from tileseg.item import own_file
 from tileseg.unet import UNet
@@ -255,7 +261,7 @@ def _loading(device: Device) -> Iterator[None]:
         if isinstance(ours, DeviceFaultError):
             raise ours from err
         # Out of memory too: no smaller batch would help.
-        msg = f"{device.name}: cannot hold the network: {err}"
+        msg = f"{device.name}: cannot hold the network: {first_line(err)}"
         raise ModelError(msg) from err
 
 

@@ -101,7 +101,8 @@ class Monitor:
         """Count a scene that has ended."""
         self.pulse(0, 0)  # of many that are unchanged, nothing else tells
         self.code = worst((self.code, record.values["exit_code"]))
-        self._tell(of_run(record.values, is_news=record.is_news))
+        is_news, is_made = record.is_news, record.is_made
+        self._tell(of_run(record.values, is_news=is_news, is_made=is_made))
 
     def sum_up(self, night: Mapping[str, Any]) -> None:
         """Say what `night.json` says, the exit code too."""

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
 
-from tileseg.cost import told, total
+from tileseg.cost import in_words, total
 from tileseg.errors import ExitCode, OtherPlanError, worst
 from tileseg.objects import open_storage
 from tileseg.publish import PARKED
@@ -29,7 +29,7 @@ def state_of(record: Record) -> str:
     if record.values["status"] in ("interrupted", "dry-run"):
         return "waiting"
     if record.values["status"] == PARKED:
-        return "parked"  # at a gate; what was live there still is
+        return PARKED  # at a gate; what was live there still is
     if code == ExitCode.OK:
         return "done" if record.is_news else "unchanged"
     return "partial" if code == ExitCode.PARTIAL else "failed"
@@ -67,7 +67,7 @@ class Night:
         values = record.values
         if found := item_of(record):
             self._items[PurePosixPath(output).name] = found
-        if record.is_news:
+        if record.is_made:
             self._bills.append(values["spent"])
         self.waiting.remove(scene)  # a record found there may spell it differently
         self.scenes.append(
@@ -77,7 +77,7 @@ class Night:
                 "state": state_of(record),
                 "exit_code": values["exit_code"],
                 "error": values["error"],
-                "seconds": values["seconds"]["total"] if record.is_news else None,
+                "seconds": values["seconds"]["total"] if record.is_made else None,
             }
         )
 
@@ -122,7 +122,7 @@ class Night:
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
         summary = self.summary()
-        counts, costs = summary["counts"], told(summary["spent"])
+        counts, costs = summary["counts"], in_words(summary["spent"])
         lines = [
             f"{item['state']}: {item['scene']}: {item['error'] or item['output']}"
             for item in self.scenes

@@ -11,7 +11,7 @@ KINDS = (
     "night_begun",
     "scene_begun",
     "scene_ended",
-    "scene_parked",
+    "scene_given_up",
     "scene_waits",
     "night_ended",
 )

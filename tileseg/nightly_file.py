@@ -14,7 +14,7 @@ from typing import Any
 from tileseg.address import split
 from tileseg.errors import InputError, UsageError
 from tileseg.fields import checked, read_toml
-from tileseg.settings import Job, is_remote, within
+from tileseg.settings import Job, is_bbox, is_remote, within
 
 __all__ = [
     "NightFile",
@@ -91,7 +91,7 @@ class Source:
     def _limits() -> _Limits:
         when = "a date, a time as 2026-05-01T00:00:00Z, or as 30 days"
         return {
-            "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),
+            "bbox": (is_bbox, "west, south, east, north in degrees, south < north"),
             "since": (_is_moment, when),
             "until": (_is_moment, when),
             "cloud_cover": (lambda x: 0 <= x <= 100, "0 to 100 percent"),  # noqa: PLR2004
@@ -149,7 +149,7 @@ class Schedule:
     first: tuple[str, ...] = ()
     """Patterns of scenes' names that come before all others, the first one first."""
     retries: int = 3
-    """Times that a failed scene is tried again before it is parked."""
+    """Times that a failed scene is tried again before it is given up."""
     backoff: tuple[int, ...] = (1, 2, 4)
     """Nights from one try to the next; the last number goes on."""
     webhook: str = ""
@@ -312,11 +312,6 @@ def _check(table: Source | Schedule, limits: _Limits) -> None:
         if (got := getattr(table, name)) is not None and not is_good(got):
             msg = f"{name}: got {got!r}, wanted {wanted}"
             raise UsageError(msg)
-
-
-def _is_bbox(box: tuple[float, float, float, float]) -> bool:
-    west, south, east, north = box
-    return west != east and max(map(abs, (west, east))) <= 180 and south < north  # noqa: PLR2004  (degrees)
 
 
 def _is_moment(said: str | date) -> bool:

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = 30.0  # of trying again
 _NAMED = 20  # scenes that the text names
-_LOUD = ("failed", "parked", "partial")
+_LOUD = ("failed", "given_up", "parked", "partial")
 
 
 def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:

@@ -18,7 +18,8 @@ PAGE = "night.html"
 _MOST = 1000  # scenes that the page has
 _MOST_PICTURES = 100
 _SIDE = 240  # pixels of a picture
-_RANK = ("failed", "parked", "partial", "waiting", "later", "done", "kept", "unchanged")
+_RANK = ("failed", "given_up", "parked", "partial", "waiting", "later", "done", "kept",
+         "unchanged")  # fmt: skip
 """What a person wants to see first."""
 
 

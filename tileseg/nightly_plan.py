@@ -15,7 +15,7 @@ from tileseg.errors import TilesegError
 from tileseg.ledger import digest
 from tileseg.nightly_file import NightFile, Schedule
 from tileseg.nightly_source import Found
-from tileseg.nightly_state import Entry, Speed, State
+from tileseg.nightly_state import FAILED, Entry, Speed, State
 from tileseg.settings import Job, within
 from tileseg.task import draft, meet, versions
 
@@ -23,12 +23,12 @@ __all__ = ["Choice", "Cost", "asked", "chosen", "ordered", "rows", "span", "turn
 
 Left = Callable[[], float | None]
 
-_HOW = {"device_minutes", "engine", "grace", "hosts", "input", "keep_work", "output",
-        "patience", "run_shards", "trusted", "wait", "work", "workers"}  # fmt: skip
+_HOW = {"engine", "grace", "hosts", "input", "keep", "keep_work", "output",
+        "patience", "price", "run_shards", "trusted", "wait", "watts", "work",
+        "workers"}  # fmt: skip
 """Fields of a job that say how it is done, and change no product."""
 
 _AGAIN = ("changed", "options", "gone")
-_FAILED = ("failed", "partial", "parked")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Choice:
     """Fields of its job."""
     why: str
     """To be done: `new`, `changed`, `options`, `gone` (its results are), `begun`,
-    `again` (it failed). Not: `unchanged`, `kept`, `later`, `parked`, `double`."""
+    `again` (it failed). Not: `unchanged`, `kept`, `later`, `parked` (at a
+    gate, judged often enough), `given_up`, `double`."""
     known: Entry | None = None
     """What is known of it."""
 
@@ -151,9 +152,10 @@ def _why(known: Entry | None, scene: Found, wanted: str, tonight: str) -> str:
         return "changed"
     if known.asked != wanted:
         return "options"
-    if known.state in _FAILED:
-        is_later = known.next is not None and known.next > tonight
-        return "parked" if known.parked else "later" if is_later else "again"
+    if known.given_up:
+        return "parked" if known.state == "parked" else "given_up"
+    if known.state in FAILED:
+        return "later" if known.next and known.next > tonight else "again"
     return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
 
 

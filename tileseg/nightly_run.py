@@ -13,8 +13,7 @@ from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 
-from tileseg.cost import told as told_cost
-from tileseg.cost import total
+from tileseg.cost import in_words, total
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.lock import hold
 from tileseg.nightly import SUMMARY, item_of, state_of
@@ -41,10 +40,15 @@ STATES = (
     "partial",
     "failed",
     "parked",
+    "given_up",
     "later",
     "waiting",
 )
-"""What a scene is after a night; `later`: it failed before, and is not tried yet."""
+"""What a scene is after a night.
+
+`parked`: its result, at a gate. `later`: it failed before, and is not tried yet;
+`given_up`: nor will it be until it changes, or somebody says so.
+"""
 
 _LOCK = ".night"
 _SAVE_SECONDS = 10.0  # what a killed night may forget: it finds what it had done
@@ -159,8 +163,8 @@ class Tonight:
             self._storage.write(STATE, self.state.as_bytes())
             self._saved = monotonic()
         self._tell("scene_ended", name, self._row(choice))
-        if entry.parked:
-            self._tell("scene_parked", name, self._row(choice))
+        if entry.given_up:
+            self._tell("scene_given_up", name, self._row(choice))
 
     def stop(self, error: TilesegError) -> None:
         """Take note of why no further scene is begun."""
@@ -277,12 +281,12 @@ class Tonight:
         lines = [
             f"{row['state']}: {_told(row)}"
             for row in summary["scenes"]
-            if row["state"] in ("partial", "failed", "parked")
+            if row["state"] in ("partial", "failed", "parked", "given_up")
         ]
         counts = summary["counts"]
         told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
         last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
-        costs = told_cost(summary["spent"])
+        costs = in_words(summary["spent"])
         return "\n".join([*lines, f"{last}; {costs}" if costs else last])
 
 
@@ -311,9 +315,9 @@ def _blank(choice: Choice, state: str) -> dict[str, Any]:
 
 
 def _state(entry: Entry, *, is_tonight: bool) -> str:
-    if entry.parked:
-        return "parked"
-    if is_tonight or entry.state == "kept":
+    if entry.given_up and entry.state != "parked":
+        return "given_up"
+    if is_tonight or entry.state in ("kept", "parked"):
         return entry.state
     return "unchanged" if entry.state in ("done", "unchanged") else "later"
 
@@ -325,17 +329,16 @@ def _code(row: dict[str, Any]) -> int:
 
 def _outcome(record: Record) -> Outcome:
     values, state = record.values, state_of(record)
-    counts, is_news = values["counts"], record.is_news
-    outputs = values["outputs"]
+    counts, outputs = values["counts"], values["outputs"]
     return Outcome(
         state=state,
         exit_code=values["exit_code"],
         error=values["error"] and redact(values["error"]),
-        seconds=values["seconds"]["total"] if is_news else None,
+        seconds=values["seconds"]["total"] if record.is_made else None,
         workers=values["engine"]["workers"] or 1,
         tiles=counts["tiles"],
-        is_whole=not counts["shards_reused"],
-        spent=values["spent"] if is_news else None,
+        is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
+        spent=values["spent"] if record.is_made else None,
         size=sum(item["bytes"] for item in outputs),
         item=item_of(record),
         products=tuple(str(item["path"]) for item in outputs),

@@ -17,16 +17,27 @@ from tileseg.redact import json_bytes
 from tileseg.series import forget
 from tileseg.storage import Storage
 
-__all__ = ["STATE", "Entry", "Outcome", "Speed", "State", "night_of", "read_state"]
+__all__ = [
+    "FAILED",
+    "STATE",
+    "Entry",
+    "Outcome",
+    "Speed",
+    "State",
+    "night_of",
+    "read_state",
+]
 
 STATE = "night-state.json"
 
+FAILED = ("failed", "partial", "parked")
+"""States of a scene that is tried again, unless it is given up."""
+
 _VERSION = 1
 _REMEMBERED = 8  # scenes that say how fast the next one will be
-_FAILED = ("failed", "partial", "parked")
 _MIDDAY = timedelta(hours=12)
 _NOT_THE_SCENES = (ExitCode.OUTPUT, ExitCode.STORAGE, ExitCode.BUSY)
-"""What ends a scene and is not its fault: no reason to park it."""
+"""What ends a scene and is not its fault: no reason to give it up."""
 
 
 def night_of(now: datetime) -> str:
@@ -42,7 +53,7 @@ class Outcome:
     """How one attempt at a scene ended."""
 
     state: str
-    """`done`, `unchanged`, `kept`, `partial`, `failed` or `waiting` (stopped)."""
+    """`done`, `unchanged`, `kept`, `partial`, `failed`, `parked` or `waiting`."""
     exit_code: int = 0
     error: str | None = None
     seconds: float | None = None
@@ -80,7 +91,7 @@ class Entry:
     """Failed ones since it last went well, or changed."""
     next: str | None = None
     """The night on which it is tried again, if it failed."""
-    parked: bool = False
+    given_up: bool = False
     """Whether it is not tried again until it changes, or somebody says so."""
     seconds: float | None = None
     workers: int = 1
@@ -176,8 +187,8 @@ class State:
             for each in fields(Outcome)
             if each.name != "is_whole"
         }
-        entry = replace(entry, **known, night=self.night, next=None, parked=False)
-        if outcome.state in _FAILED:
+        entry = replace(entry, **known, night=self.night, next=None, given_up=False)
+        if outcome.state in FAILED:
             entry = self._failed(entry, night)
         elif outcome.state != "waiting":
             entry = replace(entry, attempts=0)
@@ -201,7 +212,7 @@ class State:
                 key
                 for key, entry in self.scenes.items()
                 if name in (key, entry.scene)
-                or (name == "all" and entry.state in _FAILED)
+                or (name == "all" and entry.state in FAILED)
             ]
             if not found and name != "all":
                 msg = f"retry: {name}: nothing is known of such a scene; see {STATE}"
@@ -215,7 +226,7 @@ class State:
             return replace(entry, next=self._in_nights(1))
         attempts = entry.attempts + 1
         if attempts > night.retries:
-            return replace(entry, attempts=attempts, parked=True)
+            return replace(entry, attempts=attempts, given_up=True)
         nights = night.backoff[min(attempts, len(night.backoff)) - 1]
         return replace(entry, attempts=attempts, next=self._in_nights(nights))
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from tileseg.batches import Batches, Scaling, Step
 from tileseg.blend import Blend
 from tileseg.bus import Bus, Landing
-from tileseg.device import device_error
-from tileseg.errors import ModelError, PreemptedError, TileError
+from tileseg.device import device_error, device_errors
+from tileseg.errors import ModelError, PreemptedError, TileError, last_line
 from tileseg.grid import Grid, Run, Strip
 from tileseg.lanes import ALONE, Lanes, Threads
 from tileseg.model import Network
@@ -49,7 +49,7 @@ class Predictor:
         self._network, self._grid, self._blend = network, grid, blend
         self._device = network.device.name
         self._lanes = Lanes(threads)
-        with _device_errors(self._device):
+        with device_errors(self._device):
             self.bus = Bus(self._device)
             self._batches = Batches(
                 grid,
@@ -89,7 +89,7 @@ class Predictor:
             ModelError: the network failed.
             PreemptedError: `stop` was set.
         """
-        with _device_errors(self._device):
+        with device_errors(self._device):
             picture = Picture(
                 self._network,
                 self._grid,
@@ -209,24 +209,12 @@ def _refused(step: Step, at: int) -> TileError:
 
 
 @contextmanager
-def _device_errors(device: str) -> Iterator[None]:
-    """Say what a failing device means; it may surface at any touch of it."""
-    try:
-        yield
-    except RuntimeError as err:
-        ours = device_error(device, err)
-        if ours is None:
-            raise  # a bug
-        raise ours from err
-
-
-@contextmanager
 def _network_errors(device: str) -> Iterator[None]:
     """Lay a failing forward at the network's door, unless it is the device's fault."""
     try:
         yield
     except RuntimeError as err:
-        msg = f"{device}: the network failed: {err}"
+        msg = f"{device}: the network failed: {last_line(err)}"
         raise device_error(device, err) or ModelError(msg) from err
 
 

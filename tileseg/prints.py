@@ -39,10 +39,11 @@ class Prints:
         for row in range(strip.tiles.row, strip.tiles.row_stop):
             for shard in run:
                 tiles = self._tiles(shard)
+                if row == tiles.row:  # anew too, where reading it failed half-way
+                    self._held[shard] = hashlib.sha256()
                 if tiles.row <= row < tiles.row_stop:
-                    digest = self._held.setdefault(shard, hashlib.sha256())
                     for part in self._parts(strip, tiles, row):
-                        digest.update(part)
+                        self._held[shard].update(part)
 
     def take(self, shard: Shard) -> str:
         """Return the digest, and forget it."""

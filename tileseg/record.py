@@ -18,10 +18,12 @@ from tileseg.bounds import Gate, failed
 from tileseg.budget import budget_of
 from tileseg.card import NODATA
 from tileseg.cost import bill
-from tileseg.errors import ExitCode, ParkedError, TilesegError
+from tileseg.errors import ExitCode, ParkedError, TilesegError, first_line
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb
+from tileseg.metrics import STAGES
+from tileseg.publish import PARKED
 from tileseg.redact import json_bytes
 from tileseg.seams import add_up
 from tileseg.task import Task
@@ -53,8 +55,7 @@ _KEYS: dict[str, str] = {
     "estimate": "runs shards tiles forwards bytes_to_read memory_mb device_mb",
 }
 _MEMBER = ("name", "version", "sha256")
-_STAGES = ("load", "read", "wait", "forward", "hold", "write")
-_DONE = ("complete", "partial", "parked")
+_DONE = ("complete", "partial", PARKED)
 
 
 class Record:
@@ -67,7 +68,8 @@ class Record:
         self.reused: frozenset[Shard] = frozenset()
         self.unchanged: frozenset[Shard] = frozenset()
         self.distrusted = 0
-        self.is_news = True  # False: it was published before
+        self.is_news = True  # False: what is live was so before
+        self.is_made = True  # False: by an earlier run, whose work it tells of
         self._start = perf_counter()
         self._workers = 1
         self._workers_rss_mb = 0.0
@@ -259,7 +261,7 @@ class Record:
                 item.name: sum((r.hectares or {}).get(item.value, 0.0) for r in done)
                 for item in classes
             }
-        self.values["seconds"] |= {key: _work(done, key) for key in _STAGES}
+        self.values["seconds"] |= {key: _work(done, key) for key in STAGES}
         self.values["decode"] = {
             "source_pixels": total,
             "decoded_pixels": int(_work(done, "decoded_pixels")),
@@ -268,7 +270,7 @@ class Record:
         old = self.reused | self.unchanged
         fresh = [item for item in done if item.shard not in old]
         self._spent = replace(
-            self._spent, stages={key: _work(fresh, key) for key in _STAGES}
+            self._spent, stages={key: _work(fresh, key) for key in STAGES}
         )
         self._add_rates(fresh, task)
         self._add_spent(fresh, task)
@@ -280,7 +282,7 @@ class Record:
             **bill(held, self._joules, task.job),
             "tiles": int(_work(done, "tiles") + _work(done, "tiles_skipped")),
             "decoded_pixels": int(_work(done, "decoded_pixels")),
-            "seconds": {key: _work(done, key) for key in _STAGES},
+            "seconds": {key: _work(done, key) for key in STAGES},
         }
 
     def _add_rates(self, done: list[Receipt], task: Task) -> None:
@@ -299,9 +301,9 @@ class Record:
     def adopt(self, published: dict[str, Any]) -> None:
         """Be the record of what is published already, or parked."""
         self.values = published
-        self.is_news = False
-        if published["status"] == "parked":
-            self.error = ParkedError(published["error"])
+        self.is_news = self.is_made = False
+        is_parked = published["status"] == PARKED
+        self.error = ParkedError(published["error"]) if is_parked else None
 
     def add_gates(self, gates: list[Gate], output: object) -> None:
         """Say which gates the result passes; what it does not is a warning too."""
@@ -325,7 +327,7 @@ class Record:
         """Say that the products are made, with holes or without, or not to go live."""
         if isinstance(self.error, ParkedError):
             self.values["error"] = str(self.error)
-            self.close("parked", self.error.exit_code)
+            self.close(PARKED, self.error.exit_code)
         elif self.failures:
             self.close("partial", ExitCode.PARTIAL)
         else:
@@ -359,7 +361,7 @@ class Record:
     def fail(self, error: Exception) -> None:
         """Say that it ended with an error."""
         self.error = error
-        code, text = ExitCode.BUG, f"{type(error).__name__}: {error}"
+        code, text = ExitCode.BUG, f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, TilesegError):
             code, text = error.exit_code, str(error)
         resumable = code in (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)

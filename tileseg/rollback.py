@@ -105,22 +105,26 @@ def _tell(output: str, record: dict[str, Any]) -> None:
     storage, folder = series_of(output)
     try:
         storage.read(COLLECTION)
-    except OSError:
-        return  # there is none
-    paths = [item["path"] for item in record["outputs"]]
-    items = [path for path in paths if PurePosixPath(path).name == ITEM]
-    name = PurePosixPath(storage.address).name
-    update(storage, name, {folder: items[0]} if items else {})
+    except OSError:  # there is none
+        logger.debug("%s: no %s", storage.address, COLLECTION)
+    else:
+        paths = [item["path"] for item in record["outputs"]]
+        items = [path for path in paths if PurePosixPath(path).name == ITEM]
+        name = PurePosixPath(storage.address).name
+        update(storage, name, {folder: items[0]} if items else {})
     _forget(storage, folder)
 
 
 def _forget(storage: Storage, folder: str) -> None:
-    """Have nights of a file read the scene's Item again."""
+    """Have nights of a file read a scene's Item again, or all of one parked."""
     try:
         state = read_state(storage)
     except TilesegError as err:
         logger.warning("%s", err)
         return
-    if state.series:
-        forget(state.series, folder)
-        storage.write(STATE, state.as_bytes())
+    before = state.as_bytes()
+    forget(state.series, folder)
+    if (known := state.scenes.get(folder)) and known.state == PARKED:
+        del state.scenes[folder]
+    if (data := state.as_bytes()) != before:
+        storage.write(STATE, data)

@@ -25,6 +25,7 @@ __all__ = [
     "Job",
     "called",
     "default_model",
+    "is_bbox",
     "is_record",
     "is_remote",
     "model_folder",
@@ -274,7 +275,7 @@ class Job:
             "model": (lambda folders: folders != (), "one model folder or more"),
             "tta": one_of(*SYMMETRIES),
             "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
-            "bbox": (_is_bbox, "west, south, east, north in degrees, south < north"),
+            "bbox": (is_bbox, "west, south, east, north in degrees, south < north"),
             "resampling": one_of("nearest", "bilinear", "cubic"),
             "resolution": (
                 lambda x: x == "card" if isinstance(x, str) else 0 < x < inf,
@@ -434,7 +435,8 @@ def within(field: str, shared: str, name: str) -> str:
     return str(Path(shared) / name)
 
 
-def _is_bbox(box: tuple[float, float, float, float]) -> bool:
+def is_bbox(box: tuple[float, float, float, float]) -> bool:
+    """Return whether it is west, south, east and north of something on the Earth."""
     west, south, east, north = box
     is_wide = west != east and all(abs(x) <= _HALF_TURN for x in (west, east))
     return is_wide and -_HALF_TURN / 2 <= south < north <= _HALF_TURN / 2

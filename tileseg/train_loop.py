@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tileseg.device import device_error, resolve_device
+from tileseg.device import device_errors, resolve_device
 from tileseg.errors import ModelError
 from tileseg.judge import Judged, judged, look
 from tileseg.losses import cross_entropy_and_dice
@@ -68,7 +68,7 @@ class Loop:
         self._began, self._first = monotonic(), 0  # of this attempt: time, and step
         self.team = team
         self._device = resolve_device(training.device)
-        with _faults(self._device.name):
+        with device_errors(self._device.name):
             network = network.to(self._device.name)
             self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
         self._optimizer = torch.optim.AdamW(
@@ -97,7 +97,7 @@ class Loop:
             StopSignal: somebody asked to stop; where it stands is written.
         """
         self._began, self._first = monotonic(), self.progress.step
-        with _faults(self._device.name), self._stop.patient():
+        with device_errors(self._device.name), self._stop.patient():
             while not (self._is_over() or self._stop.error):
                 self._epoch(told)
         self.network.load_state_dict(self.progress.best)
@@ -108,7 +108,7 @@ class Loop:
         names = samples.ground.classes
         self.network.eval()
         batches = samples.judged(part, training.batch_size, training.judged, team)
-        with _faults(self._device.name), _ahead(batches) as ready:
+        with device_errors(self._device.name), _ahead(batches) as ready:
             numbers = count(team.rank, team.size)
             mine = look(
                 self._forward,
@@ -264,15 +264,3 @@ def _ahead(batches: Generator[Batch]) -> Iterator[Ahead[Batch]]:
     """Let a thread draw some batches meanwhile."""
     with closing(Ahead(batches, _AHEAD)) as ready:
         yield ready
-
-
-@contextmanager
-def _faults(device: str) -> Iterator[None]:
-    """Say what an error of torch says about the device."""
-    try:
-        yield
-    except RuntimeError as err:
-        ours = device_error(device, err)
-        if ours is None:
-            raise
-        raise ours from err

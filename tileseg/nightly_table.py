@@ -16,7 +16,8 @@ _WHY = {
     "unchanged": "unchanged",
     "kept": "has the result of another plan; overwrite is off",
     "later": "failed; next try",
-    "parked": "parked; --retry takes it again",
+    "parked": "parked at a gate; tileseg release, or --retry",
+    "given_up": "given up; --retry takes it again",
     "double": "another scene has its name",
 }
 _MOST = 200  # rows
