@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from math import inf
 from pathlib import Path
 
@@ -480,6 +481,19 @@ def test_events_tell_a_night_as_it_goes(nights):
     assert last["tiles"] == sum(row["tiles"] or 0 for row in last["scenes"]) > 0
     assert last["device_minutes"] > 0
     assert last["bytes"] > 0
+
+
+def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
+    """This run of it, too."""
+    (nights.folder / "scenes/a.tif").write_text("not a raster")
+    ticks = (FIRST + timedelta(seconds=at) for at in count())
+    monkeypatch.setattr(nightly_run, "_now", lambda: next(ticks))
+
+    _, _, summary = nights.run("--metrics", nights.folder / "night.prom")
+
+    lines = (nights.folder / "night.prom").read_text().splitlines()
+    [line] = [it for it in lines if it.startswith("tileseg_night_seconds")]
+    assert float(line.split()[-1]) == summary["seconds"] > 0
 
 
 @pytest.mark.usefixtures("archive")
