@@ -418,6 +418,29 @@ def test_the_order_is_the_schedules(night, order):
     assert "".join(it.found.name for it in ordered(choices, night)) == order
 
 
+def test_the_night_links_what_a_person_made_live():
+    """In a store each version has its own folder; a plain run of tonight has no say."""
+    state = State(night="2026-06-01", is_told=True)
+    entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
+    facts = {"item": "new/item.json", "products": ("new/item.json",)}
+    for name, kind in (("a", "done"), ("b", "parked")):
+        outcome = Outcome(state=kind, exit_code=3 * (name == "b"), **facts)
+        state.add(name, entry, outcome, Schedule(retries=0))
+    state.is_told = True
+
+    assert not state.turn("c", "item.json", [], is_released=False)
+    assert not state.turn("a", "new/item.json", ["new/item.json"], is_released=False)
+    assert state.is_told
+    for name in "ab":
+        assert state.turn(name, "old/item.json", ["old/mask.tif"], is_released=False)
+    assert {it.item for it in state.scenes.values()} == {"old/item.json"}
+    assert state.scenes["b"].parked
+    assert not state.is_told
+    assert state.turn("b", "new/item.json", ["new/item.json"], is_released=True)
+    known = state.scenes["b"]
+    assert (known.state, known.exit_code, known.parked) == ("done", 0, False)
+
+
 def test_what_is_not_the_scenes_fault_parks_no_scene():
     """A full disk or a store that fails: again the next night, however often."""
     state, entry = State(), choice("a").known
@@ -728,3 +751,9 @@ def test_a_result_that_a_gate_parks_is_judged_again_and_then_waits(nights):
     assert len(tried) == 4, "the retries"
     assert states(summary) == {"one": "parked"}
     assert (nights.output / "collection.json").read_bytes() == told
+
+    result = CliRunner().invoke(main, ["release", str(nights.output / "one")])
+    assert result.exit_code == 0, result.stderr
+    code, lines, summary = nights.run()
+    assert (code, lines, states(summary)) == (0, [], {"one": "unchanged"})
+    assert json.loads((nights.output / "night.json").read_bytes()) == summary
