@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from tileseg.errors import DeadlineError, ExitCode, PreemptedError
 from tileseg.monitor import Monitor
 from tileseg.nightly_events import KINDS
 from tileseg.nightly_file import Schedule, read_night
+from tileseg.nightly_page import page
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
 from tileseg.nightly_run import STATES, Tonight, hold_night
 from tileseg.nightly_source import Found
@@ -416,6 +418,59 @@ def test_the_order_is_the_schedules(night, order):
     ]
 
     assert "".join(it.found.name for it in ordered(choices, night)) == order
+
+
+def test_two_scenes_of_one_name_are_never_one(nights):
+    """The first has the results; the other fails each night, and is named itself."""
+    for name in "xy":
+        (nights.folder / name).mkdir()
+        (nights.folder / name / "a.tif").write_text("not a raster")
+    listed = nights.folder / "list.txt"
+    listed.write_text("x/a.tif\ny/a.tif\n")
+    nights.source = f'scenes = "{listed}"'
+
+    code, lines, summary = nights.run()
+    before = digest(nights.output)
+    again = nights.run()
+    plan = nights.run("--plan")[2]
+
+    assert [line["exit_code"] for line in lines] == [ExitCode.REFUSED]
+    told = [(Path(row["scene"]).parent.name, row) for row in summary["scenes"]]
+    assert [(name, row["exit_code"]) for name, row in told] == [("x", 3), ("y", 2)]
+    assert "another scene's results go to" in told[1][1]["error"]
+    assert again == (code, [], summary)
+    assert digest(nights.output) == before
+    assert plan["counts"] == {"later": 1, "double": 1}
+    assert [row["error"] is None for row in plan["scenes"]] == [False, True]
+
+
+def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
+    """What is parked lies beside what is live; a scene whose name is taken has none."""
+    known = Entry(scene="", mark="", asked="", state="done", night="")
+    known = replace(known, products=("report.html",))
+    scenes = {"a": known, "b": replace(known, state="parked")}
+    row = dict.fromkeys(("exit_code", "error", "seconds", "tiles", "next"))
+    row |= {"bytes": None, "device_minutes": None, "attempts": 0, "output": "maps"}
+    rows = [
+        {**row, "name": name, "scene": scene, "state": state}
+        for name, scene, state in (
+            ("a", "x/a.tif", "done"),
+            ("a", "y/a.tif", "failed"),
+            ("b", "x/b.tif", "parked"),
+        )
+    ]
+    counts = {"scenes": 3, **dict.fromkeys(STATES, 0)}
+    bill = {"device_seconds": None, "kwh": None, "cost": None}
+    summary = {"night": "2026-06-01", "started": "", "seconds": 0.0, "deadline": None}
+    summary |= {"exit_code": 2, "counts": counts, "tiles": 0, "bytes": 0}
+    summary |= {"device_minutes": 0, "spent": bill, "scenes": rows}
+
+    html = page(summary, Disk(tmp_path), scenes).decode()
+
+    assert re.findall(r'href="(\./[^"]*html)"', html) == [
+        "./b.parked/report.html",
+        "./a/report.html",
+    ]
 
 
 def test_the_night_links_what_a_person_made_live():
