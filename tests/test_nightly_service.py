@@ -696,6 +696,18 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("archive")
+def test_a_night_that_is_killed_forgets_no_scene_that_ended(nights, monkeypatch):
+    """However short they were; where saving takes long it is done less often."""
+    monkeypatch.setattr(nightly_run, "_SAVE_PAUSE", 0)
+    monkeypatch.setattr(Tonight, "leave", lambda _: False)  # so far it does not come
+
+    nights.run()
+
+    told = {name: entry.state for name, entry in nights.state().scenes.items()}
+    assert told == {"a": "failed", "b": "done", "c": "done"}
+
+
 @pytest.mark.slow
 def test_a_killed_night_goes_on_and_says_all_of_it(nights, archive):
     """What was done before is in the summary; nobody waits for the dead one's lock."""

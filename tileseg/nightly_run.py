@@ -47,7 +47,8 @@ STATES = (
 """What a scene is after a night; `later`: it failed before, and is not tried yet."""
 
 _LOCK = ".night"
-_SAVE_SECONDS = 10.0  # what a killed night may forget: it finds what it had done
+_SAVE_SECONDS = 10.0  # at most: what a killed night may forget, and then finds done
+_SAVE_PAUSE = 20  # times as long as saving took: it may have thousands of scenes
 Clock = Callable[[], datetime]
 
 
@@ -97,7 +98,7 @@ class Tonight:
         """
         self.file, self._clock, self._listeners = file, clock or _now, listeners
         self._storage = open_storage(file.target.output)
-        self._start, self._saved = self._clock(), -inf
+        self._start, self._save_at = self._clock(), -inf
         self.state = read_state(self._storage)
         self.state.retry(retry)
         self.state.begin(self._start)
@@ -155,9 +156,10 @@ class Tonight:
             self.stop(record.error)
         assert choice.known, "what is due has an entry"
         entry = self.state.add(name, choice.known, outcome, self.file.night)
-        if monotonic() - self._saved > _SAVE_SECONDS:  # it may have thousands of scenes
+        if (begin := monotonic()) > self._save_at:
             self._storage.write(STATE, self.state.as_bytes())
-            self._saved = monotonic()
+            end = monotonic()
+            self._save_at = end + min(_SAVE_SECONDS, _SAVE_PAUSE * (end - begin))
         self._tell("scene_ended", name, self._row(choice))
         if entry.parked:
             self._tell("scene_parked", name, self._row(choice))
