@@ -25,6 +25,7 @@ from manifests import (
 from tileseg import __version__
 from tileseg.budget import budget_of
 from tileseg.grid import Run
+from tileseg.nightly_file import read_night
 from tileseg.preflight import RESERVE, room
 from tileseg.settings import Job
 from tileseg.task import prepare
@@ -230,6 +231,23 @@ def test_the_pod_of_the_cron_job_makes_the_job_that_is_in_the_overlay(
     assert verb == "create"
     assert {item["key"] for item in volume["items"]} == config["data"].keys()
     assert built(tmp_path / path) == built(f"{folder}/job")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_nights_file_is_where_the_job_looks(overlay):
+    """And its night ends by itself, before the attempt is ended."""
+    spec = RAY[f"overlays/{overlay}/job"]["spec"]
+    [path] = re.findall(r"--config (\S+)", spec["entrypoint"])
+    head = _templates(spec)["head"]["spec"]
+    mounts = {it["name"]: it for it in head["containers"][0]["volumeMounts"]}
+    [volume] = [it for it in head["volumes"] if "configMap" in it]
+    config = the("ConfigMap", f"overlays/{overlay}", volume["configMap"]["name"])
+    name = path.removeprefix(f"{mounts[volume['name']]['mountPath']}/")
+    file = INFRA / "overlays" / overlay / "nightly.toml"
+
+    assert config["data"] == {name: file.read_text()}
+    night = read_night(file).night
+    assert night.hours * 3600 + 600 < spec["activeDeadlineSeconds"]
 
 
 def test_the_cron_job_may_touch_no_other_job():

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from math import inf
 from pathlib import Path
 
@@ -32,11 +34,11 @@ from tileseg.errors import DeadlineError, ExitCode, PreemptedError
 from tileseg.monitor import Monitor
 from tileseg.nightly_events import KINDS
 from tileseg.nightly_file import Schedule, read_night
+from tileseg.nightly_page import page
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
 from tileseg.nightly_run import STATES, Tonight, hold_night
 from tileseg.nightly_source import Found
 from tileseg.nightly_state import Entry, Outcome, Speed, State, night_of, read_state
-from tileseg.rollback import release
 from tileseg.series import update
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
@@ -418,6 +420,82 @@ def test_the_order_is_the_schedules(night, order):
     assert "".join(it.found.name for it in ordered(choices, night)) == order
 
 
+def test_two_scenes_of_one_name_are_never_one(nights):
+    """The first has the results; the other fails each night, and is named itself."""
+    for name in "xy":
+        (nights.folder / name).mkdir()
+        (nights.folder / name / "a.tif").write_text("not a raster")
+    listed = nights.folder / "list.txt"
+    listed.write_text("x/a.tif\ny/a.tif\n")
+    nights.source = f'scenes = "{listed}"'
+
+    code, lines, summary = nights.run()
+    before = digest(nights.output)
+    again = nights.run()
+    plan = nights.run("--plan")[2]
+
+    assert [line["exit_code"] for line in lines] == [ExitCode.REFUSED]
+    told = [(Path(row["scene"]).parent.name, row) for row in summary["scenes"]]
+    assert [(name, row["exit_code"]) for name, row in told] == [("x", 3), ("y", 2)]
+    assert "another scene's results go to" in told[1][1]["error"]
+    assert again == (code, [], summary)
+    assert digest(nights.output) == before
+    assert plan["counts"] == {"later": 1, "double": 1}
+    assert [row["error"] is None for row in plan["scenes"]] == [False, True]
+
+
+def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
+    """What is parked lies beside what is live; a scene whose name is taken has none."""
+    known = Entry(scene="", mark="", asked="", state="done", night="")
+    known = replace(known, products=("report.html",))
+    scenes = {"a": known, "b": replace(known, state="parked")}
+    row = dict.fromkeys(("exit_code", "error", "seconds", "tiles", "next"))
+    row |= {"bytes": None, "device_minutes": None, "attempts": 0, "output": "maps"}
+    rows = [
+        {**row, "name": name, "scene": scene, "state": state}
+        for name, scene, state in (
+            ("a", "x/a.tif", "done"),
+            ("a", "y/a.tif", "failed"),
+            ("b", "x/b.tif", "parked"),
+        )
+    ]
+    counts = {"scenes": 3, **dict.fromkeys(STATES, 0)}
+    bill = {"device_seconds": None, "kwh": None, "cost": None}
+    summary = {"night": "2026-06-01", "started": "", "seconds": 0.0, "deadline": None}
+    summary |= {"exit_code": 2, "counts": counts, "tiles": 0, "bytes": 0}
+    summary |= {"device_minutes": 0, "spent": bill, "scenes": rows}
+
+    html = page(summary, Disk(tmp_path), scenes).decode()
+
+    assert re.findall(r'href="(\./[^"]*html)"', html) == [
+        "./b.parked/report.html",
+        "./a/report.html",
+    ]
+
+
+def test_the_night_links_what_a_person_made_live():
+    """In a store each version has its own folder; a plain run of tonight has no say."""
+    state = State(night="2026-06-01", is_told=True)
+    entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
+    facts = {"item": "new/item.json", "products": ("new/item.json",)}
+    for name, kind in (("a", "done"), ("b", "parked")):
+        outcome = Outcome(state=kind, exit_code=3 * (name == "b"), **facts)
+        state.add(name, entry, outcome, Schedule(retries=0))
+    state.is_told = True
+
+    assert not state.turn("c", "item.json", [], is_released=False)
+    assert not state.turn("a", "new/item.json", ["new/item.json"], is_released=False)
+    assert state.is_told
+    for name in "ab":
+        assert state.turn(name, "old/item.json", ["old/mask.tif"], is_released=False)
+    assert {it.item for it in state.scenes.values()} == {"old/item.json"}
+    assert state.scenes["b"].given_up
+    assert not state.is_told
+    assert state.turn("b", "new/item.json", ["new/item.json"], is_released=True)
+    known = state.scenes["b"]
+    assert (known.state, known.exit_code, known.given_up) == ("done", 0, False)
+
+
 def test_for_what_is_not_its_fault_no_scene_is_given_up():
     """A full disk or a store that fails: again the next night, however often."""
     state, entry = State(), choice("a").known
@@ -481,6 +559,19 @@ def test_events_tell_a_night_as_it_goes(nights):
     assert last["tiles"] == sum(row["tiles"] or 0 for row in last["scenes"]) > 0
     assert last["device_minutes"] > 0
     assert last["bytes"] > 0
+
+
+def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
+    """This run of it, too."""
+    (nights.folder / "scenes/a.tif").write_text("not a raster")
+    ticks = (FIRST + timedelta(seconds=at) for at in count())
+    monkeypatch.setattr(nightly_run, "_now", lambda: next(ticks))
+
+    _, _, summary = nights.run("--metrics", nights.folder / "night.prom")
+
+    lines = (nights.folder / "night.prom").read_text().splitlines()
+    [line] = [it for it in lines if it.startswith("tileseg_night_seconds")]
+    assert float(line.split()[-1]) == summary["seconds"] > 0
 
 
 @pytest.mark.usefixtures("archive")
@@ -605,6 +696,18 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("archive")
+def test_a_night_that_is_killed_forgets_no_scene_that_ended(nights, monkeypatch):
+    """However short they were; where saving takes long it is done less often."""
+    monkeypatch.setattr(nightly_run, "_SAVE_PAUSE", 0)
+    monkeypatch.setattr(Tonight, "leave", lambda _: False)  # so far it does not come
+
+    nights.run()
+
+    told = {name: entry.state for name, entry in nights.state().scenes.items()}
+    assert told == {"a": "failed", "b": "done", "c": "done"}
+
+
 @pytest.mark.slow
 def test_a_killed_night_goes_on_and_says_all_of_it(nights, archive):
     """What was done before is in the summary; nobody waits for the dead one's lock."""
@@ -716,7 +819,9 @@ def test_a_result_that_a_gate_parks_is_judged_again_and_then_waits(nights):
     assert states(summary) == {"one": "parked"}
     assert nights.run("--plan")[2]["counts"] == {"parked": 1}
     assert (nights.output / "collection.json").read_bytes() == told
-    release(str(nights.output / "one"))
-    nights.now += DAY
-    _, _, summary = nights.run()
-    assert states(summary) == {"one": "unchanged"}
+
+    result = CliRunner().invoke(main, ["release", str(nights.output / "one")])
+    assert result.exit_code == 0, result.stderr
+    code, lines, summary = nights.run()
+    assert (code, lines, states(summary)) == (0, [], {"one": "unchanged"})
+    assert json.loads((nights.output / "night.json").read_bytes()) == summary

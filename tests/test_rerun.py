@@ -63,9 +63,6 @@ EVERYTHING = {
     "watts": 250.0,
     "price": 1.85,
     "incremental": True,
-    "probabilities": True,
-    "watts": 300.0,
-    "price": 2.5,
     "keep": 3,
     "gates": Gates(seams=1.5, history=7, canary="golden.npz"),
 }

@@ -121,7 +121,7 @@ def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
 def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> bool:
     """Do what a night's file asks; return whether workers are stuck."""
     from tileseg.job import Staff
-    from tileseg.nightly_hook import notify, notify_failure
+    from tileseg.nightly_hook import notify_failure
     from tileseg.nightly_run import Tonight, hold_night
 
     with signals() as stop, hold_night(file):
@@ -132,16 +132,25 @@ def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> boo
             raise
         with Staff(stop) as staff, deadline(stop, night.left()):
             _work(night, staff, monitor)
-        monitor.sum_up(night.summary())
-        try:
-            if night.leave():
-                notify(file.night, night.summary())
-        except TilesegError as err:
-            tell(f"tileseg: {err}", err=True)
-            monitor.code = worst((monitor.code, err.exit_code))
+        code = _end(night, file)
+        monitor.sum_up(night.summary())  # after it: the seconds of this run are in it
+        monitor.code = worst((monitor.code, code))
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
     return staff.is_broken
+
+
+def _end(night: "Tonight", file: "NightFile") -> int:
+    """Write what the night leaves and tell the webhook; return with which exit code."""
+    from tileseg.nightly_hook import notify
+
+    try:
+        if night.leave():
+            notify(file.night, night.summary())
+    except TilesegError as err:
+        tell(f"tileseg: {err}", err=True)
+        return err.exit_code
+    return ExitCode.OK
 
 
 def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:

@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
     """Return whether a value, of a TOML file say, is what a field's type says."""
-    if isinstance(hint, UnionType):
-        return any(fits(value, part) for part in get_args(hint))
+    if hint is Any or isinstance(hint, UnionType):
+        return hint is Any or any(fits(value, part) for part in get_args(hint))
     if get_origin(hint) is dict:
         _, kind = get_args(hint)  # in TOML and JSON all names are texts
         return isinstance(value, dict) and all(fits(it, kind) for it in value.values())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -9,6 +10,8 @@ from tileseg.errors import TilesegError
 from tileseg.nightly_state import Entry
 from tileseg.overlay import thumbnail
 from tileseg.page import page_of
+from tileseg.publish import PARKED, parked_home
+from tileseg.settings import is_remote
 from tileseg.storage import Storage
 
 __all__ = ["PAGE", "page"]
@@ -35,12 +38,16 @@ def page(
     """
     rows = sorted(summary["scenes"], key=lambda row: _RANK.index(row["state"]))
     pictures = _pictures(rows[:_MOST], storage, scenes)
+    # Of two scenes of one name the results are the first one's.
+    first = {row["name"]: row for row in reversed(summary["scenes"])}
     shown = [
         {
             **row,
-            "report": _link(row["name"], scenes, "report.html"),
+            "report": _report(row["name"], scenes, storage),
             "picture": pictures.get(row["name"]),
         }
+        if row is first[row["name"]]
+        else {**row, "report": None, "picture": None}
         for row in rows[:_MOST]
     ]
     return page_of(
@@ -71,9 +78,14 @@ def _thumbnails(
                     yield name, found
 
 
-def _link(name: str, scenes: Mapping[str, Entry], file: str) -> str | None:
-    path = _path(scenes[name], file) if name in scenes else None
-    return path and f"./{quote(name)}/{quote(path)}"
+def _report(name: str, scenes: Mapping[str, Entry], storage: Storage) -> str | None:
+    """Return a link to what a person is to look at: what is parked, if that is."""
+    path = _path(scenes[name], "report.html") if name in scenes else None
+    if path is None:
+        return None
+    if scenes[name].state == PARKED and not is_remote(storage.address):
+        name = parked_home(Path(name)).name
+    return f"./{quote(name)}/{quote(path)}"
 
 
 def _path(entry: Entry, file: str) -> str | None:

@@ -139,7 +139,7 @@ def chosen(
         fresh = Entry(
             scene=scene.href, mark=scene.mark, asked=wanted, state="", night=""
         )
-        if known and why not in ("new", *_AGAIN):
+        if known and why not in ("new", "double", *_AGAIN):
             fresh = replace(known, scene=scene.href)
         choices.append(Choice(scene, facts, why, fresh))
     return choices

@@ -51,7 +51,8 @@ STATES = (
 """
 
 _LOCK = ".night"
-_SAVE_SECONDS = 10.0  # what a killed night may forget: it finds what it had done
+_SAVE_SECONDS = 10.0  # at most: what a killed night may forget, and then finds done
+_SAVE_PAUSE = 20  # times as long as saving took: it may have thousands of scenes
 Clock = Callable[[], datetime]
 
 
@@ -101,7 +102,7 @@ class Tonight:
         """
         self.file, self._clock, self._listeners = file, clock or _now, listeners
         self._storage = open_storage(file.target.output)
-        self._start, self._saved = self._clock(), -inf
+        self._start, self._save_at = self._clock(), -inf
         self.state = read_state(self._storage)
         self.state.retry(retry)
         self.state.begin(self._start)
@@ -159,9 +160,10 @@ class Tonight:
             self.stop(record.error)
         assert choice.known, "what is due has an entry"
         entry = self.state.add(name, choice.known, outcome, self.file.night)
-        if monotonic() - self._saved > _SAVE_SECONDS:  # it may have thousands of scenes
+        if (begin := monotonic()) > self._save_at:
             self._storage.write(STATE, self.state.as_bytes())
-            self._saved = monotonic()
+            end = monotonic()
+            self._save_at = end + min(_SAVE_SECONDS, _SAVE_PAUSE * (end - begin))
         self._tell("scene_ended", name, self._row(choice))
         if entry.given_up:
             self._tell("scene_given_up", name, self._row(choice))

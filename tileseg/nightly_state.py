@@ -198,6 +198,30 @@ class State:
         forget(self.series, name)
         return entry
 
+    def turn(
+        self, name: str, item: str, products: Iterable[str], *, is_released: bool
+    ) -> bool:
+        """Take note that a person made another result of a scene live.
+
+        Args:
+            name: of its results.
+            item: path of its STAC Item there; empty without one.
+            products: paths of all.
+            is_released: whether it is the one that was parked; the scene is done then.
+
+        Returns:
+            whether that is news.
+        """
+        if (before := self.scenes.get(name)) is None:
+            return False
+        entry = replace(before, item=item, products=tuple(products))
+        if is_released and entry.state == "parked":
+            well = {"exit_code": 0, "error": None, "attempts": 0, "next": None}
+            entry = replace(entry, state="done", given_up=False, **well)
+        self.scenes[name] = entry
+        self.is_told &= entry == before
+        return forget(self.series, name) or entry != before
+
     def retry(self, who: Iterable[str]) -> None:
         """Forget scenes, so that they are looked at and done as new ones.
 

@@ -14,7 +14,7 @@ _WHY = {
     "gone": "its results are gone",
     "no time": "no time before the deadline",
     "unchanged": "unchanged",
-    "kept": "has the result of another plan; overwrite is off",
+    "kept": "keeps the result of another plan: overwrite is off, or it was rolled back",
     "later": "failed; next try",
     "parked": "parked at a gate; tileseg release, or --retry",
     "given_up": "given up; --retry takes it again",

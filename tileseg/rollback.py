@@ -13,7 +13,7 @@ from tileseg.errors import InputError, OutputError, TilesegError
 from tileseg.history import series_of
 from tileseg.nightly_state import STATE, read_state
 from tileseg.publish import PARKED
-from tileseg.series import COLLECTION, ITEM, forget, update
+from tileseg.series import COLLECTION, ITEM, update
 from tileseg.storage import Storage
 from tileseg.versions import Version, name_of
 
@@ -69,7 +69,7 @@ def roll_back(output: str, wanted: str = "") -> dict[str, Any]:
         TilesegError: there is no such version, or it cannot be switched.
     """
     record = place_at(output).roll_back(wanted)
-    _tell(output, record)
+    _tell(output, record, is_released=False)
     return record
 
 
@@ -82,7 +82,7 @@ def release(output: str) -> dict[str, Any]:
     parked = place_at(output).parked() or {}
     keep = (parked.get("job") or {}).get("keep", 0)
     record = place_at(output, keep).release()
-    _tell(output, record)
+    _tell(output, record, is_released=True)
     return record
 
 
@@ -100,31 +100,26 @@ def discard(output: str) -> str:
     return name_of(parked)
 
 
-def _tell(output: str, record: dict[str, Any]) -> None:
-    """Have the series' Collection list the Item that is live now, if there is one."""
+def _tell(output: str, record: dict[str, Any], *, is_released: bool) -> None:
+    """Have the series' Collection and its nights know which Item is live now."""
     storage, folder = series_of(output)
-    try:
-        storage.read(COLLECTION)
-    except OSError:  # there is none
-        logger.debug("%s: no %s", storage.address, COLLECTION)
-    else:
-        paths = [item["path"] for item in record["outputs"]]
-        items = [path for path in paths if PurePosixPath(path).name == ITEM]
+    paths = [str(item["path"]) for item in record["outputs"]]
+    item = next((path for path in paths if PurePosixPath(path).name == ITEM), "")
+    if _has_collection(storage):
         name = PurePosixPath(storage.address).name
-        update(storage, name, {folder: items[0]} if items else {})
-    _forget(storage, folder)
-
-
-def _forget(storage: Storage, folder: str) -> None:
-    """Have nights of a file read a scene's Item again, or all of one parked."""
+        update(storage, name, {folder: item} if item else {})
     try:
         state = read_state(storage)
     except TilesegError as err:
         logger.warning("%s", err)
         return
-    before = state.as_bytes()
-    forget(state.series, folder)
-    if (known := state.scenes.get(folder)) and known.state == PARKED:
-        del state.scenes[folder]
-    if (data := state.as_bytes()) != before:
-        storage.write(STATE, data)
+    if state.turn(folder, item, paths, is_released=is_released):
+        storage.write(STATE, state.as_bytes())
+
+
+def _has_collection(storage: Storage) -> bool:
+    try:
+        storage.read(COLLECTION)
+    except OSError:
+        return False
+    return True

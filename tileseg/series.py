@@ -85,11 +85,13 @@ def update(
         storage.write(COLLECTION, data)
 
 
-def forget(memory: dict[str, Any], folder: str) -> None:
-    """Have the Item of a folder read again, since it may be another one."""
+def forget(memory: dict[str, Any], folder: str) -> bool:
+    """Have the Item of a folder read again, for it may be new; return if known."""
     items = memory.get("items", {})
-    for path in [path for path in items if path.partition("/")[0] == folder]:
+    known = [path for path in items if path.partition("/")[0] == folder]
+    for path in known:
         del items[path]
+    return bool(known)
 
 
 def _memory(items: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
