@@ -216,8 +216,8 @@ class State:
             return False
         entry = replace(before, item=item, products=tuple(products))
         if is_released and entry.state == "parked":
-            well = {"exit_code": 0, "error": None, "attempts": 0, "next": None}
-            entry = replace(entry, state="done", given_up=False, **well)
+            entry = replace(entry, state="done", exit_code=0, error=None)
+            entry = replace(entry, attempts=0, next=None, given_up=False)
         self.scenes[name] = entry
         self.is_told &= entry == before
         return forget(self.series, name) or entry != before
