@@ -467,11 +467,16 @@ def test_a_raster_is_a_cog_however_narrow_and_turned(tmp_path, shape, place):
 
 
 def test_where_nothing_changed_there_is_an_empty_answer(tmp_path):
-    """Of a mask without a CRS in pixels."""
-    mask = write(tmp_path / "mask.tif", patchy(1), crs=None, place=Affine.identity())
+    """Of a mask without a CRS in pixels; names of 16 letters are told in full."""
+    names = ("low vegetation", "low vegetables", "wood")
+    place = {"crs": None, "place": Affine.identity()}
+    mask = write(tmp_path / "mask.tif", patchy(1), tags=names, **place)
     result = invoke(mask, mask, tmp_path / "out")
     record = json.loads((tmp_path / "out" / "change.json").read_text())
 
+    head, *rows = result.stdout.splitlines()[:4]
+    assert head.endswith(" low vegetation low vegetables          wood")
+    assert [len(row) for row in rows] == [len(head)] * 3
     assert "changed 0 px" in result.stdout
     assert (record["undecided_share"], record["hectares"]) == (None, None)
     assert record["polygons"] == 0

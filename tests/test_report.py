@@ -215,6 +215,7 @@ def test_the_page_says_what_the_record_says(made, page):
     facts = [values[key] for key in ("plan_id", "request_id", "started")]
     facts += [values["scene"]["sha256"], values["model"]["sha256"]]
     facts += [f"{values['seams']['ratio']:.2f}", "WGS 84 / UTM zone 31N (EPSG:32631)"]
+    facts += [f"{HEIGHT * WIDTH:,} pixels"]
     total = sum(values["pixels"]["by_class"].values())
     for name, pixels in values["pixels"]["by_class"].items():
         facts += [f"{100 * pixels / total:.1f} %", f"{values['hectares'][name]:,.0f}"]

@@ -15,6 +15,7 @@ from tileseg.transitions import FIRST
 __all__ = ["as_picture", "as_text"]
 
 _NAME = 16  # letters of a class
+_NUMBER = 13  # of an area
 _LEGEND = 12  # changes that the legend names, the largest
 _WRITTEN = 20  # classes whose matrix has room for numbers
 _DARK = 0.5  # of a cell: letters on it are white
@@ -24,12 +25,14 @@ def as_text(record: Mapping[str, Any]) -> str:
     """Return a table of areas, from old to new class, and what is left out of it."""
     unit, table = _table(record)
     names = record["classes"]
-    wide = max(8, min(_NAME, max(map(len, names)))) + 2
-    head = f"from \\ to, {unit}".ljust(wide)
-    lines = [head + "".join(f" {name[:13]:>13}" for name in names)]
-    for name, row in zip(names, table["matrix"], strict=True):
-        cells = "".join(f" {_amount(value, unit):>13}" for value in row)
-        lines.append(f"{name[:_NAME]:<{len(head)}}{cells}")
+    short = [name[:_NAME] for name in names]
+    wide = [max(_NUMBER, len(name)) for name in short]
+    head = f"from \\ to, {unit}".ljust(max(map(len, short)) + 2)
+    rows = [short, *([_amount(it, unit) for it in row] for row in table["matrix"])]
+    lines = []
+    for first, row in zip([head, *short], rows, strict=True):
+        cells = (f" {it:>{width}}" for it, width in zip(row, wide, strict=True))
+        lines.append(f"{first:<{len(head)}}{''.join(cells)}")
     return "\n".join([*lines, *_sums(record, table, unit), *_inputs(record)])
 
 

@@ -121,7 +121,8 @@ def _line(
     value: int, name: str, color: Color, size: float, *, is_change: bool = False
 ) -> dict[str, Any]:
     facts = {"value": value, "name": name, "color": _hex(color), "size": size}
-    return facts | {"is_change": is_change}
+    # What is unchanged would hide the masks, which say where one is.
+    return facts | {"is_change": is_change, "is_shown": value != _SAME}
 
 
 def _by_value(lines: list[dict[str, Any]]) -> dict[int, dict[str, str]]:
@@ -133,8 +134,8 @@ def _chart(tally: Tally, box: GeoBox, codes: Codes, named: list[int]) -> dict[st
     table = np.full(FIRST + codes.count, _OTHERS, np.uint8)
     table[:FIRST] = NODATA, _SAME, _LEFT_OUT
     table[FIRST + np.array(named, int)] = _OTHERS + 1 + np.arange(len(named))
-    rasters: dict[str, Pixels] = {"change": table[tally.map]}
-    rasters |= dict(zip(("old", "new"), tally.looks, strict=True))
+    old, new = tally.looks
+    rasters: dict[str, Pixels] = {"old": old, "new": new, "change": table[tally.map]}
     return {
         "height": box.height,
         "width": box.width,

@@ -99,7 +99,7 @@
       const { name, color } = legends.mask[feature.class];
       const lines = [name];
       if (feature.hectares !== null) lines.push(`${step > 1 ? "about " : ""}${number(feature.hectares, 2)} ha`);
-      L.polygon(rings, { color: "#ffffff", weight: 1.2, fillColor: color, fillOpacity: 0.25, smoothFactor: 0.5 })
+      L.polygon(rings, { color: "#ffffff", weight: 0.8, opacity: 0.7, fillColor: color, fillOpacity: 0.25, smoothFactor: 0.5 })
         .bindTooltip(words(...lines), { sticky: true }).addTo(group);
     }
     return group;
