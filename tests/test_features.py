@@ -30,7 +30,8 @@ from tileseg.settings import Job
 from tileseg.stopping import StopSignal
 from tileseg.vectorize import polygonise
 
-FORMATS = ["gpkg", "parquet", "fgb", "geojson"]
+FORMATS = ["gpkg", "parquet", "fgb", "geojson", "geojsonl"]
+LONLAT = (".geojson", ".geojsonl")
 COLUMNS = ["id", "class_id", "class_name", "area_ha", "perimeter_m"]
 SURE = ["mean_confidence", "min_confidence"]
 ORIGIN = ["scene", "date", "model"]
@@ -120,7 +121,7 @@ def test_features_are_the_polygons_of_the_mask(made):
     outlines = in_order(columns, outlines, path)
     expected, classes = expected_of(path.parent)
     places = 1e-9
-    if path.suffix == ".geojson":
+    if path.suffix in LONLAT:
         to_lonlat = Transformer.from_crs(32631, 4326, always_xy=True).transform
         expected = shapely.transform(expected, to_lonlat, interleaved=False)
         places = 1e-7
@@ -129,7 +130,7 @@ def test_features_are_the_polygons_of_the_mask(made):
     assert list(range(1, len(expected) + 1)) == columns["id"]
     assert classes == columns["class_id"]
     assert [f"class {value}" for value in classes] == columns["class_name"]
-    assert CRS(4326 if path.suffix == ".geojson" else 32631) == CRS(crs)
+    assert CRS(4326 if path.suffix in LONLAT else 32631) == CRS(crs)
     assert shapely.equals_exact(
         shapely.normalize(expected), shapely.normalize(outlines), places
     ).all()
@@ -278,10 +279,13 @@ def test_polygons_of_nothing_are_an_empty_file(tmp_path, model_path, kind):
         assert wanted == pq.read_schema(path).names
         assert pq.read_table(path).num_rows == 0
         return
+    if kind == "geojsonl":  # no line, and so nothing that GDAL could know it by
+        assert path.read_bytes() == b""
+        return
     info = pyogrio.read_info(path, force_feature_count=True)
     assert info["features"] == 0
-    assert info["geometry_type"] == ("Unknown" if kind == "geojson" else "Polygon")
-    if kind != "geojson":  # which has no word for it
+    assert info["geometry_type"] == ("Unknown" if f".{kind}" in LONLAT else "Polygon")
+    if f".{kind}" not in LONLAT:  # which has no word for it
         assert [*COLUMNS, *SURE, *ORIGIN] == info["fields"].tolist()
 
 

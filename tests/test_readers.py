@@ -21,7 +21,7 @@ from test_polygonize import write
 
 from tileseg.polygonize import Wish, polygonize
 
-FORMATS = ["gpkg", "parquet", "fgb", "geojson"]
+FORMATS = ["gpkg", "parquet", "fgb", "geojson", "geojsonl"]
 TAGS = {
     "CLASS_0": "wood",
     "MODEL": "a 1",
@@ -120,17 +120,26 @@ def by_itself(path):
         table = pq.read_table(path)
         areas = shapely.area(shapely.from_wkb(table["geometry"].to_numpy()))
         return table["class_id"].to_numpy(), areas, table["area_ha"].to_numpy()
-    features = json.loads(path.read_bytes())["features"]
+    text = path.read_text()
+    if path.suffix == ".geojsonl":
+        features = list(map(json.loads, text.splitlines()))
+    else:
+        features = json.loads(text)["features"]
     said = [it["properties"] for it in features]
     areas = shapely.area([shape(it["geometry"]) for it in features])
     return [it["class_id"] for it in said], areas, [it["area_ha"] for it in said]
 
 
 READERS = {
-    by_pyogrio: ["gpkg", "fgb", "geojson"],  # its GDAL is built without Parquet
+    by_pyogrio: [
+        "gpkg",
+        "fgb",
+        "geojson",
+        "geojsonl",
+    ],  # its GDAL is built without Parquet
     by_geopandas: FORMATS,
     by_duckdb: FORMATS,
-    by_itself: ["gpkg", "parquet", "geojson"],
+    by_itself: ["gpkg", "parquet", "geojson", "geojsonl"],
 }
 
 
@@ -143,7 +152,7 @@ def test_every_reader_finds_the_same_areas(folder, expected, reader, suffix):
 
     for value, (count, ground, degrees) in expected.items():
         own = classes == value
-        area = degrees if suffix == "geojson" else ground
+        area = degrees if suffix.startswith("geojson") else ground
         assert own.sum() == count
         assert areas[own].sum() == pytest.approx(area, rel=1e-6)
         assert hectares[own].sum() == pytest.approx(ground / 10_000)

@@ -202,7 +202,7 @@ def _rule(wish: Wish, pair: Pair, ground: Ground) -> Rule:
         raise UsageError(msg)
     if wish.least_hectares:
         check_metres(pair.box, wish.old.mask, "--min-area")
-    if wish.polygons == "geojson":
+    if wish.polygons in ("geojson", "geojsonl"):
         check_lonlat(pair.box, wish.old.mask)
     high, low = (_steps(share) for share in _thresholds(wish, pair))
     least = wish.least_hectares / (ground.hectares or 1)

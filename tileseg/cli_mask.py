@@ -82,7 +82,7 @@ def evaluate(
 @click.command()
 @click.argument("mask")
 @click.option("--output", metavar="FILE", required=True,
-              help="A .gpkg, .parquet, .fgb or .geojson.")  # fmt: skip
+              help="A .gpkg, .parquet, .fgb, .geojson or .geojsonl.")  # fmt: skip
 @click.option(
     "--confidence",
     metavar="FILE",
@@ -149,7 +149,7 @@ def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401 
 )
 @click.option(
     "--polygons",
-    type=click.Choice(["gpkg", "parquet", "fgb", "geojson"]),
+    type=click.Choice(["gpkg", "parquet", "fgb", "geojson", "geojsonl"]),
     default="gpkg",
     show_default=True,
     help="The format of change.<format>.",

@@ -43,9 +43,14 @@ from tileseg.vectorize import Areas
 from tileseg.window import Window
 from tileseg.wkb import bounds_of, encode, on_ground
 
-__all__ = ["FORMATS", "Meaning", "write_failures", "write_features"]
+__all__ = ["FORMATS", "Meaning", "is_lonlat", "write_failures", "write_features"]
 
-_DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".geojson": "GeoJSON"}
+_DRIVERS = {
+    ".gpkg": "GPKG",
+    ".fgb": "FlatGeobuf",
+    ".geojson": "GeoJSON",
+    ".geojsonl": "GeoJSONSeq",
+}
 FORMATS = *_DRIVERS, ".parquet"
 """Suffixes of the files that can be made."""
 
@@ -122,6 +127,11 @@ class Meaning:
         return ". ".join(said)
 
 
+def is_lonlat(suffix: str) -> bool:
+    """Return whether a format is in longitude and latitude, whatever a scene is in."""
+    return suffix.removeprefix(".") in ("geojson", "geojsonl")
+
+
 def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
     """Write areas to `path`, in the format that its suffix says, as they come.
 
@@ -141,10 +151,13 @@ def write_features(areas: Iterable[Areas], meaning: Meaning, path: Path) -> int:
         TilesegError: whatever the areas raise.
     """
     crs, text = meaning.geobox.crs, meaning.description
-    options = {"DESCRIPTION": text} if text else {}
+    has_room = path.suffix != ".geojsonl"  # lines are features, and nothing else
+    options = {"DESCRIPTION": text} if text and has_room else {}
     table = _Table(areas, meaning, path.suffix)
     if table.lonlat:
-        crs, options = None, options | _geojson(table.lonlat.digits)
+        # GeoJSON means WGS 84 where nothing is said; of lines, GDAL wants to be told.
+        crs = None if has_room else "OGC:CRS84"
+        options |= _geojson(table.lonlat.digits)
     try:
         if path.suffix == ".parquet":
             _write_parquet(table, meaning, path)
@@ -171,7 +184,7 @@ class _Table:
         """What the areas raised, or a signal while they came."""
         self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
         """Of all geometries so far."""
-        self.lonlat = LonLat(meaning.geobox) if suffix == ".geojson" else None
+        self.lonlat = LonLat(meaning.geobox) if is_lonlat(suffix) else None
         """The way to longitude and latitude, where these are wanted."""
         has_boxes = suffix == ".parquet"
         constants = meaning.constants

@@ -159,7 +159,7 @@ _OPTIONS = (
     ),
     click.option(
         "--polygons",
-        type=click.Choice(["gpkg", "parquet", "fgb", "geojson"]),
+        type=click.Choice(["gpkg", "parquet", "fgb", "geojson", "geojsonl"]),
         help="Also make polygons.<format>.",
     ),
     click.option(

@@ -28,7 +28,7 @@ from tileseg.attributes import Attribute, Origin, fault
 from tileseg.borders import Borders, Gauge, borders_of
 from tileseg.eliminate import eliminate, settled
 from tileseg.errors import InputError, LostError, UsageError
-from tileseg.features import FORMATS, Meaning, write_features
+from tileseg.features import FORMATS, Meaning, is_lonlat, write_features
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.join import join
@@ -222,7 +222,7 @@ def _check(wish: Wish, raster: _Raster) -> None:
     if suffix not in FORMATS:
         msg = f"{wish.output}: wanted a name that ends in {', '.join(FORMATS)}"
         raise UsageError(msg)
-    if suffix == ".geojson":
+    if is_lonlat(suffix):
         check_lonlat(raster.box, wish.mask)
     if wrong := fault(wish.attributes):
         msg = f"--attribute: {wrong}"

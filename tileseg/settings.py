@@ -97,7 +97,7 @@ class Job:
     probabilities: bool = False
     """Also make probabilities.tif: a band for each class, how probable it is."""
     polygons: str = ""
-    """Also make polygons.<it>: `gpkg`, `parquet`, `fgb` or `geojson`; empty for not."""
+    """Also make polygons.<it>: `gpkg`, `parquet`, `fgb`, `geojson` or `geojsonl`."""
     simplify: float | None = None
     """Metres on the ground that their borders are simplified by; None for not."""
     min_area: float | None = None
@@ -259,7 +259,7 @@ class Job:
         def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
             return allowed.__contains__, f"one of {', '.join(allowed)}"
 
-        formats = ("gpkg", "parquet", "fgb", "geojson")
+        formats = ("gpkg", "parquet", "fgb", "geojson", "geojsonl")
         positive = (lambda number: number > 0), "1 or more"
         seconds = (lambda x: 0 < x <= _LONGEST), "more than 0 seconds, at most 10 days"
         return {

@@ -32,6 +32,7 @@ _TYPES = {
     ".gpkg": "application/geopackage+sqlite3",
     ".fgb": "application/vnd.flatgeobuf",
     ".geojson": "application/geo+json",
+    ".geojsonl": "application/geo+json-seq",
     ".json": "application/json",
     ".png": "image/png",
 }

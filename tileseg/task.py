@@ -222,7 +222,7 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
             "with an EPSG code, or ask for another (crs in a job file)"
         )
         raise UsageError(msg)
-    if job.polygons == "geojson":
+    if job.polygons in ("geojson", "geojsonl"):
         check_lonlat(scene.geobox, job.href)
     measures = {"--simplify": job.simplify, "--min-area": job.min_area}
     for option, value in measures.items():
