@@ -476,3 +476,18 @@ def test_leaflet_is_the_one_that_was_published(name, digest):
     path = files("tileseg") / "assets/report/leaflet" / name
 
     assert digest == sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("transform", "is_up"),
+    [([10, 0, 0, 0, -10, 0], True), ([10, 0, 0, 0, 10, 0], False),
+     ([8, 6, 0, 6, -8, 0], False)],
+)  # fmt: skip
+def test_a_map_on_which_north_is_not_up_says_so(made, transform, is_up):
+    output, record = made
+    run_ = record.told()
+    run_["scene"]["transform"] = transform
+
+    text = report(run_, *page_facts(output)).decode()
+
+    assert ("north is not up" in text) != is_up
