@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -819,7 +820,15 @@ def test_a_result_that_a_gate_parks_is_judged_again_and_then_waits(nights):
     assert nights.run("--plan")[2]["counts"] == {"parked": 1}
     assert (nights.output / "collection.json").read_bytes() == told
 
-    result = CliRunner().invoke(main, ["release", str(nights.output / "one")])
+    output = str(nights.output / "one")
+    before = (nights.output / "night-state.json").read_bytes()
+    shutil.copytree(f"{output}.parked", nights.folder / "parked")
+    assert CliRunner().invoke(main, ["release", "--discard", output]).exit_code == 0
+    assert whys(nights.run("--plan")[2]) == {"one": "new"}
+    (nights.folder / "parked").rename(f"{output}.parked")
+    (nights.output / "night-state.json").write_bytes(before)
+
+    result = CliRunner().invoke(main, ["release", output])
     assert result.exit_code == 0, result.stderr
     code, lines, summary = nights.run()
     assert (code, lines, states(summary)) == (0, [], {"one": "unchanged"})

@@ -11,7 +11,7 @@ from tileseg.bounds import shares_of
 from tileseg.bucket import place_at
 from tileseg.errors import InputError, OutputError, TilesegError
 from tileseg.history import series_of
-from tileseg.nightly_state import STATE, read_state
+from tileseg.nightly_state import STATE, State, read_state
 from tileseg.publish import PARKED
 from tileseg.series import COLLECTION, ITEM, update
 from tileseg.storage import Storage
@@ -97,6 +97,10 @@ def discard(output: str) -> str:
         msg = f"{output}: nothing is parked"
         raise OutputError(msg)
     place.discard_parked()
+    storage, folder = series_of(output)
+    state = _state(storage)
+    if state and state.scenes.pop(folder, None):  # the next night makes it anew
+        storage.write(STATE, state.as_bytes())
     return name_of(parked)
 
 
@@ -108,13 +112,18 @@ def _tell(output: str, record: dict[str, Any], *, is_released: bool) -> None:
     if _has_collection(storage):
         name = PurePosixPath(storage.address).name
         update(storage, name, {folder: item} if item else {})
+    state = _state(storage)
+    if state and state.turn(folder, item, paths, is_released=is_released):
+        storage.write(STATE, state.as_bytes())
+
+
+def _state(storage: Storage) -> State | None:
+    """Return what nights of a file remember of the series; None if that is broken."""
     try:
-        state = read_state(storage)
+        return read_state(storage)
     except TilesegError as err:
         logger.warning("%s", err)
-        return
-    if state.turn(folder, item, paths, is_released=is_released):
-        storage.write(STATE, state.as_bytes())
+        return None
 
 
 def _has_collection(storage: Storage) -> bool:
