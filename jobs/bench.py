@@ -45,6 +45,7 @@ PARTS = {
     "alone": "the network alone",
     "stages": "each stage alone",
     "whole": "the whole job, and its ratio to its own network alone",
+    "incremental": "a scene that came again, a part of it changed",
     "memory": "peak memory against the scene's size",
     "polygons": "masks to files of polygons, beside GDAL's tracer",
     "peers": "other libraries, side by side",

@@ -27,6 +27,9 @@ Each stage alone. `tiles_s` is how many tiles of the network it would keep up wi
 `ratio` is forwarded tiles a second over those of the same network alone, in the same process and precision, from the
 call of the job to its end; imports are done. `as a process` has Python's start in it, and `ratio` is to the same network.
 `after_last_s` is from the network's last answer to the closed COG, read again, with its quicklook.""",
+    "incremental": """\
+One square of 2 % of the scene is changed, then all is made anew elsewhere; both masks are equal, byte for byte. `forward_s` is the device's time,
+`of_whole` its share of what the whole takes, `compare_s` what reading the scene beside the old result takes.""",
     "memory": """\
 One process for each row. `above_mb` is its peak above the loaded network, `predicted_mb` what the plan said before.
 A simulated network of no cost holds no activations, and what is read and made is the same.""",
