@@ -1,10 +1,12 @@
-"""How good the model that comes with tileseg is, where, and with which settings.
+"""How good a model that comes with tileseg is, where, and with which settings.
 
 python jobs/study.py --data DATA --write docs/models.md
+python jobs/study.py --data DATA --write docs/models.md --model landcover-bgrn
 
 Each source is judged on blocks that training never saw, beside random forests that
 learnt from pixels of the same training blocks; then all scenes are segmented with other
-halos and blends. The tables, and pictures beside them, are written into the page.
+halos and blends. The tables, and pictures beside them, are written into the page, under
+the names of the model.
 """
 
 import math
@@ -36,8 +38,9 @@ from landcover.page import (
     draw_failures,
     write_between,
 )
-from landcover.sources import POINTS, sources, training
-from tileseg.card import NODATA
+from landcover.sources import EXAMPLE, POINTS, sources, training
+from tileseg.builtin import MODELS, model_folder
+from tileseg.card import NODATA, Card
 from tileseg.classes import LandClass
 from tileseg.console import one_line_errors
 from tileseg.evaluate import Evaluation, Question, evaluate
@@ -46,7 +49,6 @@ from tileseg.reference import Points, open_reference
 from tileseg.scene import open_scene
 from tileseg.scores import Calibration, Confusion, count_pairs
 from tileseg.seams import add_up, look_at
-from tileseg.settings import default_model
 from tileseg.split import TEST, TRAINING
 from tileseg.storage import Disk
 from tileseg.survey import survey
@@ -59,6 +61,7 @@ MOST = 40_000  # pixels of a scene that a forest learns from
 FAILURES = 7  # are shown
 AROUND = 5  # pixels: side of the square that a forest sees
 CHECKS = "itaipu, check points"
+PICTURES = "calibration", "failures"
 
 Labels = NDArray[np.uint8]
 """(height, width), of a whole scene; 255 where nothing is known."""
@@ -94,19 +97,24 @@ class Place:
 
 
 @click.command()
-@click.option("--model", type=click.Path(path_type=Path), help="[default: ours]")
+@click.option("--model", default=MODELS[0], show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--write", "page", type=click.Path(path_type=Path), required=True)
-def main(model: Path | None, data: Path, page: Path) -> None:
+def main(model: str, data: Path, page: Path) -> None:
     """Judge a model that `jobs/train.py --data` made; write tables into a page."""
-    folder = model or default_model()
-    classes = read_card(folder).classes
-    names = tuple(item.name for item in classes)
+    folder = model_folder(model)
+    card = read_card(folder)
+    names = tuple(item.name for item in card.classes)
     with one_line_errors():
-        places = find_places(data, names)
+        places = find_places(data, card)
         with mapped(places, folder) as maps:
             found = [by_network(place, maps[place.href], names) for place in places]
-            failures = find_failures(places[-1], maps, classes)
+            failures = [
+                failure
+                for place in places
+                if place.source == CHECKS
+                for failure in find_failures(place, maps, card.classes)
+            ]
         scores = by_source([*found, *by_forests(places, names)])
         settings = [
             by_setting(places, folder, names, blend, halo)
@@ -120,16 +128,18 @@ def main(model: Path | None, data: Path, page: Path) -> None:
     }
     for name, table in tables.items():
         click.echo(f"{table}\n")
-        write_between(page, name, table)
-    draw_calibration(scores, page.with_name("models_calibration.png"))
-    draw_failures(failures, classes, page.with_name("models_failures.png"))
+        write_between(page, f"{name} of {card.name}", table)
+    pictures = {kind: page.with_name(f"{card.name}_{kind}.png") for kind in PICTURES}
+    draw_calibration(scores, pictures["calibration"])
+    if failures:
+        draw_failures(failures, card.classes, pictures["failures"])
 
 
-def find_places(data: Path, names: tuple[str, ...]) -> list[Place]:
+def find_places(data: Path, card: Card) -> list[Place]:
     """Return every scene, divided as it was for training, and the check points."""
-    wanted = training(data, "unused").settled()
+    wanted = training(data, "unused", card.bands).settled()
     samples = survey(wanted, None, Disk(Path(wanted.to))).samples
-    of = [source.name for source in sources(data) for _ in source.pairs]
+    of = [source.name for source in sources(data, card.bands) for _ in source.pairs]
     found = []
     with samples.ground.open() as view:
         for n, name in enumerate(of):
@@ -144,7 +154,10 @@ def find_places(data: Path, names: tuple[str, ...]) -> list[Place]:
             )
             found.append(Place(name, wanted.scenes[n], learnt, known, pixels))
     example = found[0]
-    return [*found, replace(example, source=CHECKS, known=check_points(example, names))]
+    if example.source != EXAMPLE.name:
+        return found
+    known = check_points(example, tuple(item.name for item in card.classes))
+    return [*found, replace(example, source=CHECKS, known=known)]
 
 
 def check_points(example: Place, names: tuple[str, ...]) -> Labels:
@@ -261,15 +274,14 @@ def by_forests(places: Sequence[Place], names: tuple[str, ...]) -> Iterator[Scor
 
     The check points' forest is the example's.
     """
-    own = {place.source: [place] for place in places}
-    for place in places[:-1]:
-        own[place.source] = [p for p in places[:-1] if p.source == place.source]
-    own[CHECKS] = own[places[0].source]
+    scenes = [place for place in places if place.source != CHECKS]
     for is_wide, seen in ((False, "pixel"), (True, f"{AROUND} × {AROUND}")):
-        of_all = forest(places[:-1], is_wide=is_wide)
-        for source, learnt in own.items():
-            alone = forest(learnt, is_wide=is_wide)
-            for place in (p for p in places if p.source == source):
+        of_all = forest(scenes, is_wide=is_wide)
+        for source in dict.fromkeys(place.source for place in places):
+            judged = [place for place in places if place.source == source]
+            hrefs = {place.href for place in judged}
+            alone = forest([p for p in scenes if p.href in hrefs], is_wide=is_wide)
+            for place in judged:
                 for way, trees in (("all", of_all), ("own", alone)):
                     found = by_forest(place, trees, names, is_wide=is_wide)
                     yield Score(source, f"forest, {seen}, {way}", found)

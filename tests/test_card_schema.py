@@ -12,20 +12,21 @@ from stac_schemas import faults
 from strategies import geometries
 
 from tileseg.architecture import KINDS, Architecture, unet
+from tileseg.builtin import MODELS, model_folder
 from tileseg.card import Card
 from tileseg.classes import LandClass
 from tileseg.drift import PERCENTS, statistics_of
 from tileseg.item import read_card, to_stac
-from tileseg.settings import default_model
 
 AT = "https://stac-extensions.github.io/{}/schema.json"
 
 
-def test_the_card_that_comes_with_tileseg_is_valid():
-    item = json.loads((default_model() / "card.json").read_text())
+@pytest.mark.parametrize("name", MODELS)
+def test_the_cards_that_come_with_tileseg_are_valid(name):
+    item = json.loads((model_folder(name) / "card.json").read_text())
 
     assert faults(item) == []
-    assert item == to_stac(read_card(default_model()))
+    assert item == to_stac(read_card(model_folder(name)))
 
 
 ARCHITECTURES = [

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from making import digests, make_model, make_scene, random_pixels, snapshot
 from rasterio.rio.main import main_group as rio
 
+from tileseg.builtin import default_model
 from tileseg.cli import main
-from tileseg.settings import default_model
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = Path(sys.executable).parent

@@ -9,12 +9,11 @@ import rasterio
 from rasterio.warp import transform
 
 import tileseg
+from tileseg.builtin import default_model
 from tileseg.evaluate import Question, evaluate
 from tileseg.item import read_card
-from tileseg.model import load_module
 from tileseg.reference import open_reference
 from tileseg.scene import open_scene
-from tileseg.settings import default_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCENE = EXAMPLES / "itaipu.tif"
@@ -59,15 +58,6 @@ def test_no_training_polygon_touches_a_check_block():
 
     assert all(is_check(row, column) for row, column in places)
     assert not any(is_check(*place) for place in zip(*known.nonzero(), strict=True))
-
-
-def test_the_model_that_comes_with_tileseg_is_whole():
-    folder = default_model()
-    card = read_card(folder)
-
-    assert card.bands == ("blue", "green", "red")
-    assert sum(p.numel() for p in load_module(folder, card).parameters()) > 1_000_000
-    assert (folder / card.weights).stat().st_size < 10_000_000
 
 
 @pytest.mark.slow

@@ -13,12 +13,13 @@ from making import digests, make_card, make_model, make_scene, random_pixels
 
 from tileseg import fit
 from tileseg.architecture import Architecture
+from tileseg.builtin import default_model
 from tileseg.cli import main
 from tileseg.drift import statistics_of
 from tileseg.fit import compare, doubts, with_statistics
 from tileseg.item import read_card, to_stac
 from tileseg.job import run
-from tileseg.settings import Job, default_model
+from tileseg.settings import Job
 from tileseg.task import draft, meet
 
 PIXELS = random_pixels(230, 170)

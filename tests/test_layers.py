@@ -26,6 +26,7 @@ ORDER = (
     "stopping",
     "watch",
     "rules",
+    "builtin",
     "classes",
     "fields",
     "bounds",

@@ -53,6 +53,17 @@ def test_the_last_training_goes_on_from_the_first_one_on_the_same_blocks(tmp_pat
     assert [part.to for part in sources.trainings(None, "model")] == ["model"]
 
 
+def test_with_infrared_only_the_sources_that_have_it_are_learnt(tmp_path):
+    """As often as before, whatever else there is."""
+    bands = sources.BANDS, sources.INFRARED
+    (_, all_), (_, some) = (sources.trainings(tmp_path, "m", item) for item in bands)
+    weights = [dict(zip(it.scenes, it.weights, strict=True)) for it in (all_, some)]
+
+    assert some.bands == (*all_.bands, "nir")
+    assert set(all_.scenes) - set(some.scenes) == {"examples/itaipu.tif"}
+    assert weights[1].items() < weights[0].items()
+
+
 def test_the_dates_of_a_source_count_as_one():
     first = confusion((5, 1, 0), (0, 4, 0))
     second = confusion((1, 1, 1), (2, 2, 0))

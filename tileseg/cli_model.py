@@ -124,11 +124,11 @@ def model() -> None:
 @click.argument("folder", metavar="[MODEL]", default="")
 def info(folder: str) -> None:
     """Say what a model eats, what its classes are and where it comes from."""
+    from tileseg.builtin import model_folder
     from tileseg.item import read_card
-    from tileseg.settings import default_model
 
     with one_line_errors():
-        path = Path(folder) if folder else default_model()
+        path = model_folder(folder)
         card = read_card(path)
     more = {"gsd_range": card.gsd_range, "temperature": card.temperature}
     known = {key: item for key, item in more.items() if item is not None}
@@ -150,9 +150,9 @@ def trace(folder: str, *, is_trusted: bool) -> None:
 
     MODEL is a model folder, or `unet` for the classic network with random weights.
     """
+    from tileseg.builtin import model_folder
     from tileseg.item import read_card
     from tileseg.model import load_module
-    from tileseg.settings import default_model
     from tileseg.unet import UNet
     from tileseg.unet import trace as trace_network
 
@@ -161,7 +161,7 @@ def trace(folder: str, *, is_trusted: bool) -> None:
         if folder == "unet":
             network, bands, tile = UNet(), 3, 128
         else:
-            path = Path(folder) if folder else default_model()
+            path = model_folder(folder)
             card = read_card(path)
             card.check_trust(is_trusted=is_trusted)
             network = load_module(path, card)
@@ -180,7 +180,7 @@ def _scene_jobs(options: dict[str, Any]) -> "list[Job]":
 
 
 @model.command("check")
-@click.option("--model", metavar="DIR", help="Model folder.  [default: ours]")
+@click.option("--model", metavar="MODEL", help="As of segment.  [default: ours]")
 @with_options(_SCENES)
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a scene.")
 def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)

@@ -81,8 +81,8 @@ _TRAINING = (
     click.option(
         "--from",
         "base",
-        metavar="DIR",
-        help="Model folder to go on from, with its scaling, width, depth, tile and"
+        metavar="MODEL",
+        help="Model to go on from, with its scaling, width, depth, tile and"
         " halo.",
     ),
     click.option(

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tileseg.builtin import known_anywhere, model_folder
 from tileseg.card import Card
 from tileseg.errors import UsageError
 from tileseg.item import read_card
-from tileseg.settings import SYMMETRIES, Job, model_folder
+from tileseg.settings import SYMMETRIES, Job
 
 __all__ = ["Channel", "Ensemble", "read_ensemble"]
 
@@ -40,7 +41,7 @@ class Ensemble:
     """One model or several, and how often each of them looks at a tile."""
 
     folders: tuple[str, ...]
-    """Where they are; empty for the model that comes with tileseg, wherever that is."""
+    """What they are called, wherever that is asked: see `builtin.known_anywhere`."""
     cards: tuple[Card, ...]
     """Theirs, in the same order."""
     tta: str = "none"
@@ -174,9 +175,7 @@ def read_ensemble(job: Job) -> Ensemble:
     cards = tuple(read_card(model_folder(name)) for name in job.models)
     for card in cards:
         card.check_trust(is_trusted=job.trust_model_code)
-    # Absolute where they are named: the workers may be somewhere else.
-    folders = (name and str(Path(name).absolute()) for name in job.models)
-    return Ensemble(tuple(folders), cards, job.tta)
+    return Ensemble(tuple(map(known_anywhere, job.models)), cards, job.tta)
 
 
 def _ordinal(number: int) -> str:

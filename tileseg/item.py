@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.architecture import KINDS, Architecture, unet
+from tileseg.builtin import MODELS
 from tileseg.card import Card
 from tileseg.classes import LandClass, values_of
 from tileseg.drift import Statistics
@@ -60,7 +61,10 @@ def read_card(folder: Path) -> Card:
         with path.open(encoding="utf-8") as file:
             item = json.loads(file.read(_LONGEST_CARD))
     except FileNotFoundError as err:
-        msg = f"{folder}: no model here, wanted a folder with card.json"
+        msg = (
+            f"{folder}: no model here, wanted a folder with card.json, or "
+            f"{' or '.join(MODELS)}"
+        )
         raise ModelError(msg) from err
     except (OSError, ValueError, RecursionError) as err:
         msg = f"{path}: unreadable model card: {err}"

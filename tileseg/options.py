@@ -77,9 +77,9 @@ _OPTIONS = (
         "--model",
         multiple=True,
         callback=lambda _context, _option, folders: _one_or_all(folders),
-        metavar="DIR",
-        help="Model folder; of several the probabilities are averaged."
-        "  [default: the land-cover model that comes with tileseg]",
+        metavar="MODEL",
+        help="Model folder, or landcover-bgrn, ours with infrared; of several the"
+        " probabilities are averaged.  [default: landcover-bgr, ours]",
     ),
     click.option(
         "--tta",

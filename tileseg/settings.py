@@ -5,7 +5,6 @@ import os
 import tomllib
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
-from importlib.resources import files
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from tileseg.address import STORES, is_address, keep, shown
 from tileseg.attributes import Attribute, fault
 from tileseg.bounds import Gates
+from tileseg.builtin import model_folder
 from tileseg.errors import UsageError
 from tileseg.fields import checked, fits, of_table, said
 from tileseg.names import DOCUMENT, is_catalog, slug, stem
@@ -24,11 +24,9 @@ __all__ = [
     "SYMMETRIES",
     "Job",
     "called",
-    "default_model",
     "is_bbox",
     "is_record",
     "is_remote",
-    "model_folder",
     "read_job",
     "scene_name",
     "within",
@@ -65,7 +63,7 @@ class Job:
     aoi: str = ""
     """A vector file whose polygons are what is asked for; empty for all."""
     model: str | tuple[str, ...] = ""
-    """Model folder; empty for the land-cover model that comes with tileseg.
+    """Model folder, or one of `builtin.MODELS`; empty for the first of these.
 
     Of several the probabilities are averaged."""
     tta: str = "none"
@@ -354,7 +352,7 @@ class Job:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Every model folder; empty for the one that comes with tileseg."""
+        """What every model is called: see `builtin.model_folder`."""
         return (self.model,) if isinstance(self.model, str) else self.model
 
     @property
@@ -456,16 +454,6 @@ def _check_address(field: str, address: object) -> None:
             f"{field}: wanted bucket and prefix, no user, key or query: s3://maps/2024"
         )
         raise UsageError(msg)
-
-
-def default_model() -> Path:
-    """Return the folder of the land-cover model that comes with tileseg."""
-    return Path(str(files("tileseg"))) / "models" / "landcover-bgr"
-
-
-def model_folder(name: str) -> Path:
-    """Return the folder of a model, by what a job calls it."""
-    return Path(name) if name else default_model()
 
 
 def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:

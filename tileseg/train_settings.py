@@ -7,6 +7,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Self
 
+from tileseg.builtin import known_anywhere, model_folder
 from tileseg.classes import color_of, renaming
 from tileseg.errors import UsageError
 from tileseg.fields import checked, fits, read_toml, said
@@ -49,7 +50,7 @@ class Training:
     renamed: tuple[str, ...] = ()
     """`VALUE=CLASS`: values or names of the labels as the model has them; 255: none."""
     base: str = ""
-    """Model folder to go on from; empty for random weights."""
+    """Model to go on from: see `builtin.model_folder`; empty for random weights."""
     own_scaling: bool = False
     """Scale as these scenes ask, not as the base does."""
     width: int | None = None
@@ -187,7 +188,7 @@ class Training:
             self,
             labels=tuple(str(Path(path).absolute()) for path in self.labels),
             to=str(self.folder.absolute()),
-            base=self.base and str(self.base_folder.absolute()),
+            base=known_anywhere(self.base),
         )
 
     @property
@@ -198,7 +199,7 @@ class Training:
     @property
     def base_folder(self) -> Path:
         """Model to go on from."""
-        return Path(self.base)
+        return model_folder(self.base)
 
     @property
     def work(self) -> Path:

@@ -210,8 +210,8 @@ def _enliven(module: UNet, bands: int) -> None:
 
 def own_model(folder: Path, width: int) -> Path:
     """Return a model of 3 bands and 5 classes, tileseg's own if that is as wide."""
+    from tileseg.builtin import default_model
     from tileseg.item import read_card
-    from tileseg.settings import default_model
 
     own = default_model()
     if read_card(own).architecture.parameters["width"] == width:

@@ -10,7 +10,19 @@ from typing import Any
 
 from tileseg.train_settings import Training
 
-__all__ = ["EXAMPLE", "POINTS", "Source", "sources", "training", "trainings"]
+__all__ = [
+    "BANDS",
+    "EXAMPLE",
+    "INFRARED",
+    "POINTS",
+    "Source",
+    "sources",
+    "training",
+    "trainings",
+]
+
+BANDS = "blue", "green", "red"
+INFRARED = *BANDS, "nir"
 
 POINTS = "examples/itaipu_checkpoints.geojson"
 _CLASSES = (
@@ -30,9 +42,7 @@ _TOGETHER: dict[str, Any] = {
     "epochs": 14,
     "patience": 14,
 }
-# Labels drawn by eye are better than a network's, and these than an older map.
 _AT_LAST: dict[str, Any] = {
-    "weights": (4.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0),
     "steps": 250,
     "epochs": 4,
     "patience": 4,
@@ -47,17 +57,23 @@ class Source:
     title: str
     pairs: tuple[tuple[str, str], ...]
     """Scene and labels, of each date."""
+    bands: tuple[str, ...] = INFRARED
+    weight: float = 1.0
+    """How often its tiles are drawn at last: labels drawn by eye are better than a
+    network's, and these than an older map."""
 
 
 EXAMPLE = Source(
     "itaipu",
     "Landsat 8, Foz do Iguaçu, polygons drawn by eye",
     (("examples/itaipu.tif", "examples/itaipu_training.geojson"),),
+    BANDS,
+    weight=4.0,
 )
 
 
-def sources(data: Path | None) -> tuple[Source, ...]:
-    """Return the example, and what is in a folder besides."""
+def sources(data: Path | None, bands: tuple[str, ...] = BANDS) -> tuple[Source, ...]:
+    """Return the example, and what is in a folder besides; if it has the bands."""
     if data is None:
         return (EXAMPLE,)
 
@@ -67,37 +83,49 @@ def sources(data: Path | None) -> tuple[Source, ...]:
         return Source(place, f"Sentinel-2, {title}, made by Dynamic World", pairs)
 
     zion = ((f"{data}/zion/scene.tif", f"{data}/zion/labels.tif"),)
-    return (
+    found = (
         EXAMPLE,
-        Source("zion", "Landsat 8, Zion in Utah, NLCD 2011", zion),
+        Source("zion", "Landsat 8, Zion in Utah, NLCD 2011", zion, weight=0.5),
         # Of autumn and winter the labels take bare trees for crops, crops for soil.
         sentinel("strzegom", "Lower Silesia", "20210619", "20220619", "20220719"),
         sentinel("boadella", "Catalonia", "20200113", "20200128"),
     )
+    return tuple(source for source in found if set(bands) <= set(source.bands))
 
 
 def trainings(
-    data: Path | None, to: str, *, overwrite: bool = False
+    data: Path | None,
+    to: str,
+    bands: tuple[str, ...] = BANDS,
+    *,
+    overwrite: bool = False,
 ) -> tuple[Training, ...]:
     """Return how a model is trained on the example, or on all sources.
 
     One after the other, each from what the one before left; the last makes the model.
     """
-    alone = training(data, to, overwrite=overwrite)
+    alone = training(data, to, bands, overwrite=overwrite)
     if data is None:
         return (alone,)
     first = replace(alone, to=f"{to}.first")
-    return first, replace(alone, base=first.to, **_AT_LAST)
+    weights = [s.weight for s in sources(data, bands) for _ in s.pairs]
+    return first, replace(alone, base=first.to, weights=tuple(weights), **_AT_LAST)
 
 
-def training(data: Path | None, to: str, *, overwrite: bool = False) -> Training:
+def training(
+    data: Path | None,
+    to: str,
+    bands: tuple[str, ...] = BANDS,
+    *,
+    overwrite: bool = False,
+) -> Training:
     """Return how a model is trained first."""
-    pairs = [pair for source in sources(data) for pair in source.pairs]
+    pairs = [pair for source in sources(data, bands) for pair in source.pairs]
     return Training(
         scenes=tuple(scene for scene, _ in pairs),
         labels=tuple(labels for _, labels in pairs),
         classes=_CLASSES,
-        bands=("blue", "green", "red"),
+        bands=bands,
         to=to,
         overwrite=overwrite,
         **(_TOGETHER if data else _ALONE),
