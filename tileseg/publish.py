@@ -16,6 +16,7 @@ from uuid import uuid4
 from tileseg import swap, versions
 from tileseg.errors import BusyError, OtherPlanError, OutputError
 from tileseg.lock import hold_file
+from tileseg.settings import PARKED_END
 from tileseg.versions import RECORD, Version
 
 __all__ = [
@@ -188,7 +189,7 @@ def refuse_broken(output: Path, record: Mapping[str, Any]) -> None:
 
 def parked_home(place: Path) -> Path:
     """Return where a result that a gate keeps from going live is parked."""
-    return place.with_name(f"{place.name}.{PARKED}")
+    return place.with_name(place.name + PARKED_END)
 
 
 def check_free(
