@@ -1,6 +1,7 @@
 """What there is to learn from, before the first step: scenes, classes, blocks, values.
 
-Labels are read once, whole, and of the scenes some training blocks.
+Labels are read once, whole, and the scenes where there are any; of training blocks some
+values are kept.
 """
 
 import hashlib
@@ -249,7 +250,7 @@ def _counted(view: View, at: int, place: Place, block: int, classes: int) -> Cou
 
     counts = count_classes(view, at, classes, block, tick)
     if not counts.any():
-        msg = f"{place.labels}: says nothing of any pixel of {href}"
+        msg = f"{place.labels}: says nothing of any pixel of {href} that has data"
         raise UsageError(msg)
     return counts
 
@@ -258,7 +259,10 @@ def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
     total = np.sum([some.sum(axis=(0, 1)) for some in counts], axis=0)
     for name, pixels in zip(names, total.tolist(), strict=True):
         if not pixels:
-            msg = f"no labels of class {name!r}; label some, or leave the class out"
+            msg = (
+                f"no labels of class {name!r} where a scene has data; label some, or "
+                "leave the class out"
+            )
             raise UsageError(msg)
 
 
@@ -286,7 +290,7 @@ def _check_room(
 def _has_room(view: View, cut: Split, at: Sequence[int], value: int, tile: int) -> bool:
     """Return whether a free tile has a pixel of a class, of those in a block."""
     place, row, col = at
-    is_class = view.labels(place, cut.window(row, col)) == value
+    is_class = view.learnable(place, cut.window(row, col)) == value
     return bool((is_class & cut.room(place, row, col, tile)).any())
 
 
