@@ -494,6 +494,9 @@ def test_a_loss_that_is_no_number_ends_it(training):
         ({"classes": ("one=red", "two")}, "2 to 255 names"),
         ({"labels": ()}, "one for each of 1 scenes"),
         ({"epochs": 1.5}, "epochs: got 1.5, wanted int"),
+        ({"scale": 0.0}, "scale: got 0.0, wanted a finite number, not 0"),
+        ({"offset": 0.1}, "offset: means nothing without scale"),
+        ({"scale": 0.1, "unit": "dn"}, "scale: means nothing with unit dn"),
         ({"renamed": ("3",)}, "VALUE=CLASS"),
         ({"workers": 2}, "workers: got 2, wanted 1, or with --engine ray"),
         ({"workers": 4, "engine": "ray"}, r"up to a tile each \(3\)"),
@@ -523,7 +526,7 @@ def test_the_command_line_says_classes_and_scores(training, tmp_path):
     words = [
         "train", "--scene", training.scenes[0], "--labels", training.labels[0], "--to",
         training.to, "--config", str(config), "--epochs", "1",
-        "--classes", "dark=101010,bright", "--bands", "red,blue",
+        "--classes", "dark=101010,bright", "--bands", "red,blue", "--scale", "2e-4",
     ]  # fmt: skip
 
     result = CliRunner().invoke(main, words)
@@ -534,6 +537,7 @@ def test_the_command_line_says_classes_and_scores(training, tmp_path):
     assert 0 <= said["validation"]["macro_f1"] <= 1
     card = read_card(training.folder)
     assert card.bands == ("red", "blue")
+    assert card.statistics[0].maximum == pytest.approx(6499 * 2e-4, rel=0.01)
     assert [item.color for item in card.classes] == ["101010", "1b7837"]
 
 

@@ -360,6 +360,39 @@ def test_values_of_several_sensors_meet_in_reflectance(tmp_path, labels):
     np.testing.assert_array_equal(*found.samples.split.parts)
 
 
+def test_a_scale_that_is_given_goes_before_the_tags(training, tmp_path, caplog):
+    """What the files say otherwise is told; values are as if they had said it."""
+    tagged, plain, other = (
+        make_map(tmp_path / f"{name}.tif", scale=scale, offset=offset)
+        for name, scale, offset in (
+            ("tagged", 2e-3, 0.5), ("plain", None, 0.0), ("other", 1e-4, 0.0),
+        )
+    )  # fmt: skip
+    asked = replace(training, unit="reflectance", scenes=(tagged,))
+
+    found = looked_at(asked)
+    assert not caplog.messages
+    given = [
+        looked_at(replace(asked, scenes=(scene,), scale=2e-3, offset=0.5))
+        for scene in (plain, tagged, other)
+    ]
+
+    for one in given:
+        assert one.statistics == found.statistics
+        assert one.samples.mean == found.samples.mean
+    assert len({found.key, *(one.key for one in given)}) == 4
+    words = "band 1 says scale 0.0001 and offset 0, but 0.002 and 0.5 are given"
+    assert [words in text for text in caplog.messages] == [True, False]
+
+
+def test_values_that_are_reflectance_need_a_scale_of_one(training):
+    stored = looked_at(training)
+
+    found = looked_at(replace(training, unit="reflectance", scale=1.0))
+
+    assert found.statistics == stored.statistics
+
+
 def test_statistics_are_those_of_the_training_blocks(training):
     found = looked_at(training)
     parts, counts = found.samples.split.parts[0], found.samples.counts[0]

@@ -174,8 +174,9 @@ def check_scales(place: Place) -> None:
             msg = (
                 f"{place.scene.href}: band {band.index} says scale {band.scale:g} and "
                 f"offset {band.offset:g} (1 and 0: nothing), by which values become no "
-                "reflectance: set its GDAL scale and offset tags, or train on the "
-                "values as they are (--unit dn)"
+                "reflectance: give --scale and --offset (1 and 0 if they are it), set "
+                "its GDAL scale and offset tags, or train on the values as they are "
+                "(--unit dn)"
             )
             raise UsageError(msg)
 
