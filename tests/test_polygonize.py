@@ -152,6 +152,8 @@ def test_a_hundred_masks_are_their_polygons(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_thousand_masks_are_their_polygons(tmp_path):
     try_masks(1_000, tmp_path, 2)
 
