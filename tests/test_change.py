@@ -239,6 +239,23 @@ def test_the_page_shows_what_the_files_say(runs, arrays, tmp_path, monkeypatch, 
     assert links == beside - {"change.html"}
 
 
+@pytest.mark.parametrize(
+    ("place", "is_up"),
+    [(NORTH_UP, True), (NORTH_UP @ Affine.scale(1, -1), False),
+     (NORTH_UP @ Affine.rotation(20), False)],
+)  # fmt: skip
+def test_the_page_says_when_north_is_not_up(arrays, tmp_path, place, is_up):
+    runs = [
+        write_run(tmp_path / name, labels, place=place)
+        for name, labels in zip("ab", arrays, strict=False)
+    ]
+    made(*runs, tmp_path / "out")
+
+    page = Page((tmp_path / "out" / "change.html").read_bytes())
+
+    assert ("own pixels, so north is not up in it; " in page.text) != is_up
+
+
 def test_the_page_believes_no_name_and_warns(arrays, tmp_path):
     """Classes of hostile names, masks of two models, one of them without confidence."""
     old, new, sure, _ = arrays

@@ -152,6 +152,8 @@ def test_a_hundred_masks_are_their_polygons(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_thousand_masks_are_their_polygons(tmp_path):
     try_masks(1_000, tmp_path, 2)
 
@@ -321,6 +323,67 @@ def test_what_cannot_be_made_is_refused(tmp_path, change, profile, says):
     assert not (tmp_path / "made.gpkg").exists()
 
 
+def write_bands(path, bands, **profile):
+    """Write several bands, the last one as alpha if there are two."""
+    count, height, width = bands.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, crs=UTM,
+        dtype="uint8", transform=NORTH_UP, **profile,
+    ) as file:  # fmt: skip
+        file.write(bands)
+    return str(path)
+
+
+def test_of_several_bands_one_must_be_named(tmp_path):
+    bands = np.random.default_rng(0).integers(0, 4, (3, 20, 31), np.uint8)
+    path = write_bands(tmp_path / "photo.tif", bands, photometric="rgb")
+    output = tmp_path / "made.parquet"
+    args = ["polygonize", path, "--output", str(output), "--workers", "1"]
+
+    refused = CliRunner().invoke(main, args)
+    beyond = CliRunner().invoke(main, [*args, "--band", "4"])
+    assert (refused.exit_code, beyond.exit_code) == (ExitCode.USAGE, ExitCode.USAGE)
+    assert "has 3 bands, wanted one of classes" in refused.stderr
+    assert "has no band 4, wanted 1 to 3" in beyond.stderr
+    assert not output.exists()
+    assert CliRunner().invoke(main, [*args, "--band", "2"]).exit_code == ExitCode.OK
+
+    assert_is_the_mask(bands[1], NORTH_UP, output)
+
+
+def test_an_alpha_band_is_none_of_classes(tmp_path):
+    mask = np.random.default_rng(0).integers(0, 4, (20, 31), np.uint8)
+    alpha = np.full(mask.shape, 255, np.uint8)
+    alpha[5:9, 10:] = 0
+    path = write_bands(tmp_path / "mask.tif", np.stack([mask, alpha]), alpha="yes")
+    output = tmp_path / "made.parquet"
+
+    polygonize(Wish(mask=path, output=output))
+
+    assert_is_the_mask(np.where(alpha, mask, 255), NORTH_UP, output)
+
+
+@pytest.mark.parametrize(
+    ("values", "profile", "is_told"),
+    [(256, {}, True), (190, {}, False), (256, {"tags": {"CLASS_0": "a"}}, False),
+     (256, {"photometric": "palette"}, False)],
+)  # fmt: skip
+def test_what_is_most_likely_a_photograph_is_told(
+    tmp_path, caplog, values, profile, is_told
+):
+    """And made: nobody but its owner knows."""
+    mask = np.arange(40 * 31, dtype=np.uint32).reshape(40, 31) % values
+    mask = mask.astype(np.uint8)
+    path = write(tmp_path / "mask.tif", mask, nodata=None, **profile)
+    output = tmp_path / "made.parquet"
+
+    count = polygonize(Wish(mask=path, output=output))
+
+    assert count == mask.size
+    assert len(caplog.messages) == is_told
+    assert all("has 256 values within 40 x 31 pixels" in it for it in caplog.messages)
+
+
 @pytest.fixture
 def small(tmp_path):
     """A small mask, and the words to polygonise it but for the output."""
@@ -412,7 +475,8 @@ def test_a_damaged_mask_leaves_no_file(tmp_path, large, workers):
 
 @pytest.mark.parametrize("suffix", ["gpkg", "parquet"])
 def test_a_stopped_one_leaves_no_file(tmp_path, monkeypatch, suffix):
-    path = write(tmp_path / "mask.tif", np.zeros((5, 7), np.uint8))
+    tags = {"CLASS_0": "water"}  # so there is no look before
+    path = write(tmp_path / "mask.tif", np.zeros((5, 7), np.uint8), tags=tags)
     args = ["polygonize", path, "--output", str(tmp_path / f"made.{suffix}")]
 
     def stopped(*_):

@@ -481,7 +481,7 @@ def test_leaflet_is_the_one_that_was_published(name, digest):
 @pytest.mark.parametrize(
     ("transform", "is_up"),
     [([10, 0, 0, 0, -10, 0], True), ([10, 0, 0, 0, 10, 0], False),
-     ([8, 6, 0, 6, -8, 0], False)],
+     ([8, 6, 0, 6, -8, 0], False), ([1.0, 0, 0, 0, 1.0, 0], True)],
 )  # fmt: skip
 def test_a_map_on_which_north_is_not_up_says_so(made, transform, is_up):
     output, record = made
@@ -490,4 +490,4 @@ def test_a_map_on_which_north_is_not_up_says_so(made, transform, is_up):
 
     text = report(run_, *page_facts(output)).decode()
 
-    assert ("north is not up" in text) != is_up
+    assert ("this page, so north is not up in it; " in text) != is_up

@@ -18,7 +18,7 @@ from stac_schemas import faults
 from tileseg.errors import OutputError
 from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.publish import file_sha256
+from tileseg.publish import file_sha256, list_outputs
 from tileseg.redact import HIDDEN
 from tileseg.series import COLLECTION, update
 from tileseg.settings import Job
@@ -63,7 +63,7 @@ def described(tmp_path, model_path):
         folder.mkdir(exist_ok=True)
         for name, suffix in {**TYPES, "polygons": polygons}.items():
             (folder / f"{name}.{suffix}").write_text(name)
-        found = json.loads(item(prepare(job), folder))
+        found = json.loads(item(prepare(job), list_outputs(folder)))
         shutil.rmtree(folder)
         return found
 
@@ -100,6 +100,20 @@ def test_the_item_of_a_result_is_valid_and_names_its_files(made):
     }
     assert said == {name: sums[f"{name}.{suffix}"] for name, suffix in TYPES.items()}
     assert "item.json" in sums
+
+
+def test_each_file_of_a_result_is_hashed_once(tmp_path, model_path, scene, monkeypatch):
+    """For the Item and the record together."""
+    hashed = []
+
+    def noted(path):
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("tileseg.publish.file_sha256", noted)
+    record = run(job_of(scene(), model_path, tmp_path / "out", polygons="gpkg"))
+
+    assert sorted(hashed) == [item["path"] for item in record.values["outputs"]]
 
 
 def test_others_find_the_files_and_what_is_said_of_them_is_so(made, model_path):

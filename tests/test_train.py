@@ -27,7 +27,7 @@ from tileseg.errors import (
     PreemptedError,
     UsageError,
 )
-from tileseg.item import read_card
+from tileseg.item import read_card, write_card
 from tileseg.model import load_module
 from tileseg.stopping import Stop, StopSignal
 from tileseg.train import train
@@ -329,12 +329,14 @@ def test_a_damaged_or_hostile_checkpoint_is_refused(training):
 
 
 def test_going_on_from_a_model_with_its_scaling_and_classes(training):
-    base = train(training)
+    base = replace(train(training), fields=(1,))
+    write_card(training.folder, base)
     more = elsewhere(training, "more", base=training.to, epochs=1, seed=3)
 
     card = train(more)
 
     assert (card.mean, card.std, card.classes) == (base.mean, base.std, base.classes)
+    assert card.fields == (1,)
     assert card.about["base"].endswith(base.sha256)
     first = json.loads((training.folder / "metrics.json").read_text())["epochs"][0]
     then = json.loads((more.folder / "metrics.json").read_text())["epochs"][0]
@@ -381,7 +383,7 @@ def test_values_that_are_scaled_anew_may_be_of_another_unit(training):
 
 
 def test_going_on_with_other_classes_makes_a_new_head_only(training):
-    train(training)
+    write_card(training.folder, replace(train(training), fields=(1,)))
     more = elsewhere(
         training, "more", base=training.to, classes=("bright", "dark"), epochs=1,
         steps=1, learning_rate=1e-9, own_scaling=True, validation=0.0,
@@ -393,6 +395,7 @@ def test_going_on_with_other_classes_makes_a_new_head_only(training):
         for item in (training, more)
     )
     assert [item.name for item in card.classes] == ["bright", "dark"]
+    assert card.fields == ()  # nobody says which of these are
     assert card.mean == tuple(band.mean for band in card.statistics)
     assert card.temperature is None
     for key, weights in old.items():
@@ -491,6 +494,9 @@ def test_a_loss_that_is_no_number_ends_it(training):
         ({"classes": ("one=red", "two")}, "2 to 255 names"),
         ({"labels": ()}, "one for each of 1 scenes"),
         ({"epochs": 1.5}, "epochs: got 1.5, wanted int"),
+        ({"scale": 0.0}, "scale: got 0.0, wanted a finite number, not 0"),
+        ({"offset": 0.1}, "offset: means nothing without scale"),
+        ({"scale": 0.1, "unit": "dn"}, "scale: means nothing with unit dn"),
         ({"renamed": ("3",)}, "VALUE=CLASS"),
         ({"workers": 2}, "workers: got 2, wanted 1, or with --engine ray"),
         ({"workers": 4, "engine": "ray"}, r"up to a tile each \(3\)"),
@@ -520,7 +526,7 @@ def test_the_command_line_says_classes_and_scores(training, tmp_path):
     words = [
         "train", "--scene", training.scenes[0], "--labels", training.labels[0], "--to",
         training.to, "--config", str(config), "--epochs", "1",
-        "--classes", "dark=101010,bright", "--bands", "red,blue",
+        "--classes", "dark=101010,bright", "--bands", "red,blue", "--scale", "2e-4",
     ]  # fmt: skip
 
     result = CliRunner().invoke(main, words)
@@ -531,6 +537,7 @@ def test_the_command_line_says_classes_and_scores(training, tmp_path):
     assert 0 <= said["validation"]["macro_f1"] <= 1
     card = read_card(training.folder)
     assert card.bands == ("red", "blue")
+    assert card.statistics[0].maximum == pytest.approx(6499 * 2e-4, rel=0.01)
     assert [item.color for item in card.classes] == ["101010", "1b7837"]
 
 

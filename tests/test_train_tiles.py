@@ -3,6 +3,8 @@
 Scenes whose bands are row and column (from 1) say of every pixel where it lies.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import rasterio
@@ -22,6 +24,7 @@ from tileseg.train_tiles import _Lots, count_classes
 from tileseg.window import Window
 
 SHAPE = 211, 170
+HOLE = slice(90, 99), slice(20, 60)
 CLASSES = ("water", "land", "rock")
 
 
@@ -37,7 +40,7 @@ def looked_at(training):
 def make_map(path, shape=SHAPE, dtype="uint16", **more):
     """Write a scene of rows and columns, with a hole of nodata."""
     pixels = np.indices(shape).astype(dtype) + 1
-    pixels[:, 90:99, 20:60] = 0
+    pixels[:, *HOLE] = 0
     return str(make_scene(path, pixels, names=("row", "col"), **more))
 
 
@@ -154,6 +157,35 @@ def test_tiles_are_drawn_where_the_scene_has_data(training, tmp_path):
     assert (labels != 255).any(axis=(1, 2)).all()
 
 
+def test_labels_where_the_scene_has_no_data_count_for_no_share(training, tmp_path):
+    """Else the half of a file that a swath leaves empty might be all that is judged."""
+    pixels = np.indices(SHAPE).astype("uint16") + 1
+    pixels[:, :, 64:] = 0  # a border of blocks
+    scene = str(make_scene(tmp_path / "half.tif", pixels, names=("row", "col")))
+    known = patchy(0, SHAPE)
+    known[:, 64:] = 255
+    labels = write(tmp_path / "known.tif", known)
+
+    all_of_it, what_has_data = (
+        looked_at(replace(training, scenes=(scene,), labels=(it,)))
+        for it in (*training.labels, labels)
+    )
+
+    assert all_of_it.labelled() == what_has_data.labelled()
+    np.testing.assert_array_equal(
+        all_of_it.samples.split.parts, what_has_data.samples.split.parts
+    )
+
+
+def test_a_class_without_data_is_refused(training, tmp_path):
+    pixels = np.indices(SHAPE).astype("uint16") + 1
+    pixels[:, patchy(0, SHAPE) == CLASSES.index("rock")] = 0
+    scene = str(make_scene(tmp_path / "bare.tif", pixels, names=("row", "col")))
+
+    with pytest.raises(UsageError, match="no labels of class 'rock' where a scene has"):
+        looked_at(replace(training, scenes=(scene,)))
+
+
 def test_ground_that_another_scene_keeps_is_not_trained_on(training, tmp_path, caplog):
     """A scene over it on another grid: rasterio says where its blocks lie."""
     height, width = SHAPE
@@ -206,7 +238,7 @@ def test_a_class_that_could_never_be_drawn_is_refused(training, tmp_path):
     pair = {**facts(training), "scenes": (*training.scenes, other), "labels": labels}
     refused = []
 
-    for seed in range(6):
+    for seed in range(9):
         try:
             samples = looked_at(Training(**{**pair, "seed": seed})).samples
         except UsageError as err:
@@ -215,7 +247,7 @@ def test_a_class_that_could_never_be_drawn_is_refused(training, tmp_path):
             ((_, drawn),) = samples.batches(range(1), 40)
             assert (drawn == 2).any()
 
-    assert 0 < len(refused) < 6
+    assert 0 < len(refused) < 9
     for text in refused:
         assert "class 'rock': all its labels" in text
         assert "--seed" in text
@@ -262,9 +294,8 @@ def test_each_label_of_the_other_blocks_is_judged_once(training, labels):
     found = looked_at(training)
     parts = found.samples.split.parts[0].repeat(32, axis=0).repeat(32, axis=1)
     truth = rasterio.open(labels).read(1)
-    hole = np.zeros(SHAPE, bool)
-    hole[90:99, 20:60] = True
-    asked = (parts[: SHAPE[0], : SHAPE[1]] == VALIDATION) & (truth != 255) & ~hole
+    truth[HOLE] = 255
+    asked = (parts[: SHAPE[0], : SHAPE[1]] == VALIDATION) & (truth != 255)
 
     counts = np.zeros(SHAPE, int)
     for tiles, answers in found.samples.judged(VALIDATION, 5, 10_000):
@@ -286,7 +317,9 @@ def test_so_many_tiles_are_judged_at_most_and_always_the_same(training):
 
 @pytest.mark.parametrize("block", [16, 48, 1500])
 def test_classes_are_counted_as_in_the_whole(training, labels, block):
+    """Where the scene has data: nothing else can be learnt from or judged."""
     truth = rasterio.open(labels).read(1)
+    truth[HOLE] = 255
     with looked_at(training).samples.ground.open() as view:
         pixels = []
         counts = count_classes(view, 0, 3, block, pixels.append)
@@ -327,13 +360,46 @@ def test_values_of_several_sensors_meet_in_reflectance(tmp_path, labels):
     np.testing.assert_array_equal(*found.samples.split.parts)
 
 
+def test_a_scale_that_is_given_goes_before_the_tags(training, tmp_path, caplog):
+    """What the files say otherwise is told; values are as if they had said it."""
+    tagged, plain, other = (
+        make_map(tmp_path / f"{name}.tif", scale=scale, offset=offset)
+        for name, scale, offset in (
+            ("tagged", 2e-3, 0.5), ("plain", None, 0.0), ("other", 1e-4, 0.0),
+        )
+    )  # fmt: skip
+    asked = replace(training, unit="reflectance", scenes=(tagged,))
+
+    found = looked_at(asked)
+    assert not caplog.messages
+    given = [
+        looked_at(replace(asked, scenes=(scene,), scale=2e-3, offset=0.5))
+        for scene in (plain, tagged, other)
+    ]
+
+    for one in given:
+        assert one.statistics == found.statistics
+        assert one.samples.mean == found.samples.mean
+    assert len({found.key, *(one.key for one in given)}) == 4
+    words = "band 1 says scale 0.0001 and offset 0, but 0.002 and 0.5 are given"
+    assert [words in text for text in caplog.messages] == [True, False]
+
+
+def test_values_that_are_reflectance_need_a_scale_of_one(training):
+    stored = looked_at(training)
+
+    found = looked_at(replace(training, unit="reflectance", scale=1.0))
+
+    assert found.statistics == stored.statistics
+
+
 def test_statistics_are_those_of_the_training_blocks(training):
     found = looked_at(training)
     parts, counts = found.samples.split.parts[0], found.samples.counts[0]
     is_used = (parts == TRAINING) & (counts.sum(axis=2) > 0)
     pixels = is_used.repeat(32, axis=0).repeat(32, axis=1)[: SHAPE[0], : SHAPE[1]]
     pixels = pixels.copy()
-    pixels[90:99, 20:60] = False
+    pixels[HOLE] = False
 
     for band, values in zip(found.statistics, np.indices(SHAPE) + 1, strict=True):
         seen = values[pixels]
@@ -383,6 +449,9 @@ def test_classes_are_those_that_the_labels_name(training):
 def test_labels_may_be_points(training, tmp_path):
     random = np.random.default_rng(0)
     at = {tuple(random.integers(SHAPE)) for _ in range(300)}
+    hole = np.zeros(SHAPE, bool)
+    hole[HOLE] = True
+    at = {place for place in at if not hole[place]}
     named = [(row, col, CLASSES[(row + col) % 3]) for row, col in at]
     points = write_points(tmp_path / "points.json", named)
     changed = Training(**{**facts(training), "labels": (points,), "classes": CLASSES})
@@ -437,6 +506,7 @@ def test_labels_that_are_numbers_only_need_names(training, tmp_path):
     found = looked_at(Training(**{**plain, "classes": ("a=ff0000", "b", "c")}))
 
     assert found.classes[0] == ("a", "ff0000")
+    truth[HOLE] = 255
     counts = found.samples.counts[0].sum(axis=(0, 1))
     np.testing.assert_array_equal(counts, [(truth == n).sum() for n in range(3)])
 

@@ -8,9 +8,11 @@ import pytest
 from making import snapshot
 
 from tileseg import publish, swap
-from tileseg.errors import OutputError
+from tileseg.errors import OutputError, UsageError
 from tileseg.folder import Folder
 from tileseg.publish import PARKED, list_outputs
+from tileseg.settings import Job
+from tileseg.task import meet
 from tileseg.versions import name_of
 
 
@@ -49,6 +51,17 @@ def names(output):
 
 def live(output):
     return publish.published(output)["request_id"]
+
+
+@pytest.mark.parametrize("beside", ["out", "out.versions", "out.parked"])
+def test_no_work_goes_where_versions_lie(output, beside):
+    for number, status in enumerate(("complete", "complete", PARKED)):
+        put(output, f"v{number}", keep=1, status=status)
+    work = output.with_name(beside)
+    assert any(work.rglob("mask.tif"))
+
+    with pytest.raises(UsageError, match="or where its versions do"):
+        meet(Job(input="scene.tif", output=str(output), work=str(work / "w")))
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])

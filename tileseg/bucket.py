@@ -254,14 +254,16 @@ class Bucket:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
+    def list_outputs(
+        self, folder: Path, plan_id: str, listed: publish.Listed = ()
+    ) -> list[dict[str, Any]]:
         """Return path below the prefix, bytes and sha256 of every file of the folder.
 
         No name is ever used twice: whoever deletes what an old record listed, however
         late, cannot hit what a newer one lists.
         """
         home = f"{plan_id}-{uuid4().hex[:8]}"
-        files = publish.list_outputs(folder)
+        files = publish.list_outputs(folder, listed)
         return [{**item, "path": f"{home}/{item['path']}"} for item in files]
 
     def _sweep_beside(self, mine: Path | None) -> None:

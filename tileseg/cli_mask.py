@@ -89,6 +89,9 @@ def evaluate(
     help="The mask's confidence.  [default: confidence.tif beside mask.tif]",
 )
 @click.option(
+    "--band", type=click.IntRange(1), help="Of several bands: the one with the classes."
+)
+@click.option(
     "--without",
     metavar="VALUE",
     type=int,
@@ -115,8 +118,8 @@ def evaluate(
 def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401  (fields of a Wish)
     """Make polygons of the connected areas of equal class in MASK.
 
-    MASK is any GeoTIFF of classes, uint8 or uint16, its first band counts. The file
-    is the same for any number of workers, and memory does not grow with the mask.
+    MASK is any GeoTIFF of classes, uint8 or uint16. The file is the same for any number
+    of workers, and memory does not grow with the mask.
     """
     scrub()
     from tileseg.polygonize import Wish

@@ -15,7 +15,7 @@ from tileseg.console import (
     tell,
 )
 from tileseg.environment import scrub
-from tileseg.options import with_options, words
+from tileseg.options import SCALES, with_options, words
 from tileseg.train_settings import BASE_RATE, RATE, Settled, Training, read_training
 
 __all__ = ["train"]
@@ -62,11 +62,12 @@ _TRAINING = (
         "--unit",
         type=click.Choice(["reflectance", "dn"]),
         help=_said(
-            "What values are: reflectance, by GDAL's scale and offset, or as stored.",
+            "What values are: reflectance, by scale and offset, or as they are stored.",
             "unit",
             ", or that of --from",
         ),
     ),
+    *SCALES,
     click.option(
         "--column",
         help=_said("Of polygons or points: the one with the class.", "column"),

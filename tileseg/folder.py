@@ -44,10 +44,12 @@ class Folder:
         """See `staging` of publish.py."""
         return publish.staging(self.path, keep=self.keep)
 
-    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
+    def list_outputs(
+        self, folder: Path, plan_id: str, listed: publish.Listed = ()
+    ) -> list[dict[str, Any]]:
         """See `list_outputs` of publish.py; every plan's files have the same names."""
         del plan_id
-        return publish.list_outputs(folder)
+        return publish.list_outputs(folder, listed)
 
     def parked(self) -> dict[str, Any] | None:
         """See `Place`."""

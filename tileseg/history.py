@@ -9,8 +9,8 @@ from typing import Any
 from tileseg.bounds import Gates, Shares, shares_of
 from tileseg.errors import TilesegError
 from tileseg.objects import open_storage
-from tileseg.publish import PARKED, Place
-from tileseg.settings import is_remote
+from tileseg.publish import Place
+from tileseg.settings import BESIDE, is_remote
 from tileseg.storage import Storage
 from tileseg.versions import RECORD
 
@@ -45,9 +45,7 @@ def shares_before(
         return []
     series, _ = series_of(output)
     names = [it for it in series.folders() if not it.startswith(".")]
-    names = [
-        it for it in names if not it.endswith((f".{PARKED}", ".versions", ".work"))
-    ]
+    names = [it for it in names if not it.endswith(BESIDE)]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         records = list(pool.map(lambda name: _read(series, f"{name}/{RECORD}"), names))
     records += [version.record for version in place.kept()]

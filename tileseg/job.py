@@ -194,8 +194,8 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 inspect(
                     task, place, held, record, lambda it: staff.ask(it, ledger.plan)
                 )
-                present(task, collage, receipts, record, folder)
-                _close(place, record, folder)
+                listed = present(task, collage, receipts, record, folder)
+                _close(place, record, folder, listed)
                 lock.renew()
             _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
             logger.info("%s: %s", job.href, record.values["verdict"]["advice"])
@@ -416,10 +416,12 @@ def _nothing() -> Generator[Never]:
     yield from ()
 
 
-def _close(place: publish.Place, record: Record, folder: Path) -> None:
+def _close(
+    place: publish.Place, record: Record, folder: Path, listed: list[dict[str, Any]]
+) -> None:
     """Write the record of what is in `folder`, where it is to be published."""
     plan_id = record.values["plan_id"]
-    record.values["outputs"] = place.list_outputs(folder, plan_id)
+    record.values["outputs"] = place.list_outputs(folder, plan_id, listed)
     record.finish()
     write_whole(folder / publish.RECORD, record.as_bytes())
 

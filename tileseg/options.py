@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
+    "SCALES",
     "Numbers",
     "attribute_option",
     "job_options",
@@ -15,6 +16,16 @@ __all__ = [
     "with_options",
     "words",
 ]
+
+SCALES = (
+    click.option(
+        "--scale",
+        type=float,
+        help="reflectance = stored value * scale + offset.  [default: the file's tags]",
+    ),
+    click.option("--offset", type=float, help="See --scale."),
+)
+"""How stored values become reflectance, where a file does not say it."""
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -175,12 +186,7 @@ _OPTIONS = (
         metavar="HECTARES",
         help="Merge smaller ones into the neighbour with the longest common border.",
     ),
-    click.option(
-        "--scale",
-        type=float,
-        help="reflectance = stored value * scale + offset.  [default: the file's tags]",
-    ),
-    click.option("--offset", type=float, help="See --scale."),
+    *SCALES,
     click.option(
         "--join",
         type=click.Choice(["bands", "mosaic"]),

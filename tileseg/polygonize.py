@@ -4,6 +4,7 @@ Windows of whole blocks take the place of shards; the file does not depend on th
 """
 
 import json
+import logging
 import os
 import re
 import signal
@@ -42,10 +43,13 @@ from tileseg.window import Window
 
 __all__ = ["Wish", "polygonize", "windows"]
 
+logger = logging.getLogger(__name__)
+
 _SIDE, _LEAST_SIDE = 1536, 256  # pixels of a window, or some more: whole blocks
 _ROW_PIXELS = 1 << 26  # of windows beside each other: all their pieces are held
 _CLASS_TYPES = "uint8", "uint16"
 _MASKED = -1  # no class has it
+_MANY = 200  # values in a window, from where they are hardly classes
 
 
 _Spread = Callable[[Callable[[Any], Any], Iterator[list[Any]]], Iterator[list[Any]]]
@@ -57,9 +61,11 @@ class Wish:
     """What is to be made of what."""
 
     mask: str
-    """A GeoTIFF whose first band holds classes, uint8 or uint16."""
+    """A GeoTIFF of classes, uint8 or uint16."""
     output: Path
     """The file to make; its suffix says the format."""
+    band: int | None = None
+    """The one with the classes, from 1; None where there is but one."""
     confidence: str | None = None
     """A confidence raster of the mask's grid."""
     without: tuple[int, ...] = field(default=())
@@ -83,11 +89,14 @@ class _Raster:
     """What a raster of classes says of itself."""
 
     box: GeoBox
+    bands: int
+    """How many there are, but for an alpha band."""
     block: tuple[int, int]
     dtype: str
     nodata: float | None
     is_masked: bool
     names: dict[int, str]
+    has_colors: bool
     origin: Origin | None
     """None if it does not say where it comes from."""
     fields: frozenset[int]
@@ -104,9 +113,10 @@ def polygonize(wish: Wish) -> int:
         InputError: a raster cannot be read.
         OutputError: the file cannot be written.
     """
-    raster = _look(wish.mask)
+    raster = _look(wish.mask, wish.band or 1)
     _check(wish, raster)
     check_new(wish.output, overwrite=wish.overwrite)
+    _tell_of_photograph(wish, raster)
     tagged, most = raster.names, np.iinfo(raster.dtype).max
     names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
     with staging_file(wish.output) as made, _crew(wish.workers) as spread:
@@ -150,20 +160,33 @@ def _cut(box: GeoBox, high: int, wide: int) -> Iterator[list[Window]]:
         ]
 
 
-def _look(path: str) -> _Raster:
+def _look(path: str, band: int = 1) -> _Raster:
+    """Return what a raster says of itself and of a band.
+
+    Raises:
+        InputError: it cannot be read.
+        UsageError: it has no such band.
+    """
     try:
         with gdal_env(), open_dataset(path) as dataset:
+            if not 1 <= band <= dataset.count:
+                msg = f"{path}: has no band {band}, wanted 1 to {dataset.count}"
+                raise UsageError(msg)
+            kinds = dataset.colorinterp
             crs = dataset.crs.to_wkt() if dataset.crs else None
             tags = dataset.tags()
             return _Raster(
                 box=GeoBox(dataset.height, dataset.width, dataset.transform, crs),
-                block=dataset.block_shapes[0],
-                dtype=dataset.dtypes[0],
-                nodata=dataset.nodata,
+                bands=sum(kind.name != "alpha" for kind in kinds),
+                block=dataset.block_shapes[band - 1],
+                dtype=dataset.dtypes[band - 1],
+                nodata=dataset.nodatavals[band - 1],
                 is_masked=any(
-                    flag.name == "per_dataset" for flag in dataset.mask_flag_enums[0]
+                    flag.name == "per_dataset"
+                    for flag in dataset.mask_flag_enums[band - 1]
                 ),
                 names=class_tags(tags),
+                has_colors=kinds[band - 1].name == "palette",
                 origin=_origin(path, {**tags, **dataset.tags(ns="IMAGERY")}),
                 fields=_fields(tags.get("FIELDS", "")),
             )
@@ -210,6 +233,13 @@ def _item_beside(path: str) -> dict[str, Any]:
 
 def _check(wish: Wish, raster: _Raster) -> None:
     """Refuse what cannot be made, before anything is read."""
+    if raster.bands > 1 and wish.band is None:
+        msg = (
+            f"{wish.mask}: has {raster.bands} bands, wanted one of classes; a "
+            "photograph has none (tileseg segment makes a mask of it), else say which "
+            "it is: --band"
+        )
+        raise UsageError(msg)
     if raster.dtype not in _CLASS_TYPES:
         known = " or ".join(_CLASS_TYPES)
         msg = f"{wish.mask}: wanted classes of type {known}, got {raster.dtype}"
@@ -233,6 +263,23 @@ def _check(wish: Wish, raster: _Raster) -> None:
         if (other.box, other.dtype) != (raster.box, "uint8"):
             msg = f"{wish.confidence}: is not a confidence raster of {wish.mask}"
             raise UsageError(msg)
+
+
+def _tell_of_photograph(wish: Wish, raster: _Raster) -> None:
+    """Warn of values that are hardly classes, by a look into the middle."""
+    if raster.names or raster.has_colors:
+        return
+    box = raster.box
+    top, left = ((side - _SIDE) // 2 for side in (box.height, box.width))
+    window = Window(top, left, _SIDE, _SIDE).intersect(box.window)
+    found = len(np.unique(_read(wish.mask, window, wish.band or 1)))
+    if found >= _MANY:
+        text = (
+            "%s: has %d values within %d x %d pixels, no colour table and no CLASS_ "
+            "tags, as a photograph has, wanted classes: if it is none of classes, stop "
+            "this, which makes polygons of single pixels"
+        )
+        logger.warning(text, wish.mask, found, window.height, window.width)
 
 
 def _check_metres(wish: Wish, box: GeoBox) -> None:
@@ -362,9 +409,10 @@ def _manner(wish: Wish, raster: _Raster, window: Window) -> Manner:
 
 def _pieces(wish: Wish, raster: _Raster, window: Window) -> Pieces:
     """Return the pieces of one window."""
-    labels = _read(wish.mask, window)
+    band = wish.band or 1
+    labels = _read(wish.mask, window, band)
     if raster.is_masked:
-        is_valid = _read(wish.mask, window, masks=True)
+        is_valid = _read(wish.mask, window, band, masks=True)
         labels = np.where(is_valid, labels.astype(np.int32), _MASKED)
     confidence = _read(wish.confidence, window) if wish.confidence else None
     manner = _manner(wish, raster, window)
@@ -376,12 +424,14 @@ def _is_class(value: float, dtype: str) -> bool:
     return 0 <= value <= np.iinfo(dtype).max and value % 1 == 0
 
 
-def _read(path: str, window: Window, *, masks: bool = False) -> NDArray[Any]:
-    """Return a window of the first band, or of its mask."""
+def _read(
+    path: str, window: Window, band: int = 1, *, masks: bool = False
+) -> NDArray[Any]:
+    """Return a window of a band, or of its mask."""
     try:
         with gdal_env(), open_dataset(path) as dataset:
             read = dataset.read_masks if masks else dataset.read
-            pixels: NDArray[Any] = read(1, window=window.slices)
+            pixels: NDArray[Any] = read(band, window=window.slices)
     except GDAL_ERRORS as err:
         msg = f"{path}: {window} cannot be read: {err}"
         raise InputError(msg) from err

@@ -7,12 +7,13 @@ from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tileseg.card import NODATA
 from tileseg.grid import Shard
 from tileseg.ledger import Files, Ledger, Receipt
 from tileseg.moments import Moments
+from tileseg.publish import list_outputs
 from tileseg.record import Record, count_pixels
 from tileseg.storage import write_whole
 from tileseg.task import Task
@@ -89,8 +90,12 @@ def present(
     receipts: dict[Shard, Receipt],
     record: Record,
     folder: Path,
-) -> None:
-    """Make beside them what shows them: quicklook, STAC Item, report."""
+) -> list[dict[str, Any]]:
+    """Make beside them what shows them: quicklook, STAC Item, report.
+
+    Returns:
+        What the Item lists, see `list_outputs`: large files are hashed once.
+    """
     from tileseg.overlay import overlays
     from tileseg.quicklook import quicklook
     from tileseg.report import report
@@ -101,12 +106,14 @@ def present(
     drawn = quicklook(task, mask, pixels, picture)
     write_whole(folder / "quicklook.png", drawn)
     shown = _counted(task, receipts)
-    write_whole(folder / "item.json", item(task, folder, shown))
+    listed = list_outputs(folder)
+    write_whole(folder / "item.json", item(task, listed, shown))
     chart = overlays(task, folder, picture, receipts.values())
     record.finish()
     beside = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     page = report(record.told(), chart, task.request["versions"], beside)
     write_whole(folder / "report.html", page)
+    return listed
 
 
 def _counted(task: Task, receipts: Mapping[Shard, Receipt]) -> "dict[str, Look]":

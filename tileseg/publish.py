@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,13 @@ from uuid import uuid4
 from tileseg import swap, versions
 from tileseg.errors import BusyError, OtherPlanError, OutputError
 from tileseg.lock import hold_file
+from tileseg.settings import PARKED_END
 from tileseg.versions import RECORD, Version
 
 __all__ = [
     "PARKED",
     "RECORD",
+    "Listed",
     "Place",
     "check_free",
     "check_new",
@@ -42,6 +44,10 @@ PARKED = "parked"
 """The status of a result that a gate keeps from going live."""
 
 
+Listed = Iterable[Mapping[str, Any]]
+"""Files: path, bytes and sha256 of each."""
+
+
 class Place(Protocol):
     """Where the outputs of one scene go, and what a job does there."""
 
@@ -60,8 +66,16 @@ class Place(Protocol):
         With a record whose status is `PARKED` beside what is published.
         """
 
-    def list_outputs(self, folder: Path, plan_id: str) -> list[dict[str, Any]]:
-        """Return path, bytes and sha256 of every file of the folder, once published."""
+    def list_outputs(
+        self, folder: Path, plan_id: str, listed: Listed = ()
+    ) -> list[dict[str, Any]]:
+        """Return path, bytes and sha256 of every file of the folder, once published.
+
+        Args:
+            folder: with the files.
+            plan_id: whose they are.
+            listed: see `list_outputs` of publish.py.
+        """
 
     def parked(self) -> dict[str, Any] | None:
         """Return the record of the result that a gate keeps from going live, if any."""
@@ -188,7 +202,7 @@ def refuse_broken(output: Path, record: Mapping[str, Any]) -> None:
 
 def parked_home(place: Path) -> Path:
     """Return where a result that a gate keeps from going live is parked."""
-    return place.with_name(f"{place.name}.{PARKED}")
+    return place.with_name(place.name + PARKED_END)
 
 
 def check_free(
@@ -224,10 +238,21 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def list_outputs(folder: Path) -> list[dict[str, Any]]:
-    """Return path, bytes and sha256 of every file of the folder, by name."""
+def list_outputs(folder: Path, listed: Listed = ()) -> list[dict[str, Any]]:
+    """Return path, bytes and sha256 of every file of the folder, by name.
+
+    Args:
+        folder: with the files.
+        listed: the same of some of them, unchanged since; these are not read again.
+    """
+    known = {item["path"]: dict(item) for item in listed}
     return [
-        {"path": item.name, "bytes": item.stat().st_size, "sha256": file_sha256(item)}
+        known.get(item.name)
+        or {
+            "path": item.name,
+            "bytes": item.stat().st_size,
+            "sha256": file_sha256(item),
+        }
         for item in sorted(folder.iterdir())
     ]
 

@@ -19,8 +19,11 @@ from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
 __all__ = [
+    "BESIDE",
+    "KEPT_END",
     "LAYERS",
     "MOST_METRES",
+    "PARKED_END",
     "SYMMETRIES",
     "Job",
     "called",
@@ -40,6 +43,11 @@ MOST_METRES = 1_000_000
 
 SYMMETRIES = {"none": 1, "d4": 8}
 """Ways to look at a tile -> how often the network sees it."""
+
+KEPT_END, PARKED_END, _WORK_END = ".versions", ".parked", ".work"
+BESIDE = (KEPT_END, PARKED_END, _WORK_END)
+"""How names of folders beside a local output end, after its own name: with what was
+live before, with what a gate refused, with what is under way."""
 
 _LONGEST = 10 * 86_400  # seconds
 _MOST_KEPT = 1000
@@ -343,7 +351,7 @@ class Job:
         output = self.output_path
         if is_remote(self.destination):
             output = Path("out") / output.name
-        return str(output.with_name(output.name + ".work"))
+        return str(output.with_name(output.name + _WORK_END))
 
     @property
     def work_path(self) -> Path:

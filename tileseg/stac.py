@@ -1,11 +1,11 @@
-"""`item.json`: a scene's results as a STAC Item. Opens no raster.
+"""`item.json`: a scene's results as a STAC Item. Opens no file.
 
 It says nothing that differs between two runs of one plan by one installation: no times,
 and of the report, which holds some, no digest. Its files are named beside it, so the
 folder may be moved.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +17,6 @@ from tileseg.encode import Look
 from tileseg.ground import authority_code, footprint
 from tileseg.mlm import EXTENSIONS, class_object, multihash
 from tileseg.names import DOCUMENT, is_catalog
-from tileseg.publish import file_sha256
 from tileseg.redact import json_bytes
 from tileseg.settings import called, scene_name
 from tileseg.task import Task
@@ -49,12 +48,16 @@ _PURPOSES = {
 }
 
 
-def item(task: Task, folder: Path, shown: Mapping[str, Look] | None = None) -> bytes:
-    """Return the Item of the products in `folder`, as JSON; no secret is in it.
+def item(
+    task: Task,
+    files: Iterable[Mapping[str, Any]],
+    shown: Mapping[str, Look] | None = None,
+) -> bytes:
+    """Return the Item of finished products, as JSON; no secret is in it.
 
     Args:
         task: of what scene, by which model.
-        folder: where the finished products are.
+        files: the products, see `list_outputs` of publish.py.
         shown: rasters, with what was counted of their values; None if nothing was.
     """
     box, versions = task.geobox, task.request["versions"]
@@ -81,7 +84,7 @@ def item(task: Task, folder: Path, shown: Mapping[str, Look] | None = None) -> b
                 ],
             },
             "links": [*_origins(task), *_models(task)],
-            "assets": dict(_assets(task, folder, shown or task.looks)),
+            "assets": dict(_assets(task, files, shown or task.looks)),
         }
     )
 
@@ -103,18 +106,19 @@ def _lineage(task: Task) -> str:
 
 
 def _assets(
-    task: Task, folder: Path, shown: Mapping[str, Look]
+    task: Task, files: Iterable[Mapping[str, Any]], shown: Mapping[str, Look]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and description of each file of the folder, and of the report."""
-    for path in sorted(folder.iterdir()):
+    """Yield name and description of each file, and of the report."""
+    for file in files:
+        path = Path(file["path"])
         title, role = _PURPOSES[path.stem]
         asset = {
             "href": f"./{path.name}",
             "title": title,
             "type": _TYPES[path.suffix],
             "roles": [role],
-            "file:size": path.stat().st_size,
-            "file:checksum": multihash(file_sha256(path)),
+            "file:size": file["bytes"],
+            "file:checksum": multihash(file["sha256"]),
         }
         if path.stem in shown:
             asset |= _raster(task, path.stem, shown[path.stem])

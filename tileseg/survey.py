@@ -1,13 +1,14 @@
 """What there is to learn from, before the first step: scenes, classes, blocks, values.
 
-Labels are read once, whole, and of the scenes some training blocks.
+Labels are read once, whole, and the scenes where there are any; of training blocks some
+values are kept.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median_low
 from typing import Any
 
@@ -21,7 +22,7 @@ from tileseg.drift import Statistics, known_scenes, statistics_of
 from tileseg.errors import UsageError
 from tileseg.identity import Identities, identify
 from tileseg.reference import named_classes
-from tileseg.scene import Scene, open_scene
+from tileseg.scene import Band, Scene, open_scene
 from tileseg.split import PARTS, TRAINING, Counts, Split, split
 from tileseg.storage import Storage
 from tileseg.train_overlap import boxes_in
@@ -98,10 +99,10 @@ def survey(training: Settled, base: Card | None, work: Storage) -> Survey:
     classes = _classes(training, base)
     names = tuple(name for name, _ in classes)
     places = tuple(
-        Place(scene, scene.select(bands), labels)
+        Place(scene, _scaled(scene.select(bands), training, scene.href), labels)
         for scene, labels in zip(scenes, training.labels, strict=True)
     )
-    if training.unit == "reflectance":
+    if training.unit == "reflectance" and training.scale is None:
         for place in places:
             check_scales(place)
     renamed = tuple(training.renaming.items())
@@ -166,6 +167,19 @@ def _training_facts(training: Settled) -> dict[str, Any]:
     aside = {"scenes", "labels", "to", "base", "overwrite"}
     aside |= {"device", "engine", "workers"}  # decide its last bits only
     return {key: value for key, value in asdict(training).items() if key not in aside}
+
+
+def _scaled(bands: tuple[Band, ...], training: Settled, href: str) -> tuple[Band, ...]:
+    """Return bands with the scale and offset that are asked for, if any are."""
+    if training.scale is None:
+        return bands
+    asked = training.scale, training.offset or 0.0
+    for band in bands:
+        says = band.scale, band.offset
+        if says not in ((1.0, 0.0), asked):
+            text = "%s: band %d says scale %g and offset %g, but %g and %g are given"
+            logger.warning(text, href, band.index, *says, *asked)
+    return tuple(replace(it, scale=asked[0], offset=asked[1]) for it in bands)
 
 
 def _grid(scene: Scene) -> tuple[Any, ...]:
@@ -249,7 +263,7 @@ def _counted(view: View, at: int, place: Place, block: int, classes: int) -> Cou
 
     counts = count_classes(view, at, classes, block, tick)
     if not counts.any():
-        msg = f"{place.labels}: says nothing of any pixel of {href}"
+        msg = f"{place.labels}: says nothing of any pixel of {href} that has data"
         raise UsageError(msg)
     return counts
 
@@ -258,7 +272,10 @@ def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
     total = np.sum([some.sum(axis=(0, 1)) for some in counts], axis=0)
     for name, pixels in zip(names, total.tolist(), strict=True):
         if not pixels:
-            msg = f"no labels of class {name!r}; label some, or leave the class out"
+            msg = (
+                f"no labels of class {name!r} where a scene has data; label some, or "
+                "leave the class out"
+            )
             raise UsageError(msg)
 
 
@@ -286,7 +303,7 @@ def _check_room(
 def _has_room(view: View, cut: Split, at: Sequence[int], value: int, tile: int) -> bool:
     """Return whether a free tile has a pixel of a class, of those in a block."""
     place, row, col = at
-    is_class = view.labels(place, cut.window(row, col)) == value
+    is_class = view.learnable(place, cut.window(row, col)) == value
     return bool((is_class & cut.room(place, row, col, tile)).any())
 
 

@@ -29,7 +29,7 @@ from tileseg.objects import open_storage
 from tileseg.probe import examine
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
-from tileseg.settings import Job, is_remote, scene_name
+from tileseg.settings import KEPT_END, PARKED_END, Job, is_remote, scene_name
 from tileseg.times import last, spelled
 
 if TYPE_CHECKING:
@@ -54,7 +54,6 @@ FAR = 1.5
 
 _SUMS_BYTES = 4  # of one logit being summed
 _ASSET = "asset:"
-_BESIDE = ("", ".parked", ".versions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -405,9 +404,9 @@ def _refuse_nesting(job: Job) -> None:
         is_nested = False
     else:
         place = job.output_path.resolve()
-        # Versions that are kept or parked lie beside it: versions.py, publish.py.
-        beside = (place.with_name(place.name + end) for end in _BESIDE)
-        is_nested = any(map(job.work_path.resolve().is_relative_to, beside))
+        ends = "", KEPT_END, PARKED_END
+        places = (place.with_name(place.name + end) for end in ends)
+        is_nested = any(map(job.work_path.resolve().is_relative_to, places))
     if is_nested:
         msg = f"--work {work}: lies in --output {output}, or where its versions do"
         raise UsageError(msg)

@@ -235,13 +235,18 @@ def _network(training: Settled, found: Survey) -> nn.Module:
         width, depth = training.width, training.depth
         return UNet(len(found.bands), outputs, width=width, depth=depth)
     network = load_module(training.base_folder, base)
-    last, names = head(network), [item.name for item in base.classes]
-    if names != [name for name, _ in found.classes]:
+    last = head(network)
+    if not _keeps_classes(base, found):
         logger.info("%s: other classes, so its last layer is new", training.base)
         network.final_conv = nn.Conv2d(last.in_channels, outputs, kernel_size=1)
     elif base.outputs == 1:
         network.final_conv = _with_background(last)
     return network
+
+
+def _keeps_classes(base: Card, found: Survey) -> bool:
+    """Return whether values mean what they mean to the base."""
+    return [item.name for item in base.classes] == [name for name, _ in found.classes]
 
 
 def _with_background(last: nn.Conv2d) -> nn.Conv2d:
@@ -320,8 +325,10 @@ def _card(
     """Return the card of what was trained."""
     samples = found.samples
     about: dict[str, Any] = {"training_pixels": found.labelled()["training"]}
+    fields: tuple[int, ...] = ()
     if base := found.base:
         about["base"] = f"{base.name}-{base.version}, {base.sha256}"
+        fields = base.fields if _keeps_classes(base, found) else ()
     return Card(
         name=training.folder.name,
         version="1",
@@ -332,6 +339,7 @@ def _card(
         tile=training.tile,
         halo=training.halo,
         classes=tuple(LandClass(n, *item) for n, item in enumerate(found.classes)),
+        fields=fields,
         outputs=len(found.classes),
         architecture=unet(training.width, training.depth),
         sha256=sha256,

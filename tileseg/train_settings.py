@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,7 +44,11 @@ class Training:
     bands: tuple[str, ...] = ()
     """In the network's order; empty for all of the first scene, or the base's."""
     unit: str | None = None
-    """`reflectance`, by each scene's GDAL scale and offset, or `dn`, as stored."""
+    """`reflectance`, by `scale` or each scene's GDAL tags, or `dn`, as stored."""
+    scale: float | None = None
+    """Of all scenes: reflectance = stored * scale + offset; None for their own tags."""
+    offset: float | None = None
+    """See `scale`; 0 if only that is given."""
     column: str = "class"
     """Of polygons or points: which one says the class."""
     renamed: tuple[str, ...] = ()
@@ -116,6 +120,12 @@ class Training:
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
         renaming(self.renamed)
+        if self.offset is not None and self.scale is None:
+            msg = "offset: means nothing without scale; give both"
+            raise UsageError(msg)
+        if self.scale is not None and self.unit == "dn":
+            msg = "scale: means nothing with unit dn, values as they are stored"
+            raise UsageError(msg)
 
     def _limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
         """Return, for each field with limits, its test and what it wants."""
@@ -143,6 +153,8 @@ class Training:
                 "2 to 255 names, each once: --classes water=2b7bba,trees",
             ),
             "unit": (lambda unit: unit in ("reflectance", "dn"), "reflectance or dn"),
+            "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
+            "offset": (isfinite, "a finite number"),
             "device": (lambda it: it in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
             "engine": (lambda engine: engine in ("local", "ray"), "local or ray"),
             "workers": (

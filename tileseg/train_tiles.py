@@ -122,20 +122,26 @@ class View:
             labels[at.slices] = known.labels(inner)
         return labels
 
+    def learnable(self, place: int, window: Window) -> Labels:
+        """Return the same where the scene has data, which is read where labels are."""
+        labels = self.labels(place, window)
+        if (labels != NODATA).any():
+            inner = window.intersect(self.box(place).window)
+            _, valid = self._stored(place, inner)
+            labels[inner.relative_to(window).slices][~valid] = NODATA
+        return labels
+
     def pixels(self, place: int, window: Window) -> tuple[Pixel, NDArray[np.bool_]]:
         """Return a window in the ground's unit, (bands, height, width), and validity.
 
         Beyond the scene's edge the window's own pixels are mirrored, so that nothing is
         seen that does not lie in it. It must meet the scene.
         """
-        item = self._ground.places[place]
-        inner = window.intersect(item.scene.geobox.window)
-        shape = inner.height, inner.width
-        values = np.empty((len(item.bands), *shape), np.float32)
-        state = np.empty(shape, np.uint8)
-        self._source.read(item.scene, item.bands, inner, values, state)
+        bands = self._ground.places[place].bands
+        inner = window.intersect(self.box(place).window)
+        values, valid = self._stored(place, inner)
         if self._ground.unit == "reflectance":
-            pairs = [(band.scale, band.offset) for band in item.bands]
+            pairs = [(band.scale, band.offset) for band in bands]
             scale, offset = np.array(pairs, np.float32).T[..., None, None]
             values = values * scale + offset
         here = inner.relative_to(window)
@@ -143,9 +149,17 @@ class View:
             (here.row, window.height - here.row_stop),
             (here.col, window.width - here.col_stop),
         )
-        valid = np.pad(state == DATA, beyond, "symmetric")
+        valid = np.pad(valid, beyond, "symmetric")
         values = np.pad(values, ((0, 0), *beyond), "symmetric")
         return np.where(valid, values, np.float32(0)), valid
+
+    def _stored(self, place: int, window: Window) -> tuple[Pixel, NDArray[np.bool_]]:
+        """Return values as stored, (bands, height, width), and validity."""
+        item, shape = self._ground.places[place], (window.height, window.width)
+        values = np.empty((len(item.bands), *shape), np.float32)
+        state = np.empty(shape, np.uint8)
+        self._source.read(item.scene, item.bands, window, values, state)
+        return values, state == DATA
 
 
 def check_scales(place: Place) -> None:
@@ -160,8 +174,9 @@ def check_scales(place: Place) -> None:
             msg = (
                 f"{place.scene.href}: band {band.index} says scale {band.scale:g} and "
                 f"offset {band.offset:g} (1 and 0: nothing), by which values become no "
-                "reflectance: set its GDAL scale and offset tags, or train on the "
-                "values as they are (--unit dn)"
+                "reflectance: give --scale and --offset (1 and 0 if they are it), set "
+                "its GDAL scale and offset tags, or train on the values as they are "
+                "(--unit dn)"
             )
             raise UsageError(msg)
 
@@ -170,6 +185,8 @@ def count_classes(
     view: View, place: int, classes: int, block: int, tick: Callable[[int], None]
 ) -> Counts:
     """Return the labelled pixels of each class in each block of a scene.
+
+    Those where the scene has no data are none: nobody can learn from them.
 
     Args:
         view: what is open.
@@ -184,7 +201,7 @@ def count_classes(
     several = max(1, _COUNTED // block)
     for cell in Window(0, 0, rows, cols).coarsen(several).cells():
         blocks = cell.scale(several)
-        labels = view.labels(place, blocks.scale(block))
+        labels = view.learnable(place, blocks.scale(block))
         cut = labels.reshape(several, block, several, block)
         part = counts[blocks.slices]
         for value in range(classes):

@@ -18,6 +18,7 @@ from uuid import uuid4
 from tileseg import swap
 from tileseg.errors import OutputError
 from tileseg.redact import json_bytes
+from tileseg.settings import KEPT_END
 from tileseg.storage import write_whole
 
 __all__ = [
@@ -116,7 +117,7 @@ def _is_plan(version: Version, wanted: str) -> bool:
 
 
 def _home(place: Path) -> Path:
-    return place.with_name(f"{place.name}.versions")
+    return place.with_name(place.name + KEPT_END)
 
 
 def find(place: Path) -> dict[Path, Version]:
