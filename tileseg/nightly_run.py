@@ -148,11 +148,11 @@ class Tonight:
         if outcome.state == "waiting" and isinstance(record.error, TilesegError):
             self.stop(record.error)
         assert choice.known, "what is due has an entry"
+        self._unsaved.add(name)  # first: a signal may end this anywhere
         if choice.is_guest and outcome.state in ("kept", "failed"):
             self.state.refuse(name, choice.found.version)
         else:
             self.state.add(name, choice.known, outcome, self.file.night)
-        self._unsaved.add(name)
         self.save()
         self._tell("scene_ended", name, self._row(choice))
         if (known := self.state.scenes.get(name)) and known.given_up:
