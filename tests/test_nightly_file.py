@@ -10,7 +10,7 @@ import stac_api
 from tileseg import address
 from tileseg.errors import InputError, RefusedError, StorageError, UsageError
 from tileseg.nightly_file import Schedule, Source, read_night, secret
-from tileseg.nightly_hook import notify
+from tileseg.nightly_hook import notify, warn
 from tileseg.nightly_search import search
 from tileseg.nightly_source import find
 
@@ -144,9 +144,10 @@ def test_a_secret_is_somewhere_else(tmp_path, monkeypatch):
     assert secret("https://a.org/3") == "https://a.org/3"
     with pytest.raises(InputError, match="env:NONE: there is no such thing"):
         secret("env:NONE")
-    monkeypatch.setenv("HOOK", "a\r\nX-Header: b")
-    with pytest.raises(InputError, match="env:HOOK: wanted one line"):
-        secret("env:HOOK")
+    for text in ("a\r\nX-Header: b", "t\N{SNOWMAN}ken"):  # no header can hold it
+        monkeypatch.setenv("HOOK", text)
+        with pytest.raises(InputError, match="env:HOOK: wanted one line"):
+            secret("env:HOOK")
 
 
 def ids(site, **asked):
@@ -302,10 +303,12 @@ def test_a_webhook_that_fails_is_a_warning(site, caplog):
 
     assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)
     assert not notify(Schedule(webhook="env:NO_SUCH_NAME"), SUMMARY)
+    warn(Schedule(webhook_token="env:NOR_THIS"))  # noqa: S106
     assert not notify(Schedule(webhook="http://127.0.0.2:9/path-hush"), SUMMARY)
 
     assert "it answers 410" in caplog.text
     assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
+    assert "will not be told: env:NOR_THIS: there is no such thing" in caplog.text
     assert "plain http is for hosts that are named" in caplog.text
     assert "hush" not in caplog.text
 

@@ -31,15 +31,16 @@ from tileseg import address, job, nightly_run
 from tileseg.cli import main
 from tileseg.cli_nightly import run_one
 from tileseg.console import deadline
-from tileseg.errors import DeadlineError, ExitCode, PreemptedError
+from tileseg.errors import DeadlineError, ExitCode, OutputError, PreemptedError
 from tileseg.monitor import Monitor
 from tileseg.nightly_events import KINDS
 from tileseg.nightly_file import Schedule, read_night
 from tileseg.nightly_page import page
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
-from tileseg.nightly_run import STATES, Tonight, hold_night
+from tileseg.nightly_run import Tonight, hold_night
 from tileseg.nightly_source import Found
 from tileseg.nightly_state import Entry, Outcome, Speed, State, night_of, read_state
+from tileseg.nightly_summary import STATES
 from tileseg.series import update
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
@@ -158,6 +159,59 @@ def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_given_up(nights, ar
     nights.now += DAY
     make_scene(archive / "a.tif", random_pixels(40, 30))
     assert states(nights.run()[2]) == {"a": "done"}
+
+
+def test_a_clock_that_was_wrong_puts_off_no_scene(nights, archive):
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+    now, nights.now = nights.now, nights.now + 9999 * DAY
+    nights.run()
+
+    nights.now = now
+
+    assert whys(nights.run("--plan")[2]) == {"a": "again"}
+
+
+def test_a_source_that_is_empty_all_at_once_is_said(nights, archive, caplog):
+    """It may be a disk that is not mounted; a quiet night all the same."""
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+    nights.run()
+    (archive / "a.tif").unlink()
+    nights.now += DAY
+
+    code, lines, _ = nights.run()
+
+    assert (code, lines) == (0, [])
+    assert "holds no scene, and nights know of 1; is it mounted?" in caplog.text
+
+
+def test_golden_tiles_that_are_not_there_are_said_before_the_night(nights, archive):
+    """Else every scene would fail of it, and be given up in the end."""
+    nights._job += f'\ngates = {{canary = "{archive / "none.npz"}"}}'
+
+    result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
+
+    assert result.exit_code == ExitCode.INPUT
+    assert "none.npz: " in result.stderr
+    assert not nights.output.exists()
+
+
+def test_a_summary_has_one_shape(nights, archive):
+    """With a night's file and without."""
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+    _, _, told = nights.run()
+    words = ["nightly", "--scenes", archive, "--output", nights.folder / "plain"]
+
+    result = CliRunner().invoke(main, [str(word) for word in words])
+
+    plain = json.loads(result.stdout.splitlines()[-1])
+    written = json.loads((nights.folder / "plain/night.json").read_bytes())
+    assert written.keys() == plain.keys() == told.keys()
+    assert plain["counts"] == told["counts"]
+    assert plain["scenes"][0].keys() == told["scenes"][0].keys()
+    assert plain["scenes"][0]["name"] == "a"
 
 
 @pytest.mark.usefixtures("archive")
@@ -283,6 +337,25 @@ def test_a_stopped_scene_goes_on_and_comes_first(
     assert second[2]["counts"]["done"] == 2
     # Of the one that two nights did nobody knows how fast it was.
     assert len(nights.state().speed.samples) == 1
+
+
+def test_what_a_killed_night_began_is_planned_by_what_is_left(
+    nights, archive, monkeypatch
+):
+    """And comes first, though nobody took note of it."""
+    for name in "ab":
+        (archive / f"{name}.tif").unlink()
+    make_scene(archive / "c.tif", random_pixels(200, 190))
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_process", stop_in_hand(PreemptedError("SIGTERM")))
+        nights.run()
+    (nights.output / "night-state.json").unlink()
+    make_scene(archive / "d.tif", random_pixels(20, 20))
+
+    first, _ = nights.run("--plan")[2]["scenes"]
+
+    assert (Path(first["output"]).name, first["why"]) == ("c", "begun")
+    assert 0 < first["tiles"] < 9 * 8
 
 
 def test_the_deadline_is_a_wish_to_stop():
@@ -444,18 +517,90 @@ def test_two_scenes_of_one_name_are_never_one(nights):
     assert [row["error"] is None for row in plan["scenes"]] == [False, True]
 
 
+@pytest.fixture
+def namesakes(nights):
+    """List scenes by their folder, of one name; return what lists others."""
+
+    def lists(*folders):
+        text = "".join(f"{folder}/a.tif\n" for folder in folders)
+        (nights.folder / "list.txt").write_text(text)
+
+    for seed, folder in enumerate("xy"):
+        (nights.folder / folder).mkdir()
+        pixels = random_pixels(40, 30, seed=seed)
+        make_scene(nights.folder / folder / "a.tif", pixels)
+    nights.source = f'scenes = "{nights.folder / "list.txt"}"'
+    lists("x", "y")
+    return lists
+
+
+def owners(summary):
+    """Return what became of a scene, by its folder."""
+    return {Path(it["scene"]).parent.name: it["state"] for it in summary["scenes"]}
+
+
+def test_a_scene_that_is_gone_is_not_replaced_by_another_of_its_name(nights, namesakes):
+    """Unless somebody says so; nor by one that comes first in the source."""
+    assert owners(nights.run()[2]) == {"x": "done", "y": "failed"}
+    before = digest(nights.output / "a")
+    nights.now += DAY
+    namesakes("y", "x")
+    assert owners(nights.run()[2]) == {"y": "failed", "x": "unchanged"}
+    namesakes("y")
+    nights.now += DAY
+
+    code, _, summary = nights.run()
+    again = nights.run()
+    nights.now += DAY
+    later = nights.run()
+
+    assert code == ExitCode.USAGE
+    assert owners(summary) == {"y": "failed"}
+    (row,) = summary["scenes"]
+    assert f"holds the results of {nights.folder / 'x' / 'a.tif'};" in row["error"]
+    assert again == (code, [], summary)
+    assert later[:2] == (code, [])
+    assert later[2]["scenes"][0]["error"] == row["error"]
+    assert digest(nights.output / "a") == before
+    assert owners(nights.run("--retry", "a")[2]) == {"y": "done"}
+    assert digest(nights.output / "a") != before
+
+
+def test_a_scene_that_lies_elsewhere_is_still_the_same(nights, namesakes):
+    """By its bytes, or by size and time; then it may change as any."""
+    namesakes("x")
+    nights.run()
+    before = digest(nights.output / "a")
+    scene = (nights.folder / "x" / "a.tif").read_bytes()
+    (nights.folder / "y" / "a.tif").write_bytes(scene)
+    namesakes("y")
+    nights.now += DAY
+    assert owners(nights.run()[2]) == {"y": "unchanged"}
+    assert digest(nights.output / "a") == before
+    (nights.folder / "z").mkdir()
+    shutil.copy2(nights.folder / "y" / "a.tif", nights.folder / "z" / "a.tif")
+    namesakes("z")
+    nights.now += DAY
+    assert nights.run()[:2] == (0, [])
+    nights.now += DAY
+
+    make_scene(nights.folder / "z" / "a.tif", random_pixels(40, 30, seed=7))
+
+    assert owners(nights.run()[2]) == {"z": "done"}
+
+
 def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
     """What is parked lies beside what is live; a scene whose name is taken has none."""
-    known = Entry(scene="", mark="", asked="", state="done", night="")
+    known = Entry(scene="x/a.tif", mark="", asked="", state="done", night="")
     known = replace(known, products=("report.html",))
-    scenes = {"a": known, "b": replace(known, state="parked")}
+    scenes = {"a": known, "b": replace(known, scene="x/b.tif", state="parked")}
     row = dict.fromkeys(("exit_code", "error", "seconds", "tiles", "next"))
     row |= {"bytes": None, "device_minutes": None, "attempts": 0, "output": "maps"}
     rows = [
         {**row, "name": name, "scene": scene, "state": state}
         for name, scene, state in (
-            ("a", "x/a.tif", "done"),
             ("a", "y/a.tif", "failed"),
+            ("a", "x/a.tif", "done"),
             ("b", "x/b.tif", "parked"),
         )
     ]
@@ -494,6 +639,102 @@ def test_the_night_links_what_a_person_made_live():
     assert state.turn("b", "new/item.json", ["new/item.json"], is_released=True)
     known = state.scenes["b"]
     assert (known.state, known.exit_code, known.given_up) == ("done", 0, False)
+
+
+def test_a_scene_that_was_kept_is_looked_at_when_a_person_switched_again():
+    """The reason was what was live before."""
+    state = State(night="2026-06-01", is_told=True)
+    entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
+    state.add("a", entry, Outcome(state="kept", error="rolled back"), Schedule())
+    state.is_told = True
+
+    assert state.turn("a", "item.json", ["item.json"], is_released=False)
+
+    assert "a" not in state.scenes
+    assert not state.is_told
+
+
+def spend(nights, act):
+    """Run a night as the command does; act when a scene has ended."""
+    night = Tonight(read_night(str(nights.path)))
+    with job.Staff() as staff:
+        for each in night.turns():
+            night.add(each, run_one(each.facts, staff, Monitor(), pulse=night.save))
+            act()
+    night.leave()
+    return night.summary()
+
+
+@pytest.mark.parametrize(
+    ("word", "state", "why"),
+    [((), "done", "unchanged"), (("--discard",), "waiting", "new")],
+)
+def test_what_a_person_releases_while_a_night_runs_stays(
+    nights, archive, word, state, why
+):
+    """The night goes on, and forgets nothing of it."""
+    (archive / "a.tif").unlink()
+    nights._job += "\ngates = {nodata = 0.0}"
+    output, words = nights.output / "c", []
+
+    def release():
+        if not words:
+            words.extend(["release", *word, str(output)])
+            result = CliRunner().invoke(main, words)
+            assert result.exit_code == 0, result.stderr
+
+    summary = spend(nights, release)
+
+    assert states(summary) == {"b": "parked", "c": state}
+    assert json.loads((nights.output / "night.json").read_bytes()) == summary
+    assert whys(nights.run("--plan")[2])["c"] == why
+    names = {item.name for item in nights.output.iterdir()}
+    assert not any(name.startswith(".") for name in names)
+
+
+@pytest.mark.slow
+def test_a_rollback_while_a_night_runs_stays(nights):
+    """In the Collection, too, and the next night finds all as it should be."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
+    nights._job += "\nkeep = 1"
+    nights.run()
+    before = products(nights.output / "one")
+    make_model(nights.folder / "other", seed=9)
+    _, *rest = nights._job.splitlines()
+    nights._job = "\n".join([f'model = "{nights.folder / "other"}"', *rest])
+    nights.now += DAY
+    nights.run()
+    make_scene(nights.folder / "scenes/two.tif", random_pixels(45, 70, seed=1))
+    nights.now += DAY
+
+    def roll_back():
+        result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
+        assert result.exit_code == 0, result.stderr
+
+    assert states(spend(nights, roll_back)) == {"one": "unchanged", "two": "done"}
+
+    assert products(nights.output / "one") == before
+    told = (nights.output / "collection.json").read_bytes()
+    assert len(json.loads(told)["summaries"]["tileseg:models"]) == 2
+    assert nights.run()[:2] == (0, [])
+    assert told == (nights.output / "collection.json").read_bytes()
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_state_that_cannot_be_written_ends_no_night(nights, monkeypatch):
+    """Each scene is done; that it cannot be told is said at the end."""
+    monkeypatch.setattr(nightly_run, "_SAVE_PAUSE", 0)
+
+    def spoil():
+        state = nights.output / "night-state.json"
+        if state.is_file():
+            state.unlink()
+            state.mkdir()
+
+    with pytest.raises(OutputError, match=r"night-state\.json"):
+        spend(nights, spoil)
+
+    assert {"b", "c"} < {item.name for item in nights.output.iterdir()}
 
 
 def test_for_what_is_not_its_fault_no_scene_is_given_up():
@@ -646,6 +887,18 @@ def test_nights_of_a_stac_api(nights, server, monkeypatch):
     assert origin["href"] == f"{server.address}/v1/collections/s2/items/one.v1"
     hooks = [it for it in server.log() if it["path"] == "/hook"]
     assert json.loads(hooks[0]["body"])["night"]["counts"]["failed"] == 1
+    (nights.output / "night.html").unlink()
+    (nights.output / "night.html").mkdir()
+    nights.now += DAY
+    words = ["nightly", "--config", str(nights.path)]
+    assert "night.html: cannot be written" in CliRunner().invoke(main, words).stderr
+    assert len([it for it in server.log() if it["path"] == "/hook"]) == 2
+    (nights.folder / "work").rename(nights.folder / "aside")
+    (nights.folder / "work").write_text("in the way")
+    assert CliRunner().invoke(main, words).exit_code == ExitCode.OUTPUT
+    told = json.loads(server.log()[-1]["body"])
+    assert "work/.night" in told["text"]
+    (nights.folder / "work").unlink()
     nights.source = f'stac = "{server.address}/gone"'
     words = ["nightly", "--config", str(nights.path)]
     assert CliRunner().invoke(main, words).exit_code == ExitCode.INPUT
@@ -721,6 +974,9 @@ def test_a_killed_night_goes_on_and_says_all_of_it(nights, archive):
         process.kill()
     assert (nights.output / "c" / "run.json").exists()
     assert not (nights.output / "night.json").exists()
+    rows = {Path(it["output"]).name: it for it in nights.run("--plan")[2]["scenes"]}
+    assert rows["b"]["why"] == "begun"
+    assert 0 < rows["b"]["tiles"] < 13 * 12
 
     code, lines, summary = nights.run()
 

@@ -84,6 +84,7 @@ def test_a_night_is_told(nights):
     assert first["tileseg_night_scenes", "failed"] == 1
     assert first["tileseg_night_seconds",] == pytest.approx(night["seconds"], abs=1)
     assert first["tileseg_exit_code",] == night["exit_code"] == 3
+    assert ("tileseg_progress_ratio",) not in first  # there is no scene in hand
     assert abs(first["tileseg_last_end_timestamp_seconds",] - time.time()) < 300
     assert ("tileseg_last_success_timestamp_seconds",) not in first
     for stage in metrics.STAGES:
@@ -157,6 +158,22 @@ def test_the_heart_beats_while_there_is_progress(tmp_path):
         monitor.beside(lambda _done, _total: None)(1, 2)
         assert beat.stat().st_mtime_ns > before
     assert not beat.exists()
+
+
+def test_progress_is_of_the_scene_in_hand(tmp_path):
+    """What a killed command left is not taken over."""
+    path = tmp_path / "a.prom"
+    path.write_text('tileseg_progress_ratio{service="a"} 0.25\n')
+
+    with Monitor(str(path)) as monitor:
+        monitor._write()
+        assert ("tileseg_progress_ratio",) not in read(path)
+        monitor._beat -= 2
+        monitor.pulse(1, 2)
+        monitor._write()
+        assert read(path)["tileseg_progress_ratio",] == 0.5
+
+    assert ("tileseg_progress_ratio",) not in read(path)
 
 
 def test_a_file_that_is_no_metrics_is_begun_anew(tmp_path, caplog):

@@ -1,6 +1,8 @@
 """The command of nights, and one scene after the other as commands do them."""
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -16,7 +18,7 @@ from tileseg.console import (
     signals,
     tell,
 )
-from tileseg.errors import ExitCode, TilesegError, UsageError, worst
+from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.intake import job_file, one_each, stated
 from tileseg.logs import about
 from tileseg.options import job_options, watch_options
@@ -109,9 +111,11 @@ def _file(options: dict[str, Any]) -> "NightFile":
 
 def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     """Print what a night would do; write nothing."""
+    from tileseg.nightly_hook import warn
     from tileseg.nightly_run import Tonight
     from tileseg.nightly_table import table
 
+    warn(file.night)
     with signals():
         plan = Tonight(file, retry=retry).plan()
     tell(table(plan), err=True)
@@ -121,43 +125,45 @@ def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
 def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> bool:
     """Do what a night's file asks; return whether workers are stuck."""
     from tileseg.job import Staff
-    from tileseg.nightly_hook import notify_failure
+    from tileseg.nightly_hook import notify_failure, warn
     from tileseg.nightly_run import Tonight, hold_night
 
-    with signals() as stop, hold_night(file):
+    with signals() as stop, ExitStack() as stack:
         try:
+            stack.enter_context(hold_night(file))
             night = Tonight(file, retry=retry)
         except TilesegError as err:
             notify_failure(file.night, err)
             raise
+        warn(file.night)
         with Staff(stop) as staff, deadline(stop, night.left()):
             _work(night, staff, monitor)
-        code = _end(night, file)
+        _end(night, file)
         monitor.sum_up(night.summary())  # after it: the seconds of this run are in it
-        monitor.code = worst((monitor.code, code))
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
     return staff.is_broken
 
 
-def _end(night: "Tonight", file: "NightFile") -> int:
-    """Write what the night leaves and tell the webhook; return with which exit code."""
+def _end(night: "Tonight", file: "NightFile") -> None:
+    """Write what the night leaves, and tell the webhook, the more if that fails."""
     from tileseg.nightly_hook import notify
 
     try:
-        if night.leave():
-            notify(file.night, night.summary())
+        is_news = night.leave()
     except TilesegError as err:
         tell(f"tileseg: {err}", err=True)
-        return err.exit_code
-    return ExitCode.OK
+        night.stop(err)
+        is_news = True
+    if is_news:
+        notify(file.night, night.summary())
 
 
 def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
     """Do scenes until all are done or somebody says stop."""
     try:
         for choice in night.turns():
-            record = run_one(choice.facts, staff, monitor)
+            record = run_one(choice.facts, staff, monitor, pulse=night.save)
             night.add(choice, record)
             if is_over(record, staff):
                 break
@@ -179,33 +185,46 @@ def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
             msg = "join: makes one scene of several files, and a night has many scenes"
             raise UsageError(msg)
         allow(values.get("hosts", ()))
-        night = Night(list(find_many(options["scenes"])))
         output = values.get("output", "out")
-        for facts in one_each(list(night.waiting), values):
+        jobs = one_each(list(find_many(options["scenes"])), values)
+        night = Night([(facts["input"], facts["output"]) for facts in jobs])
+        for facts in jobs:
             is_taken = night.has(facts["output"])
             record = run_one(facts, staff, monitor, is_taken=is_taken)
             night.add(facts["input"], facts["output"], record)
             if is_over(record, staff):
                 break
-        monitor.sum_up(night.summary())
         try:
             if not values.get("dry_run"):
                 night.leave(output)
         except TilesegError as err:
             tell(f"tileseg: {err}", err=True)
-            monitor.code = worst((monitor.code, err.exit_code))
+            night.stop(err)
+        monitor.sum_up(night.summary())
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
     return staff.is_broken
 
 
 def run_one(
-    facts: dict[str, Any], staff: "Staff", monitor: "Monitor", *, is_taken: bool = False
+    facts: dict[str, Any],
+    staff: "Staff",
+    monitor: "Monitor",
+    *,
+    is_taken: bool = False,
+    pulse: Callable[[], None] = lambda: None,
 ) -> "Record":
     """Run one job, print its line and return its record.
 
     The line comes last: where stdout and stderr are one, as in the log of a Ray job,
     it is still the last line.
+
+    Args:
+        facts: fields of the job.
+        staff: who does it.
+        monitor: who watches.
+        is_taken: whether another scene's results go where its are to go.
+        pulse: called every second or so.
     """
     from tileseg.job import run
     from tileseg.record import Record
@@ -220,7 +239,12 @@ def run_one(
                 raise UsageError(msg)
             job = Job(**facts)
             with progress(job.href) as told:
-                record = run(job, monitor.beside(told), staff)
+
+                def tell_all(done: int, total: int) -> None:
+                    pulse()
+                    told(done, total)
+
+                record = run(job, monitor.beside(tell_all), staff)
             if record.values["status"] == "dry-run":
                 _print_estimate(job, record.values)
         except StopSignal as err:

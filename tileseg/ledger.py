@@ -31,6 +31,7 @@ __all__ = [
     "find_plan",
     "forget",
     "plans",
+    "tiles_done",
 ]
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,14 @@ def plans(work: Storage) -> Iterator[Plan]:
             yield plan
 
 
+def tiles_done(work: Storage) -> int:
+    """Return how many tiles are done, of the plan that is furthest.
+
+    By its receipts alone; whether files are what they say, who goes on looks.
+    """
+    return max((Ledger(work, plan).tiles() for plan in plans(work)), default=0)
+
+
 def forget(work: Storage, plan_id: str) -> None:
     """Remove a plan's work; what is no id, in a record of others, names nothing."""
     if _ID.fullmatch(plan_id):
@@ -273,6 +282,11 @@ class Ledger:
             return zip(asked, side_by_side(self._read, artifacts), strict=True)
 
         return Files(frozenset(receipts), read)
+
+    def tiles(self) -> int:
+        """Return how many tiles receipts tell of."""
+        done = {receipt.shard: receipt.work for receipt in self._receipts()}
+        return int(sum(it["tiles"] + it["tiles_skipped"] for it in done.values()))
 
     def _receipts(self) -> Iterator[Receipt]:
         """Yield the journal's receipts; a torn entry is no receipt."""

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
 _WRITE_SECONDS = 15.0  # what Prometheus asks for oftener, it gets again
+_IN_HAND = "tileseg_progress_ratio", ""  # there is none between scenes
 _SERVICE = "service"  # the label that tells several commands' files apart
 
 
@@ -51,6 +52,7 @@ class Monitor:
         """Go on counting where the file stands; begin to beat."""
         if self.metrics:
             self._values = _read(Path(self.metrics))
+            self._values.pop(_IN_HAND, None)  # of a command that was killed
         self.pulse(0, 0)
 
     def pulse(self, done: int, total: int) -> None:
@@ -83,6 +85,7 @@ class Monitor:
             self.code = int(cause.exit_code)
         elif cause:
             self.code = int(ExitCode.BUG)
+        self._values.pop(_IN_HAND, None)
         self._tell(of_end(self.code))
         if self.heartbeat:
             with suppress(OSError):
@@ -101,6 +104,7 @@ class Monitor:
         """Count a scene that has ended."""
         self.pulse(0, 0)  # of many that are unchanged, nothing else tells
         self.code = worst((self.code, record.values["exit_code"]))
+        self._values.pop(_IN_HAND, None)
         is_news, is_made = record.is_news, record.is_made
         self._tell(of_run(record.values, is_news=is_news, is_made=is_made))
 

@@ -285,8 +285,9 @@ def secret(said: str) -> str:
     except (KeyError, OSError, ValueError) as err:
         msg = f"{said}: there is no such thing, or it cannot be read"
         raise InputError(msg) from err
-    if not (value := value.strip()).isprintable():
-        msg = f"{said}: wanted one line of plain text"
+    value = value.strip()
+    if not (value.isascii() and value.isprintable()):
+        msg = f"{said}: wanted one line of plain text (ASCII)"
         raise InputError(msg)
     return value
 

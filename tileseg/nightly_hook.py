@@ -14,7 +14,7 @@ from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.nightly_file import Schedule, is_web, secret
 from tileseg.redact import redact
 
-__all__ = ["notify", "notify_failure"]
+__all__ = ["notify", "notify_failure", "warn"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,14 @@ def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
         logger.warning("the webhook was not told: %s", err)
         return False
     return _post(address, headers, _body(summary))
+
+
+def warn(night: Schedule) -> None:
+    """Say in the log, before the night, that its webhook could not be told."""
+    try:
+        _ = secret(night.webhook), _headers(night)
+    except TilesegError as err:
+        logger.warning("the webhook will not be told: %s", err)
 
 
 def notify_failure(night: Schedule, error: TilesegError) -> bool:

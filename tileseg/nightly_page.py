@@ -38,15 +38,13 @@ def page(
     """
     rows = sorted(summary["scenes"], key=lambda row: _RANK.index(row["state"]))
     pictures = _pictures(rows[:_MOST], storage, scenes)
-    # Of two scenes of one name the results are the first one's.
-    first = {row["name"]: row for row in reversed(summary["scenes"])}
     shown = [
         {
             **row,
             "report": _report(row["name"], scenes, storage),
             "picture": pictures.get(row["name"]),
         }
-        if row is first[row["name"]]
+        if _has_results(row, scenes)
         else {**row, "report": None, "picture": None}
         for row in rows[:_MOST]
     ]
@@ -58,6 +56,12 @@ def page(
         left_out=len(rows) - len(shown),
         has_pictures=bool(pictures),
     )
+
+
+def _has_results(row: Mapping[str, Any], scenes: Mapping[str, Entry]) -> bool:
+    """Return whether it is, of several scenes of one name, that of the results."""
+    known = scenes.get(row["name"])
+    return known is not None and known.scene == row["scene"]
 
 
 def _pictures(
@@ -80,7 +84,7 @@ def _thumbnails(
 
 def _report(name: str, scenes: Mapping[str, Entry], storage: Storage) -> str | None:
     """Return a link to what a person is to look at: what is parked, if that is."""
-    path = _path(scenes[name], "report.html") if name in scenes else None
+    path = _path(scenes[name], "report.html")
     if path is None:
         return None
     if scenes[name].state == PARKED and not is_remote(storage.address):

@@ -12,11 +12,13 @@ from typing import Any
 
 from tileseg.ensemble import read_ensemble
 from tileseg.errors import TilesegError
-from tileseg.ledger import digest
+from tileseg.ledger import digest, tiles_done
 from tileseg.nightly_file import NightFile, Schedule
 from tileseg.nightly_source import Found
 from tileseg.nightly_state import FAILED, Entry, Speed, State
+from tileseg.objects import open_storage
 from tileseg.settings import Job, within
+from tileseg.storage import Storage
 from tileseg.task import draft, meet, versions
 
 __all__ = ["Choice", "Cost", "asked", "chosen", "ordered", "rows", "span", "turns"]
@@ -54,11 +56,17 @@ class Choice:
     gate, judged often enough), `given_up`, `double`."""
     known: Entry | None = None
     """What is known of it."""
+    is_guest: bool = False
+    """Whether the results that go by its name may be of another scene."""
 
     @property
     def is_due(self) -> bool:
         """Whether it is to be done tonight, if there is time."""
         return self.why in ("new", "begun", "again", *_AGAIN)
+
+    def is_refused(self, known: Entry) -> bool:
+        """Return whether it was refused the place of another scene of its name."""
+        return self.is_guest and known.claim == self.found.version
 
     @cached_property
     def cost(self) -> Cost | None:
@@ -66,23 +74,26 @@ class Choice:
         try:
             job = Job(**self.facts)
             task = draft(job, *meet(job))
+            is_begun = self.why == "begun"
+            done = tiles_done(open_storage(job.workplace)) if is_begun else 0
         except TilesegError:
             return None
-        tiles = task.grid.tiles.size
-        if self.why == "begun" and self.known:
-            tiles = max(1, tiles - (self.known.tiles or 0))
-        return Cost(
-            tiles, task.scene.size * task.grid.area.size // task.grid.scene.size
-        )
+        size = task.scene.size * task.grid.area.size // task.grid.scene.size
+        return Cost(max(1, task.grid.tiles.size - done), size)
 
 
 def asked(job: Mapping[str, Any]) -> str:
     """Return a digest of all that is asked of every scene: what changes its products.
 
     Raises:
-        TilesegError: the models cannot be used.
+        TilesegError: the models, or the golden tiles, cannot be used.
     """
     whole = Job(**{**job, "input": "scene.tif"})
+    ensemble = read_ensemble(whole)
+    if path := whole.gates.canary:  # else each scene would fail of it
+        from tileseg.canary import read_canary
+
+        read_canary(path).check(ensemble, path)
     given = {k: v for k, v in whole.given().items() if k not in _HOW}
     area = Path(whole.aoi) if whole.aoi else None
     return digest(
@@ -90,7 +101,7 @@ def asked(job: Mapping[str, Any]) -> str:
             "job": given,
             "overwrite": whole.overwrite,
             "area": _sum(area) if area else None,
-            "models": [card.facts() for card in read_ensemble(whole).cards],
+            "models": [card.facts() for card in ensemble.cards],
             "versions": versions(polygons=bool(whole.polygons)),
         }
     )
@@ -108,41 +119,63 @@ def chosen(
     found: Iterable[Found],
     state: State,
     *,
-    tonight: str,
     folders: frozenset[str],
+    work: Storage,
 ) -> list[Choice]:
     """Return what is to become of each scene, in the source's order.
 
     Args:
         file: what is asked.
         found: the scenes of the source.
-        state: what is known of them.
-        tonight: which night it is.
+        state: what is known of them; of tonight.
         folders: in which there are results.
+        work: where unfinished work is, in folders of these names.
     """
-    wanted, names = asked(file.job), set[str]()
-    choices = []
-    for scene in found:
-        known = state.scenes.get(scene.name)
-        why = (
-            _why(known, scene, wanted, tonight) if scene.name not in names else "double"
-        )
-        if why == "unchanged" and scene.name not in folders:
+    wanted, scenes = asked(file.job), list(found)
+    hosts, choices, works = _hosts(scenes, state), [], frozenset(work.folders())
+    for scene in scenes:
+        name, known = scene.name, state.scenes.get(scene.name)
+        is_guest = bool(known and _is_other(scene, known) and name in folders)
+        is_refused = bool(is_guest and known and known.claim == scene.version)
+        why = _why(known, scene, wanted, state.night)
+        if hosts.get(name) != scene.href or is_refused:
+            why = "double"
+        elif why == "new" and name in works and tiles_done(work.below(name)):
+            why = "begun"  # by a night that was killed before it took note
+        elif why == "unchanged" and name not in folders:
             why = "gone"
-        names.add(scene.name)
+        if hosts.get(name) == scene.href:
+            del hosts[name]
         facts = {
             **file.job,
             "input": scene.source,
-            "output": within("output", file.target.output, scene.name),
-            "work": within("work", file.target.workplace, scene.name),
+            "output": within("output", file.target.output, name),
+            "work": within("work", file.target.workplace, name),
         }
+        if is_guest:  # the same bytes stay as they are, others are refused
+            facts["overwrite"] = False
         fresh = Entry(
             scene=scene.href, mark=scene.mark, asked=wanted, state="", night=""
         )
         if known and why not in ("new", "double", *_AGAIN):
             fresh = replace(known, scene=scene.href)
-        choices.append(Choice(scene, facts, why, fresh))
+        choices.append(Choice(scene, facts, why, fresh, is_guest=is_guest))
     return choices
+
+
+def _is_other(scene: Found, known: Entry) -> bool:
+    """Return whether a scene may be another one than that of its name's results."""
+    return known.scene != scene.href and known.mark != scene.mark
+
+
+def _hosts(scenes: Iterable[Found], state: State) -> dict[str, str]:
+    """Return which scene has each name: that of the results, else the first."""
+    hosts: dict[str, str] = {}
+    for scene in scenes:
+        known = state.scenes.get(scene.name)
+        if scene.name not in hosts or (known and known.scene == scene.href):
+            hosts[scene.name] = scene.href
+    return hosts
 
 
 def _why(known: Entry | None, scene: Found, wanted: str, tonight: str) -> str:
@@ -155,7 +188,9 @@ def _why(known: Entry | None, scene: Found, wanted: str, tonight: str) -> str:
     if known.given_up:
         return "parked" if known.state == "parked" else "given_up"
     if known.state in FAILED:
-        return "later" if known.next and known.next > tonight else "again"
+        # Who was last tried on a night to come was so by a clock that was wrong.
+        is_later = known.next and known.next > tonight >= known.night
+        return "later" if is_later else "again"
     return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
 
 

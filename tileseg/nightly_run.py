@@ -13,42 +13,24 @@ from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 
-from tileseg.cost import in_words, total
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.lock import hold
-from tileseg.nightly import SUMMARY, item_of, state_of
 from tileseg.nightly_events import Event, Listener
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
 from tileseg.nightly_plan import Choice, chosen, ordered, rows, span, turns
 from tileseg.nightly_source import find
-from tileseg.nightly_state import STATE, Entry, Outcome, read_state
+from tileseg.nightly_state import STATE, Entry, hold_state, read_state
+from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary
 from tileseg.objects import open_storage
 from tileseg.record import Record
-from tileseg.redact import json_bytes, redact
+from tileseg.redact import json_bytes
 from tileseg.series import update
 from tileseg.task import refuse_vanishing
 
-__all__ = ["STATES", "Tonight", "hold_night"]
+__all__ = ["Tonight", "hold_night"]
 
 logger = logging.getLogger(__name__)
-
-STATES = (
-    "done",
-    "unchanged",
-    "kept",
-    "partial",
-    "failed",
-    "parked",
-    "given_up",
-    "later",
-    "waiting",
-)
-"""What a scene is after a night.
-
-`parked`: its result, at a gate. `later`: it failed before, and is not tried yet;
-`given_up`: nor will it be until it changes, or somebody says so.
-"""
 
 _LOCK = ".night"
 _SAVE_SECONDS = 10.0  # at most: what a killed night may forget, and then finds done
@@ -104,7 +86,7 @@ class Tonight:
         self._storage = open_storage(file.target.output)
         self._start, self._save_at = self._clock(), -inf
         self.state = read_state(self._storage)
-        self.state.retry(retry)
+        self._unsaved = set(self.state.retry(retry))
         self.state.begin(self._start)
         self.end = file.night.end(self.state.started)
         """When it is over; None without a deadline."""
@@ -112,11 +94,22 @@ class Tonight:
             file,
             find(file.source, self._start),
             self.state,
-            tonight=self.state.night,
             folders=frozenset(self._storage.folders()),
+            work=open_storage(file.target.workplace),
         )
+        self._follow()
+        if self.state.scenes and not self.choices:
+            text = "%s: holds no scene, and nights know of %d; is it mounted?"
+            where = file.source.scenes or file.source.stac
+            logger.warning(text, where, len(self.state.scenes))
         self.stopped: int = ExitCode.OK
         """With which code this run was stopped, if it was, but for the deadline."""
+
+    def _follow(self) -> None:
+        """Take note of scenes that lie elsewhere by now."""
+        for found in (it.found for it in self.choices if it.why != "double"):
+            if self.state.follow(found.name, found.href, found.mark):
+                self._unsaved.add(found.name)
 
     def left(self) -> float | None:
         """Return the seconds until the deadline; None without one."""
@@ -150,28 +143,42 @@ class Tonight:
                 yield choice
 
     def add(self, choice: Choice, record: Record) -> None:
-        """Take note of how a scene ended, now and then at the target too.
-
-        Raises:
-            TilesegError: it cannot be written.
-        """
-        name, outcome = choice.found.name, _outcome(record)
+        """Take note of how a scene ended."""
+        name, outcome = choice.found.name, outcome_of(record)
         if outcome.state == "waiting" and isinstance(record.error, TilesegError):
             self.stop(record.error)
         assert choice.known, "what is due has an entry"
-        entry = self.state.add(name, choice.known, outcome, self.file.night)
-        if (begin := monotonic()) > self._save_at:
-            self._storage.write(STATE, self.state.as_bytes())
-            end = monotonic()
-            self._save_at = end + min(_SAVE_SECONDS, _SAVE_PAUSE * (end - begin))
+        self._unsaved.add(name)  # first: a signal may end this anywhere
+        if choice.is_guest and outcome.state in ("kept", "failed"):
+            self.state.refuse(name, choice.found.version)
+        else:
+            self.state.add(name, choice.known, outcome, self.file.night)
+        self.save()
         self._tell("scene_ended", name, self._row(choice))
-        if entry.given_up:
+        if (known := self.state.scenes.get(name)) and known.given_up:
             self._tell("scene_given_up", name, self._row(choice))
+
+    def save(self) -> None:
+        """Write what became of scenes, with what others changed, now and then.
+
+        Call it while one is done, too. If it cannot be written, it may be later.
+        """
+        if not self._unsaved or (begin := monotonic()) <= self._save_at:
+            return
+        try:
+            with hold_state(self._storage):
+                self.state.catch_up(read_state(self._storage), self._unsaved)
+                self._storage.write(STATE, self.state.as_bytes())
+                self._unsaved.clear()
+        except TilesegError as err:
+            logger.warning("%s", err)
+        end = monotonic()
+        self._save_at = end + min(_SAVE_SECONDS, _SAVE_PAUSE * (end - begin))
 
     def stop(self, error: TilesegError) -> None:
         """Take note of why no further scene is begun."""
         if not isinstance(error, DeadlineError):
-            self.stopped = error.exit_code
+            self.stopped = worst((self.stopped, error.exit_code))
 
     def leave(self) -> bool:
         """Write Collection, summary and page, if they do not say all of it yet.
@@ -182,18 +189,23 @@ class Tonight:
         Raises:
             TilesegError: they cannot be written.
         """
-        is_news = not self.state.is_told
-        if is_news:
-            self.state.seconds += (self._clock() - self._start).total_seconds()
-            scenes = self.state.scenes
-            self._catalog()
-            summary = self.summary()
-            self._storage.write(SUMMARY, json_bytes(summary))
-            self._storage.write(PAGE, page(summary, self._storage, scenes))
-            self.state.is_told = True
-            self._storage.write(STATE, self.state.as_bytes())
+        with hold_state(self._storage):
+            self.state.catch_up(read_state(self._storage), self._unsaved)
+            if is_news := not self.state.is_told:
+                spent = (self._clock() - self._start).total_seconds()
+                self.state.seconds += max(0.0, spent)  # a clock may be put back
+                self._publish()
+                self.state.is_told = True
+                self._storage.write(STATE, self.state.as_bytes())
         self._tell("night_ended", None, self.summary())
         return is_news
+
+    def _publish(self) -> None:
+        """Write Collection, summary and page."""
+        self._catalog()
+        told = self.summary()
+        self._storage.write(SUMMARY, json_bytes(told))
+        self._storage.write(PAGE, page(told, self._storage, self.state.scenes))
 
     def _catalog(self) -> None:
         """Bring the Collection up to date."""
@@ -207,26 +219,15 @@ class Tonight:
 
     def summary(self) -> dict[str, Any]:
         """Return `night.json`: the whole night, whatever run of it did it."""
-        told = [self._row(choice) for choice in self.choices]
-        states = Counter(row["state"] for row in told)
-        tonight = [row for row in told if row["night"] == self.state.night]
-        done = [row for row in tonight if row["seconds"] is not None]
-        return {
-            "night": self.state.night,
-            "started": self.state.began,
-            "seconds": self.state.seconds,
-            "deadline": self._deadline(),
-            "exit_code": worst([self.stopped, *map(_code, tonight)]),
-            "counts": {
-                "scenes": states.total(),
-                **{state: states[state] for state in STATES},
-            },
-            "tiles": sum(row["tiles"] or 0 for row in done),
-            "bytes": sum(row["bytes"] or 0 for row in done),
-            "device_minutes": sum(row["device_minutes"] or 0 for row in done),
-            "spent": total(self._bills()),
-            "scenes": told,
-        }
+        return summary(
+            [self._row(choice) for choice in self.choices],
+            self._bills(),
+            night=self.state.night,
+            started=self.state.began,
+            seconds=self.state.seconds,
+            deadline=self._deadline(),
+            stopped=self.stopped,
+        )
 
     def _bills(self) -> Iterator[dict[str, Any]]:
         """Yield what devices took for each scene of tonight."""
@@ -240,34 +241,38 @@ class Tonight:
     def _row(self, choice: Choice) -> dict[str, Any]:
         """Return what is said of a scene."""
         entry = self.state.scenes.get(choice.found.name)
-        if choice.why == "double":
-            return self._double(choice)
+        if choice.why == "double" or (entry and choice.is_refused(entry)):
+            return self._double(choice, entry)
         if entry is None or (entry.night != self.state.night and choice.is_due):
-            row = _blank(choice, "waiting")
-            return {**row, "error": entry and entry.error}
-        is_tonight = entry.night == self.state.night
-        device = (entry.seconds or 0) * entry.workers / 60
-        row = {
-            **_blank(choice, _state(entry, is_tonight=is_tonight)),
-            "error": entry.error,
-            "attempts": entry.attempts,
-            "next": entry.next,
-            "night": entry.night,
-        }
-        if is_tonight:
-            row |= {
+            return _row(choice, "waiting", error=entry and entry.error)
+        told = _row(
+            choice,
+            _state(entry, is_tonight=entry.night == self.state.night),
+            error=entry.error,
+            attempts=entry.attempts,
+            next=entry.next,
+            night=entry.night,
+        )
+        if entry.night == self.state.night:
+            seconds = entry.seconds
+            told |= {
                 "exit_code": entry.exit_code,
-                "seconds": entry.seconds,
+                "seconds": seconds,
                 "tiles": entry.tiles,
                 "bytes": entry.size,
-                "device_minutes": None if entry.seconds is None else device,
+                "device_minutes": seconds and seconds * entry.workers / 60,
             }
-        return row
+        return told
 
-    def _double(self, choice: Choice) -> dict[str, Any]:
-        text = f"another scene's results go to {choice.facts['output']}"
-        told = {"error": text, "exit_code": int(ExitCode.USAGE)}
-        return {**_blank(choice, "failed"), **told, "night": self.state.night}
+    def _double(self, choice: Choice, entry: Entry | None) -> dict[str, Any]:
+        place, facts = choice.facts["output"], {"exit_code": int(ExitCode.USAGE)}
+        text = f"another scene's results go to {place}"
+        if entry and choice.is_refused(entry):
+            text = (
+                f"{place} holds the results of {entry.scene}; name one of the two "
+                f"otherwise, or say --retry {choice.found.name} to replace them"
+            )
+        return _row(choice, "failed", error=text, night=self.state.night, **facts)
 
     def _tell(self, kind: str, scene: str | None, facts: dict[str, Any]) -> None:
         event = Event(kind, self._clock(), scene, facts)
@@ -279,41 +284,12 @@ class Tonight:
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
-        summary = self.summary()
-        lines = [
-            f"{row['state']}: {_told(row)}"
-            for row in summary["scenes"]
-            if row["state"] in ("partial", "failed", "parked", "given_up")
-        ]
-        counts = summary["counts"]
-        told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
-        last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
-        costs = in_words(summary["spent"])
-        return "\n".join([*lines, f"{last}; {costs}" if costs else last])
+        return in_lines(self.summary())
 
 
-def _told(row: dict[str, Any]) -> str:
-    """Return which scene and what went wrong; most errors begin with the scene."""
-    scene, error = row["scene"], row["error"] or row["output"]
-    return error if error.startswith(scene) else f"{scene}: {error}"
-
-
-def _blank(choice: Choice, state: str) -> dict[str, Any]:
-    return {
-        "scene": choice.found.href,
-        "name": choice.found.name,
-        "output": choice.facts["output"],
-        "state": state,
-        "exit_code": None,
-        "error": None,
-        "seconds": None,
-        "tiles": None,
-        "bytes": None,
-        "device_minutes": None,
-        "attempts": 0,
-        "next": None,
-        "night": None,
-    }
+def _row(choice: Choice, state: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401  (JSON values)
+    found = choice.found
+    return row(found.href, found.name, choice.facts["output"], state, **known)
 
 
 def _state(entry: Entry, *, is_tonight: bool) -> str:
@@ -322,26 +298,3 @@ def _state(entry: Entry, *, is_tonight: bool) -> str:
     if is_tonight or entry.state in ("kept", "parked"):
         return entry.state
     return "unchanged" if entry.state in ("done", "unchanged") else "later"
-
-
-def _code(row: dict[str, Any]) -> int:
-    """Return what a scene says to the night's exit code."""
-    return 0 if row["state"] in ("kept", "waiting") else row["exit_code"] or 0
-
-
-def _outcome(record: Record) -> Outcome:
-    values, state = record.values, state_of(record)
-    counts, outputs = values["counts"], values["outputs"]
-    return Outcome(
-        state=state,
-        exit_code=values["exit_code"],
-        error=values["error"] and redact(values["error"]),
-        seconds=values["seconds"]["total"] if record.is_made else None,
-        workers=values["engine"]["workers"] or 1,
-        tiles=counts["tiles"],
-        is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
-        spent=values["spent"] if record.is_made else None,
-        size=sum(item["bytes"] for item in outputs),
-        item=item_of(record),
-        products=tuple(str(item["path"]) for item in outputs),
-    )

@@ -52,6 +52,11 @@ class Found:
         """What it is called in records."""
         return called(self.source)
 
+    @property
+    def version(self) -> str:
+        """What it is called, and which version it is of."""
+        return f"{self.href} {self.mark}"
+
 
 def find(source: Source, now: datetime) -> list[Found]:
     """Return every scene, in the source's order.

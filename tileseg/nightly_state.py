@@ -1,21 +1,26 @@
 """What nights remember: what became of each scene, when it is tried again, how fast.
 
-One file at the target, `night-state.json`, written whole while scenes are done.
+One file at the target, `night-state.json`, written whole while scenes are done. Whoever
+changes it holds it, reads it again, and changes what is his: a night the scenes that
+ended, a person the one that was switched.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
 from statistics import linear_regression
+from time import monotonic, sleep
 from typing import Any
 
-from tileseg.errors import ExitCode, OutputError, UsageError
+from tileseg.errors import BusyError, ExitCode, OutputError, UsageError
+from tileseg.lock import hold, hold_file
 from tileseg.nightly_file import Schedule
 from tileseg.redact import json_bytes
 from tileseg.series import forget
-from tileseg.storage import Storage
+from tileseg.storage import Disk, Storage
 
 __all__ = [
     "FAILED",
@@ -24,6 +29,7 @@ __all__ = [
     "Outcome",
     "Speed",
     "State",
+    "hold_state",
     "night_of",
     "read_state",
 ]
@@ -33,6 +39,9 @@ STATE = "night-state.json"
 FAILED = ("failed", "partial", "parked")
 """States of a scene that is tried again, unless it is given up."""
 
+_LOCK = ".night-state"
+_PATIENCE_SECONDS = 30.0  # for others, who need moments
+_PAUSE_SECONDS = 0.1
 _VERSION = 1
 _REMEMBERED = 8  # scenes that say how fast the next one will be
 _MIDDAY = timedelta(hours=12)
@@ -100,6 +109,8 @@ class Entry:
     spent: dict[str, Any] | None = None
     item: str = ""
     products: tuple[str, ...] = ()
+    claim: str = ""
+    """Another scene of its name that was refused its place, and the version of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +225,9 @@ class State:
         """
         if (before := self.scenes.get(name)) is None:
             return False
+        if before.state == "kept":  # because of what was live before: no longer true
+            self.forget(name)
+            return True
         entry = replace(before, item=item, products=tuple(products))
         if is_released and entry.state == "parked":
             entry = replace(entry, state="done", exit_code=0, error=None)
@@ -222,28 +236,67 @@ class State:
         self.is_told &= entry == before
         return forget(self.series, name) or entry != before
 
-    def retry(self, who: Iterable[str]) -> None:
+    def forget(self, name: str) -> bool:
+        """Have a scene looked at as a new one; return whether it was known."""
+        is_known = self.scenes.pop(name, None) is not None
+        self.is_told &= not is_known
+        return forget(self.series, name) or is_known
+
+    def follow(self, name: str, scene: str, mark: str) -> bool:
+        """Take note of where a scene lies by now; return whether that is news."""
+        known = self.scenes.get(name)
+        if known is None or known.scene == scene or known.mark != mark:
+            return False
+        self.scenes[name], self.is_told = replace(known, scene=scene), False
+        return True
+
+    def refuse(self, name: str, claim: str) -> None:
+        """Take note of another scene that is not to have a scene's place."""
+        if known := self.scenes.get(name):
+            self.scenes[name] = replace(known, claim=claim)
+        self.is_told = False
+
+    def catch_up(self, latest: "State", mine: Collection[str]) -> None:
+        """Take over what others changed meanwhile.
+
+        Args:
+            latest: what the file says by now.
+            mine: names of the scenes of which the file does not know yet.
+        """
+        ours = {name: it for name, it in self.scenes.items() if name in mine}
+        theirs = {name: it for name, it in latest.scenes.items() if name not in mine}
+        self.scenes, self.series = {**theirs, **ours}, latest.series
+        for name in mine:
+            forget(self.series, name)
+        self.is_told &= latest.is_told
+
+    def retry(self, who: Iterable[str]) -> frozenset[str]:
         """Forget scenes, so that they are looked at and done as new ones.
 
         Args:
             who: their names, or what records call them; `all` for all that failed.
 
+        Returns:
+            their names.
+
         Raises:
             UsageError: there is no such scene.
         """
+        found = set[str]()
         for name in who:
-            found = [
+            hits = [
                 key
                 for key, entry in self.scenes.items()
                 if name in (key, entry.scene)
                 or (name == "all" and entry.state in FAILED)
             ]
-            if not found and name != "all":
+            if not hits and name != "all":
                 msg = f"retry: {name}: nothing is known of such a scene; see {STATE}"
                 raise UsageError(msg)
-            for key in found:
-                del self.scenes[key]
-                self.is_told = False
+            found.update(hits)
+        for key in found:
+            self.forget(key)
+        return frozenset(found)
 
     def _failed(self, entry: Entry, night: Schedule) -> Entry:
         if entry.exit_code in _NOT_THE_SCENES:
@@ -273,6 +326,31 @@ class State:
                 "series": self.series,
             }
         )
+
+
+@contextmanager
+def hold_state(storage: Storage) -> Iterator[None]:
+    """Let nobody else change what nights remember at a target meanwhile.
+
+    Raises:
+        BusyError: somebody does, and does not end.
+        TilesegError: the target cannot be written.
+    """
+    end = monotonic() + _PATIENCE_SECONDS
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(
+                    hold_file(storage.path / f"{_LOCK}.lock")
+                    if isinstance(storage, Disk)
+                    else hold(storage.below(_LOCK), _LOCK)
+                )
+                break
+            except BusyError:
+                if monotonic() > end:
+                    raise
+            sleep(_PAUSE_SECONDS)
+        yield
 
 
 def read_state(storage: Storage) -> State:
@@ -309,6 +387,8 @@ def _parsed(values: Mapping[str, Any]) -> State:
         for name, entry in values["scenes"].items()
     }
     samples = [(int(a), float(b), int(c)) for a, b, c in values["speed"]]
+    if values["night"]:
+        datetime.fromisoformat(values["began"])
     return State(
         night=values["night"],
         began=values["began"],

@@ -1,6 +1,6 @@
 """A person switches what is live: looks at versions, releases, rolls back.
 
-The catalog of the series, where there is one, follows.
+The catalog of the series, where there is one, follows, and so does a night under way.
 """
 
 import logging
@@ -11,7 +11,7 @@ from tileseg.bounds import shares_of
 from tileseg.bucket import place_at
 from tileseg.errors import InputError, OutputError, TilesegError
 from tileseg.history import series_of
-from tileseg.nightly_state import STATE, State, read_state
+from tileseg.nightly_state import STATE, State, hold_state, read_state
 from tileseg.publish import PARKED
 from tileseg.series import COLLECTION, ITEM, update
 from tileseg.storage import Storage
@@ -68,8 +68,9 @@ def roll_back(output: str, wanted: str = "") -> dict[str, Any]:
     Raises:
         TilesegError: there is no such version, or it cannot be switched.
     """
-    record = place_at(output).roll_back(wanted)
-    _tell(output, record, is_released=False)
+    with hold_state(series_of(output)[0]):
+        record = place_at(output).roll_back(wanted)
+        _tell(output, record, is_released=False)
     return record
 
 
@@ -79,10 +80,11 @@ def release(output: str) -> dict[str, Any]:
     Raises:
         TilesegError: nothing is, or it cannot be switched.
     """
-    parked = place_at(output).parked() or {}
-    keep = (parked.get("job") or {}).get("keep", 0)
-    record = place_at(output, keep).release()
-    _tell(output, record, is_released=True)
+    with hold_state(series_of(output)[0]):
+        parked = place_at(output).parked() or {}
+        keep = (parked.get("job") or {}).get("keep", 0)
+        record = place_at(output, keep).release()
+        _tell(output, record, is_released=True)
     return record
 
 
@@ -92,15 +94,16 @@ def discard(output: str) -> str:
     Raises:
         TilesegError: nothing is, or it cannot be removed.
     """
-    place = place_at(output)
-    if (parked := place.parked()) is None:
-        msg = f"{output}: nothing is parked"
-        raise OutputError(msg)
-    place.discard_parked()
     storage, folder = series_of(output)
-    state = _state(storage)
-    if state and state.scenes.pop(folder, None):  # the next night makes it anew
-        storage.write(STATE, state.as_bytes())
+    with hold_state(storage):
+        place = place_at(output)
+        if (parked := place.parked()) is None:
+            msg = f"{output}: nothing is parked"
+            raise OutputError(msg)
+        place.discard_parked()
+        state = _state(storage)
+        if state and state.forget(folder):  # the next night makes it anew
+            storage.write(STATE, state.as_bytes())
     return name_of(parked)
 
 

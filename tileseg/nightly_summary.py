@@ -1,0 +1,177 @@
+"""`night.json`: what is said of a night and of each of its scenes. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from tileseg.cost import in_words, total
+from tileseg.errors import ExitCode, OtherPlanError, worst
+from tileseg.nightly_state import Outcome
+from tileseg.publish import PARKED
+from tileseg.record import Record
+from tileseg.redact import redact
+from tileseg.series import ITEM
+
+__all__ = ["STATES", "SUMMARY", "in_lines", "outcome_of", "row", "summary"]
+
+SUMMARY = "night.json"
+
+STATES = (
+    "done",
+    "unchanged",
+    "kept",
+    "partial",
+    "failed",
+    "parked",
+    "given_up",
+    "later",
+    "waiting",
+)
+"""What a scene is after a night.
+
+`parked`: its result, at a gate. `later`: it failed before, and is not tried yet;
+`given_up`: nor will it be until it changes, or somebody says so.
+"""
+
+_LOUD = ("partial", "failed", "parked", "given_up")
+"""Those that need a person."""
+
+
+def row(scene: str, name: str, output: str, state: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401  (JSON values)
+    """Return what is said of a scene: null where nothing is known.
+
+    Args:
+        scene: what records call it.
+        name: of its results.
+        output: where they go.
+        state: one of `STATES`.
+        known: other fields.
+    """
+    return {
+        "scene": scene,
+        "name": name,
+        "output": output,
+        "state": state,
+        "exit_code": None,
+        "error": None,
+        "seconds": None,
+        "tiles": None,
+        "bytes": None,
+        "device_minutes": None,
+        "attempts": 0,
+        "next": None,
+        "night": None,
+        **known,
+    }
+
+
+def summary(  # noqa: PLR0913  (what a night is)
+    scenes: list[dict[str, Any]],
+    bills: Iterable[Mapping[str, Any]],
+    *,
+    night: str,
+    started: str,
+    seconds: float,
+    deadline: str | None = None,
+    stopped: int = ExitCode.OK,
+) -> dict[str, Any]:
+    """Return all of it.
+
+    Args:
+        scenes: each as `row` has it.
+        bills: what devices took for those of this night.
+        night: the date on which it fell.
+        started: when, RFC 3339.
+        seconds: that it took.
+        deadline: when it was to end; None without one.
+        stopped: the exit code of what ended it before.
+    """
+    states = Counter(it["state"] for it in scenes)
+    tonight = [it for it in scenes if it["night"] == night]
+    done = [it for it in tonight if it["seconds"] is not None]
+    return {
+        "night": night,
+        "started": started,
+        "seconds": seconds,
+        "deadline": deadline,
+        "exit_code": worst([stopped, *map(_code, tonight)]),
+        "counts": {
+            "scenes": states.total(),
+            **{state: states[state] for state in STATES},
+        },
+        "tiles": sum(it["tiles"] or 0 for it in done),
+        "bytes": sum(it["bytes"] or 0 for it in done),
+        "device_minutes": sum(it["device_minutes"] or 0 for it in done),
+        "spent": total(bills),
+        "scenes": scenes,
+    }
+
+
+def in_lines(night: Mapping[str, Any]) -> str:
+    """Return a line for each scene that needs a person, and one with the counts."""
+    lines = [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
+    counts = night["counts"]
+    told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
+    last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
+    costs = in_words(night["spent"])
+    return "\n".join([*lines, f"{last}; {costs}" if costs else last])
+
+
+def _is_loud(told: Mapping[str, Any]) -> bool:
+    return told["state"] in _LOUD
+
+
+def _told(told: Mapping[str, Any]) -> str:
+    """Return which scene and what went wrong; most errors begin with the scene."""
+    scene, error = told["scene"], told["error"] or told["output"]
+    return error if error.startswith(scene) else f"{scene}: {error}"
+
+
+def _code(told: Mapping[str, Any]) -> int:
+    """Return what a scene says to the night's exit code."""
+    return 0 if told["state"] in ("kept", "waiting") else told["exit_code"] or 0
+
+
+def outcome_of(record: Record) -> Outcome:
+    """Return how an attempt at a scene ended."""
+    values = record.values
+    counts, outputs = values["counts"], values["outputs"]
+    return Outcome(
+        state=_state(record),
+        exit_code=values["exit_code"],
+        error=values["error"] and redact(values["error"]),
+        seconds=values["seconds"]["total"] if record.is_made else None,
+        workers=values["engine"]["workers"] or 1,
+        tiles=counts["tiles"],
+        is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
+        spent=values["spent"] if record.is_made else None,
+        size=sum(item["bytes"] for item in outputs),
+        item=_item(record),
+        products=tuple(str(item["path"]) for item in outputs),
+    )
+
+
+def _state(record: Record) -> str:
+    """Return in one word how a scene ended."""
+    code = record.values["exit_code"]
+    if isinstance(record.error, OtherPlanError):
+        return "kept"  # of an older version or other options; no work of tonight
+    if record.values["status"] in ("interrupted", "dry-run"):
+        return "waiting"
+    if record.values["status"] == PARKED:
+        return PARKED  # at a gate; what was live there still is
+    if code == ExitCode.OK:
+        return "done" if record.is_news else "unchanged"
+    return "partial" if code == ExitCode.PARTIAL else "failed"
+
+
+def _item(record: Record) -> str:
+    """Return the path of a scene's STAC Item below its results; empty without one.
+
+    Not of one that is parked: it is not the one that is live.
+    """
+    if record.values["status"] == PARKED:
+        return ""
+    paths = (PurePosixPath(item["path"]) for item in record.values["outputs"])
+    return next((str(path) for path in paths if path.name == ITEM), "")
