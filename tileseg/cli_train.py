@@ -83,8 +83,7 @@ _TRAINING = (
         "--from",
         "base",
         metavar="MODEL",
-        help="Model to go on from, with its scaling, width, depth, tile and"
-        " halo.",
+        help="Model to go on from, with its scaling, width, depth, tile and halo.",
     ),
     click.option(
         "--own-scaling",
