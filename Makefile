@@ -20,7 +20,7 @@ TOOLS := .venv/tools/bin
 
 BROWSER := .venv/browser
 
-.PHONY: help venv browser bench peers lock-peers test test-slow test-long lint infra types docs demo lock sbom audit clean
+.PHONY: help venv browser pictures bench peers lock-peers test test-slow test-long lint infra types docs demo lock sbom audit clean
 
 help:
 	@echo "make demo       segment the example scene; say which files to open"
@@ -32,6 +32,7 @@ help:
 	@echo "make infra      the Dockerfile and the Kubernetes manifests, as far as no cluster is needed"
 	@echo "make types      mypy"
 	@echo "make docs       the documentation as a site, out/docs/index.html; warnings are errors"
+	@echo "make pictures   walk docs/tutorial.md, and take its pictures anew (some minutes)"
 	@echo "make venv       .venv with everything, from the pinned versions"
 	@echo "make bench      speed and memory, some minutes (python jobs/bench.py: the full set)"
 	@echo "make peers      .venv/peers with the libraries that jobs/bench.py compares with (3 GB)"
@@ -81,6 +82,9 @@ docs: .venv/dev.stamp
 	$(BIN)/python docs/site/pages.py .venv/site
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet .venv/site out/docs
 	@echo "docs: out/docs/index.html"
+
+pictures: .venv/browser.stamp
+	PYTHONPATH=tests $(BIN)/python docs/pictures.py
 
 test-slow: .venv/dev.stamp
 	$(BIN)/pytest $(BESIDE) -m "slow and not alone and not long"

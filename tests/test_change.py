@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pyogrio
@@ -280,6 +282,16 @@ def test_the_page_believes_no_name_and_warns(arrays, tmp_path):
     for size in np.array(record["hectares"]["matrix"]).ravel():
         assert f"{size:.3g}" in text
     assert "a to b" in text
+
+
+def test_a_kept_version_is_called_by_its_scene_and_time(runs, tmp_path):
+    kept = tmp_path / "scene.versions" / "20261126T204628-7e475a8e"
+    shutil.copytree(runs[0], kept)
+    made(kept, runs[1], tmp_path / "out")
+
+    page = Page((tmp_path / "out" / "change.html").read_bytes())
+
+    assert f"scene 20261126T204628 to {Path(runs[1]).name}" in page.text
 
 
 def test_what_a_killed_comparison_left_goes_with_the_next(runs, tmp_path):

@@ -86,10 +86,18 @@ def as_page(
 def _names(record: Mapping[str, Any]) -> tuple[str, str]:
     """Return what both are called: their folders, as far as these tell them apart."""
     masks = [record[side]["mask"] for side in ("old", "new")]
-    paths = map(PurePosixPath, masks)
-    short = [it.parent.name if it.name == "mask.tif" else it.name for it in paths]
+    short = [_name(PurePosixPath(it)) for it in masks]
     old, new = short if all(short) and short[0] != short[1] else masks
     return old, new
+
+
+def _name(mask: PurePosixPath) -> str:
+    """Return the name of a mask's folder; of a kept version its scene, and when."""
+    if mask.name != "mask.tif":
+        return mask.name
+    name, home = mask.parent.name, mask.parent.parent
+    is_kept = home.suffix == ".versions"
+    return f"{home.stem} {name.partition('-')[0]}" if is_kept else name
 
 
 def _largest(codes: Codes, table: Mapping[str, Any]) -> list[int]:

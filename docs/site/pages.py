@@ -22,7 +22,7 @@ BESIDE = {
 """File of the repository -> page."""
 
 CONTENTS = {
-    "How to": "inputs models nightly cluster infra watching",
+    "How to": "tutorial inputs models nightly cluster infra watching",
     "Reference": "reference cli api changelog",
     "How it works": "design performance scale reliability security",
     "More": "examples contributing",
