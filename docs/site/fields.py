@@ -34,6 +34,7 @@ _NONE = (
     "What is not needed may be left out; what that means where no default stands here,"
     " the meaning says of `None` or of empty."
 )
+_NEEDED = "needed"
 _TYPES = {
     str: "text", int: "whole number", float: "number", bool: "`true` or `false`",
     date: "date", dict: "table", Gates: "table", NoneType: "",
@@ -118,7 +119,7 @@ def _of_class(
         (
             f"`{item.name}`",
             _typed(item.type),
-            limits.get(item.name, ("", ""))[1],
+            "" if known[item.name] == _NEEDED else limits.get(item.name, ("", ""))[1],
             known[item.name],
             meanings[item.name],
         )
@@ -153,7 +154,7 @@ def _typed(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
 def _default(item: "Field[Any]") -> str:
     """Return a default as TOML has it; nothing where there is none to tell."""
     if item.default is MISSING:
-        return "" if item.default_factory is not MISSING else "needed"
+        return "" if item.default_factory is not MISSING else _NEEDED
     plain = item.default not in (None, "", ()) and not isinstance(item.default, Gates)
     return f"`{json.dumps(item.default)}`" if plain else ""
 
