@@ -21,6 +21,7 @@ from pathlib import Path
 import geopandas
 import pytest
 import rasterio
+from making import make_model
 from markdown_it import MarkdownIt
 from rasterio.warp import transform as project
 from rasterio.windows import Window
@@ -162,8 +163,9 @@ def lay_out(folder):
         cut(source, folder / "tiles/east.tif", columns=(130, 260), at=(700, 700))
         for number, color in enumerate(source.descriptions, 1):
             cut(source, folder / f"{color}.tif", bands=(number,), at=(700, 700))
-    for model in ("a", "b", "c", "mine"):
-        shutil.copytree(default_model(), folder / "models" / model)
+    shutil.copytree(default_model(), folder / "models/mine")
+    for seed, model in enumerate("abc"):
+        make_model(folder / "models" / model, seed=seed)
     (folder / "nightly.toml").write_text(
         '[source]\nscenes = "data/scenes"\n[target]\noutput = "data/maps"\n'
     )
@@ -181,6 +183,7 @@ def script(path, folder):
     for block in blocks(path):
         if not block.mark:
             text = block.text.replace("/data/", f"{folder}/data/")
+            text = text.replace("--device cuda", "--device cpu")
             if block.is_python:
                 text = f"python - <<'END'\n{text}END\n"
             lines += [f"echo {name(path)}:{block.line} >&3", text]
