@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()
 NIGHTLY = (ROOT / "docs" / "nightly.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 DOCUMENTS = sorted(
     path
     for pattern in ("*.md", "docs/*.md", "infra/*.md", "examples/*.md")
@@ -92,6 +93,19 @@ def test_every_command_that_is_shown_could_be_run(path):
             assert command, words
         if rest and not isinstance(command, click.Group):
             command.make_context(name, rest)
+
+
+def test_the_table_of_options_is_that_of_the_command():
+    table, _, _ = REFERENCE.partition("`tileseg check SCENE...`")
+    told = {
+        option
+        for row in re.findall(r"^\| (`-.*?`) \| ", table, re.MULTILINE)
+        for option in re.findall(r"(?<=[` ])--?[a-z-]+", row)
+    }
+    known = [set(item.opts) for item in main.commands["segment"].params]
+
+    assert told <= set().union(*known)
+    assert [options for options in known if not options & told] == []
 
 
 def test_every_nights_file_that_is_shown_is_one(tmp_path):

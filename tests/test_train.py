@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from tileseg.model import load_module
 from tileseg.stopping import Stop, StopSignal
 from tileseg.train import train
 from tileseg.train_loop import rate_at
-from tileseg.train_settings import BASE_RATE, RATE, Settled, Training
+from tileseg.train_settings import Training
 
 ROOT = Path(__file__).parents[1]
 SHAPE = 230, 170
@@ -554,33 +554,6 @@ def test_the_command_line_ends_with_2_in_one_line(words, text):
     assert result.exit_code == 2
     assert text in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
-
-
-def test_the_reference_says_every_field_and_its_default():
-    """Options by their names; what the command's help says is made of the fields."""
-    text = (ROOT / "docs" / "reference.md").read_text()
-    section = text.partition("\n## Train\n")[2].partition("\n## ")[0]
-    rows = re.findall(
-        r"^\| (`[^|]*) \| [^|]* \| ([^|]*)\|$", section, flags=re.MULTILINE
-    )
-    defaults = {item.name: item.default for item in fields(Settled)}
-    defaults["learning_rate"] = RATE
-    said = []
-
-    for names, default in rows:
-        keys = re.findall(r"`(?:--)?([a-z][a-z-_]*)", names.rpartition(";")[2])
-        keys = [key.replace("-", "_") for key in keys]
-        said += keys
-        known = [defaults[key] for key in keys if is_worth_saying(defaults[key])]
-        words = ", ".join(it if isinstance(it, str) else f"{it:g}" for it in known)
-        assert default.replace("`", "").startswith(words), keys
-
-    assert sorted(said) == sorted(defaults)
-    assert f"with `--from` {BASE_RATE:g}" in section
-
-
-def is_worth_saying(default):
-    return default not in ("", (), None, MISSING) and default is not False
 
 
 def test_an_unknown_field_of_a_file_is_refused(tmp_path):

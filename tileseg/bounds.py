@@ -36,12 +36,13 @@ class Gates:
     nodata: float | None = None
     """Greatest share of nodata, 0 to 1."""
     class_std: float | None = None
-    """How many standard deviations a class's share may be off its mean in the series.
-    """
+    """How many standard deviations a class's share may be off its mean in the series;
+    one of less than 0.001 counts as that."""
     class_jump: float | None = None
     """How much it may be off that mean, 0 to 1."""
     history: int = 20
-    """Results of the series that are looked at, the newest ones."""
+    """Results of the series that are looked at, the newest ones: complete ones of all
+    folders beside the output, and the scene's kept versions, with the same classes."""
     history_least: int = 5
     """With fewer of them shares are not judged."""
     canary: str = ""

@@ -17,6 +17,7 @@ from tileseg.fields import checked, read_toml
 from tileseg.settings import Job, is_bbox, is_remote, within
 
 __all__ = [
+    "OF_A_NIGHT",
     "NightFile",
     "Schedule",
     "Source",
@@ -33,7 +34,7 @@ _MOST_ITEMS = 10_000
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _AGO = re.compile(r"(\d{1,5}) (hour|day|week)s?")
-_OF_A_NIGHT = ("input", "join", "output", "work", "dry_run")
+OF_A_NIGHT = ("input", "join", "output", "work", "dry_run")
 """Fields of a job that are not for all scenes alike."""
 
 
@@ -52,13 +53,14 @@ class Source:
     aoi: str = ""
     """A vector file whose polygons they must meet."""
     since: str | date = ""
-    """When they may be taken at the earliest: RFC 3339, or `30 days` before now."""
+    """When they may be taken at the earliest: RFC 3339, a date, or `30 days` (hours,
+    weeks) before now; UTC without a zone."""
     until: str | date = ""
-    """And at the latest."""
+    """And at the latest; a date is the whole day."""
     cloud_cover: float | None = None
     """Percent of clouds (`eo:cloud_cover`) at most; who does not say stays."""
     limit: int = 1000
-    """Items at most: the newest ones."""
+    """Items at most: the newest ones, where the API can sort."""
     query: dict[str, Any] = field(default_factory=dict)
     """What else is asked of them, as the API's Query extension has it."""
 
@@ -116,7 +118,8 @@ class Target:
     output: str
     """Directory or address; a directory each in it."""
     work: str = ""
-    """Where unfinished work lives; empty for <output>.work, on the disk."""
+    """Where unfinished work lives; empty for `<output>.work`, of a bucket
+    `out/<its last part>.work` on the disk."""
 
     def __post_init__(self) -> None:
         """Refuse what is no place."""
@@ -143,9 +146,10 @@ class Schedule:
     deadline: str = ""
     """When it ends, by this machine's clock: `05:30`; empty for when all is done."""
     hours: float | None = None
-    """Or: how long after it began."""
+    """Or: how long after its first run began."""
     order: str = "newest"
-    """What comes first: `newest`, `oldest`, `smallest`, or by `name`."""
+    """What comes first: `newest`, `oldest` (the Item's date, or when a file was
+    written), `smallest`, or by `name`."""
     first: tuple[str, ...] = ()
     """Patterns of scenes' names that come before all others, the first one first."""
     retries: int = 3
@@ -257,7 +261,7 @@ def _table(path: str, name: str, values: dict[str, Any]) -> Any:  # noqa: ANN401
 def _job(path: str, values: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of a job that all scenes have; results of old plans go."""
     told = {**checked(f"{path}: [job]", values, Job), **stated}
-    for name in _OF_A_NIGHT:
+    for name in OF_A_NIGHT:
         if told.get(name):
             msg = f"{path}: [job] {name}: is of one scene, and a night has many"
             raise UsageError(msg)

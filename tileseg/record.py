@@ -1,6 +1,7 @@
 """`run.json`: what a run was asked, what it did and what it made.
 
-All keys are always there, null where they do not apply.
+All keys are always there, null where they do not apply: `assets/run.schema.json`
+describes them.
 """
 
 import json
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
 from math import isfinite
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -35,25 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "count_pixels"]
 
-_KEYS: dict[str, str] = {
-    "seconds": "total open plan work load read wait forward hold write stitch verify "
-    "vectorize compare",
-    "scene": "href width height bands dtype crs transform nodata sha256 etag files",
-    "model": "name version sha256 classes members tta",
-    "grid": "tile halo stride shard blend area",
-    "engine": "kind workers devices precision precision_asked network batch_size",
-    "counts": "shards shards_done shards_skipped tiles tiles_skipped shards_reused "
-    "shards_unchanged shards_distrusted shards_failed retries worker_restarts requests "
-    "read_retries",
-    "pixels": "total nodata masked outside by_class",
-    "seams": "border inside ratio",
-    "rates": "mpx_s tiles_s forward_tiles_s end_to_end_ratio",
-    "decode": "source_pixels decoded_pixels bytes_fetched",
-    "precision_check": "tiles agreement",
-    "memory": "peak_rss_mb above_mb device_mb",
-    "spent": "device_seconds kwh kwh_from cost tiles decoded_pixels seconds",
-    "estimate": "runs shards tiles forwards bytes_to_read memory_mb device_mb",
-}
 _MEMBER = ("name", "version", "sha256")
 _DONE = ("complete", "partial", PARKED)
 
@@ -79,22 +63,10 @@ class Record:
         self._ended: dict[str, float] = {}
         self._spent = Spent()
         self.values: dict[str, Any] = {
+            **_blank(_schema()),
             "status": "failed",
             "exit_code": int(ExitCode.BUG),
-            "error": None,
-            "job": None,
-            "request_id": None,
-            "plan_id": None,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            **{key: dict.fromkeys(names.split()) for key, names in _KEYS.items()},
-            "hectares": None,
-            "verdict": asdict(Verdict()),
-            "warnings": [],
-            "drift": None,
-            "gates": [],
-            "promoted": None,
-            "failures": [],
-            "outputs": [],
         }
         self.values["scene"]["href"] = shown(href)
 
@@ -370,6 +342,22 @@ class Record:
 
     def _elapsed(self) -> float:
         return perf_counter() - self._start
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    text = (files("tileseg") / "assets/run.schema.json").read_text("utf-8")
+    return dict(json.loads(text))
+
+
+def _blank(schema: Mapping[str, Any]) -> Any:  # noqa: ANN401  (as JSON has it)
+    """Return what a schema describes while nothing is known of it."""
+    match schema.get("type"):
+        case "object":
+            return {name: _blank(it) for name, it in schema["properties"].items()}
+        case "array":
+            return []
+    return None
 
 
 def count_pixels(receipts: Iterable[Receipt]) -> Counter[int]:

@@ -77,9 +77,9 @@ class Job:
     tta: str = "none"
     """`d4`: the average over a tile's four turns and their mirror images; or `none`."""
     output: str = ""
-    """Output directory or s3://bucket/prefix; empty for out/<name of the scene>."""
+    """Output directory or s3://bucket/prefix; empty for `out/<name of the scene>`."""
     work: str = ""
-    """Work directory or s3://bucket/prefix; empty for <output>.work, locally."""
+    """Work directory or s3://bucket/prefix; empty for `<output>.work`, locally."""
     engine: str = "auto"
     """`local`, `ray`, or `auto`: Ray inside a Ray job or where RAY_ADDRESS says one."""
     workers: int | None = None
@@ -91,7 +91,9 @@ class Job:
     precision: str = "auto"
     """`auto`, `fp32`, `bf16` or `fp16`."""
     network: str = "auto"
-    """How it is run: `auto`, `plain`, `fused` or `compiled`; see `model.choose`."""
+    """How it is run: `plain`; `fused`, in fewer passes over memory; or `compiled` by
+    torch. `auto` takes the fastest that gives the plain one's answers; the others are
+    orders."""
     blend: str = "crop"
     """`crop` or `cosine`."""
     confidence: bool = False
@@ -103,7 +105,7 @@ class Job:
     probabilities: bool = False
     """Also make probabilities.tif: a band for each class, how probable it is."""
     polygons: str = ""
-    """Also make polygons.<it>: `gpkg`, `parquet`, `fgb`, `geojson` or `geojsonl`."""
+    """Also make `polygons.<it>`: `gpkg`, `parquet`, `fgb`, `geojson` or `geojsonl`."""
     simplify: float | None = None
     """Metres on the ground that their borders are simplified by; None for not."""
     min_area: float | None = None
@@ -131,7 +133,8 @@ class Job:
     overwrite: bool = False
     """Replace the result of another plan."""
     again: bool = True
-    """Whether that also makes a result again that a person rolled back."""
+    """Whether that also makes a result again that a person rolled back; in a night's
+    file not."""
     keep: int = 0
     """Versions to keep of those that newer ones replace, the last ones."""
     gates: Gates = Gates()  # noqa: RUF009  (frozen)
@@ -147,19 +150,23 @@ class Job:
     keep_work: bool = False
     """Keep the plan's work directory after success."""
     shard: int | None = None
-    """Side of a shard in pixels; None for what the card's tile and halo give."""
+    """Side of a shard in pixels, a multiple of the stride; None for what the card's
+    tile and halo give."""
     mixed_devices: bool = False
     """Let workers of other hardware than the first one's take part (Ray)."""
     grace: float | None = None
     """Seconds for shards in hand after a signal; None for 20, in a Ray job 2."""
     patience: float = 60
-    """Seconds without progress after which a worker is taken to be stuck."""
+    """Seconds without progress after which a worker is taken to be stuck, or 20 times
+    what is usual if that is more; five times as long at the start, and so many times as
+    a tile is forwarded."""
     wait: float = 1800
     """Seconds to wait for a first worker, or for one when none is left (Ray)."""
     max_pixels: int = 100_000_000_000
     """Scenes of more are refused: a few bytes can claim any number."""
     trusted: bool = False
-    """The input is ours: need not be looked at first by a process that may die."""
+    """The input is ours: need not be looked at first by a process that may die, which
+    takes 0.3 s."""
     trust_model_code: bool = False
     """Run a model that is a program (TorchScript, torch.export), whatever it does."""
     watts: float | None = None

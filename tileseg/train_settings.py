@@ -35,9 +35,9 @@ class Training:
     scenes: tuple[str, ...]
     """GeoTIFFs, paths or addresses; of one sensor or several."""
     labels: tuple[str, ...]
-    """What is known of each scene, in their order: see `open_reference`."""
+    """What is known of each scene, in their order: rasters, polygons or points."""
     to: str
-    """Model folder to write; unfinished work lies in <it>.work."""
+    """Model folder to write; unfinished work lies in `<it>.work`."""
     classes: tuple[str, ...] = ()
     """`name` or `name=RRGGBB`, in the order of their values; empty for those that the
     labels name."""
@@ -54,9 +54,12 @@ class Training:
     renamed: tuple[str, ...] = ()
     """`VALUE=CLASS`: values or names of the labels as the model has them; 255: none."""
     base: str = ""
-    """Model to go on from: see `builtin.model_folder`; empty for random weights."""
+    """Model to go on from: its weights, bands, scaling and `tileseg:fields`; empty for
+    random weights. Other classes get a new last layer, one logit a second beside it,
+    and are no fields. Another unit, width, depth, tile or halo than its own is refused.
+    See `builtin.model_folder`."""
     own_scaling: bool = False
-    """Scale as these scenes ask, not as the base does."""
+    """Scale as these scenes ask, not as the base does; then the unit may be another."""
     width: int | None = None
     """Channels of the U-Net's first stage."""
     depth: int | None = None
@@ -82,9 +85,11 @@ class Training:
     smoothing: float = 0.05
     """Of the labels, in the cross-entropy."""
     jitter: float = 1.0
-    """How much brightness, haze and noise are varied; 0 for not."""
+    """How much brightness, haze and noise are varied; 0 for not. Tiles are turned and
+    mirrored too."""
     weights: tuple[float, ...] = ()
-    """How often tiles are drawn of each scene, in their order; empty for 1 of all."""
+    """How often tiles are drawn of each scene, in their order; empty for 1 of all. For
+    labels that are better than others."""
     block: int = 256
     """Side in pixels of the blocks that are for training, validation or test."""
     margin: int | None = None
@@ -96,7 +101,8 @@ class Training:
     judged: int = 512
     """Tiles of either that are looked at, at most."""
     patience: int = 6
-    """Epochs without a better macro-F1 after which training ends."""
+    """Epochs without a better macro-F1 after which training ends; the best one is
+    kept."""
     seed: int = 0
     """Of the blocks, the weights and what is drawn."""
     device: str = "auto"

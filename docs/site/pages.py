@@ -1,8 +1,9 @@
 """Gather the site's sources: python docs/site/pages.py FOLDER.
 
-Pages are docs/*.md and the READMEs of the repository's parts; the command line and the
-Python interface are told by the code. Links between pages stay links; what leads to any
-other file of the repository becomes its name: the site has no repository to lead to.
+Pages are docs/*.md and the READMEs of the repository's parts; the command line, the
+fields of files and the Python interface are told by the code. Links between pages stay
+links; what leads to any other file of the repository becomes its name: the site has no
+repository to lead to.
 """
 
 import posixpath
@@ -10,6 +11,8 @@ import re
 import shutil
 import sys
 from pathlib import Path
+
+import fields
 
 ROOT = Path(__file__).parents[2]
 BESIDE = {
@@ -23,7 +26,8 @@ BESIDE = {
 
 CONTENTS = {
     "How to": "tutorial inputs models nightly cluster infra watching",
-    "Reference": "reference cli api changelog",
+    "Reference": "reference cli job-file nightly-file training-file run-json card-json"
+    " api changelog",
     "How it works": "design performance scale reliability security",
     "More": "examples contributing",
 }
@@ -63,11 +67,12 @@ def gather(folder: Path) -> None:
     pages = {f"docs/{path.name}": path.name for path in (ROOT / "docs").glob("*.md")}
     pages |= BESIDE
     for name, page in pages.items():
-        text = within((ROOT / name).read_text(encoding="utf-8"), name, pages)
+        text = (ROOT / name).read_text(encoding="utf-8")
+        text = within(text, name, pages | fields.TOLD)
         if page == "index.md":
             text += "".join(map(_contents, CONTENTS, CONTENTS.values()))
         (folder / page).write_text(text, encoding="utf-8")
-    for page, text in MADE.items():
+    for page, text in {**MADE, **fields.pages()}.items():
         (folder / page).write_text(text, encoding="utf-8")
 
 

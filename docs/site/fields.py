@@ -1,0 +1,199 @@
+"""Pages that tell the fields of files, from the dataclasses and schemas of the code."""
+
+import ast
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, Field, fields
+from datetime import date
+from inspect import cleandoc, getsource
+from itertools import pairwise
+from pathlib import Path
+from types import MappingProxyType, NoneType, UnionType
+from typing import Any, get_args, get_origin
+
+from tileseg.bounds import Gates
+from tileseg.nightly_file import OF_A_NIGHT, Schedule, Source, Target
+from tileseg.settings import Job
+from tileseg.train_settings import BASE_RATE, RATE, Settled, Training
+
+__all__ = ["TOLD", "pages"]
+
+_ASSETS = Path(__file__).parents[2] / "tileseg/assets"
+
+TOLD = {
+    "tileseg/settings.py": "job-file.md",
+    "tileseg/bounds.py": "job-file.md",
+    "tileseg/nightly_file.py": "nightly-file.md",
+    "tileseg/train_settings.py": "training-file.md",
+    "tileseg/assets/run.schema.json": "run-json.md",
+    "tileseg/assets/card.schema.json": "card-json.md",
+}
+"""File of the repository that tells the fields -> page."""
+
+_NONE = (
+    "What is not needed may be left out; what that means where no default stands here,"
+    " the meaning says of `None` or of empty."
+)
+_NEEDED = "needed"
+_TYPES = {
+    str: "text", int: "whole number", float: "number", bool: "`true` or `false`",
+    date: "date", dict: "table", Gates: "table", NoneType: "",
+}  # fmt: skip
+
+
+def pages() -> dict[str, str]:
+    """Return page -> Markdown."""
+    return {
+        "job-file.md": _job(),
+        "nightly-file.md": _nightly(),
+        "training-file.md": _training(),
+        "run-json.md": _of_schema(
+            "run", "All keys are always there, `null` where they do not apply."
+        ),
+        "card-json.md": _of_schema("card", "What begins with `tileseg:` is ours."),
+    }
+
+
+def _job() -> str:
+    return f"""# Job file
+
+TOML, for `--config` of `tileseg segment` and `tileseg check`. {_NONE}
+
+{_of_class(Job, Job._limits())}
+## `[gates]`
+
+What a result must pass before it goes live.
+
+{_of_class(Gates)}"""
+
+
+def _nightly() -> str:
+    return f"""# `nightly.toml`
+
+TOML, for `--config` of `tileseg nightly`. {_NONE}
+
+## `[source]`
+
+{_of_class(Source, Source._limits())}
+## `[target]`
+
+{_of_class(Target)}
+## `[night]`
+
+{_of_class(Schedule, Schedule._limits())}
+## `[job]`
+
+Fields of a [job](job-file.md) but `{"`, `".join(OF_A_NIGHT)}`; `overwrite` is `true`,
+and `again` `false`, where the file does not say otherwise.
+"""
+
+
+def _training() -> str:
+    settled = Settled(scenes=("",), labels=("",), to="model")
+    table = _of_class(Training, settled._limits(), Settled)
+    table = table.replace("`RATE`", f"{RATE:g}").replace(
+        "`BASE_RATE`", f"{BASE_RATE:g}"
+    )
+    return f"""# Training's file
+
+TOML, for `--config` of `tileseg train`. {_NONE}
+
+{table}"""
+
+
+def _of_class(
+    kind: type,
+    limits: Mapping[str, tuple[Any, str]] = MappingProxyType({}),
+    defaults: type | None = None,
+) -> str:
+    """Return a table of a dataclass' fields.
+
+    Args:
+        kind: the class, its fields with a docstring each.
+        limits: field -> what tells, and says, which values are good.
+        defaults: a class that has others of the same fields.
+    """
+    known = {item.name: _default(item) for item in fields(defaults or kind)}
+    meanings = dict(_meanings(kind))
+    rows = [
+        (
+            f"`{item.name}`",
+            _typed(item.type),
+            "" if known[item.name] == _NEEDED else limits.get(item.name, ("", ""))[1],
+            known[item.name],
+            meanings[item.name],
+        )
+        for item in fields(kind)
+    ]
+    return _table(("field", "type", "wanted", "default", "meaning"), rows)
+
+
+def _meanings(kind: type) -> Iterator[tuple[str, str]]:
+    """Give each field of a dataclass with the docstring below it."""
+    (tree,) = ast.parse(getsource(kind)).body
+    for item, below in pairwise(tree.body):
+        match item, below:
+            case (
+                ast.AnnAssign(target=ast.Name(id=name)),
+                ast.Expr(value=ast.Constant(value=str(text))),
+            ):
+                yield name, cleandoc(text)
+
+
+def _typed(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
+    """Return what a TOML file calls a type."""
+    parts = get_args(hint)
+    if isinstance(hint, UnionType):
+        return " or ".join(filter(None, map(_typed, parts)))
+    if get_origin(hint) is tuple:
+        many = "list" if parts[-1] is ... else f"list of {len(parts)}"
+        return f"{many}: {_typed(parts[0])}"
+    return _TYPES[get_origin(hint) or hint]
+
+
+def _default(item: "Field[Any]") -> str:
+    """Return a default as TOML has it; nothing where there is none to tell."""
+    if item.default is MISSING:
+        return "" if item.default_factory is not MISSING else _NEEDED
+    plain = item.default not in (None, "", ()) and not isinstance(item.default, Gates)
+    return f"`{json.dumps(item.default)}`" if plain else ""
+
+
+def _of_schema(name: str, words: str) -> str:
+    """Return the page of a JSON schema: its keys, and those of each object in it."""
+    schema = json.loads((_ASSETS / f"{name}.schema.json").read_text("utf-8"))
+    text = f"# `{schema['title']}`\n\n{schema['description']} {words}\n\n"
+    text += _keys(schema["properties"].items())
+    for key, said in schema["properties"].items():
+        if rows := list(_below(said)):
+            text += f"\n## `{key}`\n\n{said['description']}.\n\n{_keys(rows)}"
+    return text
+
+
+def _below(said: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
+    """Give each key below an object or list with what is said of it."""
+    for key, it in said.get("properties", {}).items():
+        yield at + key, it
+        yield from _below(it, f"{at}{key}.")
+    if "items" in said:
+        yield from _below(said["items"], f"{at.rstrip('.')}[].".removeprefix("[]."))
+
+
+def _keys(items: Iterable[tuple[str, Any]]) -> str:
+    rows = [(f"`{key}`", _kinds(said), said["description"]) for key, said in items]
+    return _table(("key", "type", "meaning"), rows)
+
+
+def _kinds(said: Mapping[str, Any]) -> str:
+    """Return what JSON calls a type, or the values that there are."""
+    values = said.get("enum") or ([said["const"]] if "const" in said else [])
+    if values:
+        return ", ".join("null" if it is None else f"`{it}`" for it in values)
+    kinds = said["type"] if isinstance(said["type"], list) else [said["type"]]
+    return " or ".join(kinds)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    cells = [head, ("---",) * len(head), *rows]
+    plain = (" | ".join(" ".join(it.split()) for it in row) for row in cells)
+    return "".join(f"| {line} |\n" for line in plain)
