@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,48 @@ options = json.loads(options)
 values = tileseg.segment(scene, model=model, output=output, engine=engine, **options)
 print(json.dumps({"loaded": loaded, "driver": peak_rss_mb(), **values}))
 """
+
+ROUNDS = """
+import resource, threading
+
+import torch
+
+from tileseg.memory import keep_heap
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+
+def rounds():
+    for _ in range(8):
+        before = faults()
+        # More than one piece of a thread's heap holds.
+        held = [torch.empty(size << 20, dtype=torch.uint8) for size in (24, 24, 24, 8)]
+        while held:
+            held.pop().fill_(1)
+        print(faults() - before)
+
+keep_heap()
+torch.set_num_threads(1)
+thread = threading.Thread(target=rounds)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps memory")
+def test_a_thread_gets_the_memory_again_that_it_freed():
+    """As a network's forward does, batch after batch: page by page it would be slow."""
+    done = subprocess.run(
+        [sys.executable, "-c", ROUNDS],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    first, *_, last = map(int, done.stdout.split())
+
+    assert first > 80 * 256  # pages of 4 KiB
+    assert last < 256
 
 
 def make_large_scene(path, side):

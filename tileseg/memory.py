@@ -6,9 +6,10 @@ from pathlib import Path
 
 __all__ = ["keep_heap", "peak_rss_mb", "rss_mb", "trim_heap"]
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _KEEP = 256 << 20  # bytes at an arena's end
 _KEEP_BLOCK = 32 << 20  # bytes; glibc takes no more
+_KEEP_PIECE = 64 << 20  # bytes: what threads other than the first have heaps made of
 
 
 def peak_rss_mb() -> float:
@@ -39,6 +40,9 @@ def keep_heap() -> None:
     if setting is not None:
         setting(_MMAP_THRESHOLD, _KEEP_BLOCK)
         setting(_TRIM_THRESHOLD, _KEEP)
+        # A thread's heap loses its last piece whenever that is empty, whatever the
+        # threshold says, unless so much is to stay free.
+        setting(_TOP_PAD, _KEEP_PIECE)
 
 
 def trim_heap() -> None:
