@@ -169,7 +169,7 @@ def _medians(rounds: list[Figures]) -> Figures:
 
 def own_figures(contest: Contest) -> Figures:
     """Do tileseg's whole job, with all its defaults, in this process."""
-    setting = contest.setting
+    setting = whole.guarded(contest.scene, contest.model, contest.setting)
     alone = whole.own_rate(contest.model, setting)
     with TemporaryDirectory() as place:
         job = whole.job_of(contest.scene, contest.model, setting, place)

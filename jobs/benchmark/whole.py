@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -17,10 +17,12 @@ from benchmark.setting import Setting
 from benchmark.table import Figures, Row, spread
 from tileseg.job import run
 from tileseg.model import Network
+from tileseg.precision import ENOUGH, compare
 from tileseg.settings import Job
+from tileseg.task import prepare
 from tileseg.worker import Recipe
 
-__all__ = ["done", "job_of", "measure", "own_rate", "watched"]
+__all__ = ["done", "guarded", "job_of", "measure", "own_rate", "watched"]
 
 
 @dataclass(slots=True)
@@ -80,12 +82,9 @@ def measure(setting: Setting) -> Iterator[Row]:
     for width in (64,) if setting.is_gpu else (8, 16):
         model = own_model(setting.folder, width)
         one_job(warm, model, setting)  # imports, and what is done only once
-        yield from _rows(
-            scenes[setting.large], model, setting, f"width {width}, {setting.large}²"
-        )
-        yield _process(
-            scenes[setting.small], model, setting, f"width {width}, {setting.small}²"
-        )
+        for side, rows in ((setting.large, _rows), (setting.small, _process)):
+            settled = guarded(scenes[side], model, setting)
+            yield from rows(scenes[side], model, settled, f"width {width}, {side}²")
 
 
 def _rows(scene: Path, model: Path, setting: Setting, name: str) -> Iterator[Row]:
@@ -109,14 +108,28 @@ def _rows(scene: Path, model: Path, setting: Setting, name: str) -> Iterator[Row
     yield Row("whole", f"whole job, {name}", figures)
 
 
-def _process(scene: Path, model: Path, setting: Setting, name: str) -> Row:
-    """Return the whole job as a process of its own, with starting Python."""
+def _process(scene: Path, model: Path, setting: Setting, name: str) -> Iterator[Row]:
+    """Yield the whole job as a process of its own, with starting Python."""
     before = own_rate(model, setting)
     with TemporaryDirectory() as place:
         took = engines.whole_job(job_of(scene, model, setting, place))
     after = own_rate(model, setting)
     ratio = took["tiles_s"] / ((before + after) / 2)
-    return Row("whole", f"as a process, {name}", {**took, "ratio": ratio})
+    yield Row("whole", f"as a process, {name}", {**took, "ratio": ratio})
+
+
+def guarded(scene: Path, model: Path, setting: Setting) -> Setting:
+    """Return the setting in the precision that a job of a scene goes on in.
+
+    The job itself is asked for its default: its own check is in its time.
+    """
+    if setting.device.precision == "fp32":
+        return setting
+    with TemporaryDirectory() as place:
+        check = compare(prepare(job_of(scene, model, setting, place)), setting.device)
+    if check.agreement is None or check.agreement >= ENOUGH:
+        return setting
+    return replace(setting, device=replace(setting.device, precision="fp32"))
 
 
 def own_rate(model: Path, setting: Setting) -> float:
