@@ -18,7 +18,7 @@ from tileseg.console import (
     signals,
     tell,
 )
-from tileseg.errors import ExitCode, TilesegError, UsageError
+from tileseg.errors import DeadlineError, ExitCode, TilesegError, UsageError
 from tileseg.intake import job_file, one_each, stated
 from tileseg.logs import about
 from tileseg.options import job_options, watch_options
@@ -136,7 +136,7 @@ def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> boo
             notify_failure(file.night, err)
             raise
         warn(file.night)
-        with Staff(stop) as staff, deadline(stop, night.left()):
+        with Staff(stop, is_shared=True) as staff, deadline(stop, night.left()):
             _work(night, staff, monitor)
         _end(night, file)
         monitor.sum_up(night.summary())  # after it: the seconds of this run are in it
@@ -177,7 +177,7 @@ def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
     from tileseg.job import Staff
     from tileseg.nightly import Night
 
-    with signals() as stop, Staff(stop) as staff:
+    with signals() as stop, Staff(stop, is_shared=True) as staff:
         # What a person took back is not made again by whatever runs every night.
         values = {"again": False, **job_file(options.pop("config"), is_one=False)}
         values |= stated(options)
@@ -252,7 +252,8 @@ def run_one(
         except TilesegError as err:
             record.fail(err)
         if record.error:
-            tell(f"tileseg: {record.values['error']}", err=True)
+            is_due = isinstance(record.error, DeadlineError)  # as it should be
+            tell(f"{'' if is_due else 'tileseg: '}{record.values['error']}", err=True)
     monitor.add(record)
     tell(json.dumps(record.values))
     return record
