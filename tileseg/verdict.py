@@ -143,8 +143,8 @@ def _advice(
         text = f"starting took {phases['start']:.0%} of the time"
         if spent.is_shared:
             return (
-                f"{text}: opening the scene and trying out on some of its tiles how to "
-                "compute, which every scene takes, however small"
+                f"{text}: opening the scene and settling how to compute, which every "
+                "scene takes, however small"
             )
         return f"{text}: give several scenes to one command, which loads libraries once"
     most, help_ = _AFTER[limit]
