@@ -49,14 +49,17 @@ def documents(path):
     return list(yaml.safe_load_all(path.read_text()))
 
 
+def kubectl():
+    """Return the program."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return shutil.which("kubectl", path=path) or "kubectl"
+
+
 @cache
 def built(folder):
     """Return the manifests that Kustomize makes of a folder, in infra/ if relative."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [shutil.which("kubectl", path=path) or "kubectl", "kustomize"]
-    text = subprocess.run(
-        [*command, INFRA / folder], check=True, capture_output=True, text=True
-    ).stdout
+    command = [kubectl(), "kustomize", INFRA / folder]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return list(yaml.safe_load_all(text))
 
 

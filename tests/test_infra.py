@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import time
 
+import kube_api
 import pytest
+import yaml
 from manifests import (
     GPU,
     INFRA,
@@ -19,6 +21,7 @@ from manifests import (
     documents,
     faults,
     images,
+    kubectl,
     manifests,
 )
 
@@ -247,7 +250,9 @@ def test_the_nights_file_is_where_the_job_looks(overlay):
 
     assert config["data"] == {name: file.read_text()}
     night = read_night(file).night
-    assert night.hours * 3600 + 600 < spec["activeDeadlineSeconds"]
+    begun = spec["preRunningDeadlineSeconds"] + night.hours * 3600
+    # What is in hand then, the Collection and the page of many scenes.
+    assert begun + 1200 < spec["activeDeadlineSeconds"]
 
 
 def test_the_cron_job_may_touch_no_other_job():
@@ -267,11 +272,45 @@ def test_the_night_ends_before_the_next_begins():
         attempts = 1 + nightly["spec"]["backoffLimit"]
         night = attempts * nightly["spec"]["activeDeadlineSeconds"]
         job = cron["jobTemplate"]["spec"]
-        arguments = job["template"]["spec"]["containers"][0]["args"]
+        arguments = waiting("wait")
         [timeout] = [int(item[10:-1]) for item in arguments if "--timeout" in item]
 
         assert cron["concurrencyPolicy"] == "Forbid"
         assert night < timeout < job["activeDeadlineSeconds"] < 24 * 60 * 60
+
+
+def waiting(name):
+    """Return the arguments of one of the nightly pod's containers."""
+    job = the("CronJob", "overlays/small")["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    [found] = [
+        item
+        for item in (*pod["initContainers"], *pod["containers"])
+        if item["name"] == name
+    ]
+    return found["args"]
+
+
+@pytest.mark.parametrize("end", ["Complete", "Failed"])
+def test_the_nightly_pod_ends_with_the_job_and_as_it_did(end, tmp_path):
+    """After the last attempt, and at once: KubeRay says so of jobs that failed, too."""
+    environment = {"HOME": str(tmp_path), "KUBECONFIG": os.devnull}
+    environment["KUBE_FEATURE_WatchListClient"] = "false"
+    with kube_api.serve() as cluster:
+        words = [kubectl(), "--server", cluster.address, "--namespace", "tileseg"]
+        cluster.say(jobDeploymentStatus="Initializing")
+        pod = subprocess.Popen([*words, *waiting("wait")], env=environment)
+        cluster.wait_for_a_watcher()
+        cluster.say(jobDeploymentStatus="Retrying")
+        with pytest.raises(subprocess.TimeoutExpired):
+            pod.wait(1)
+        cluster.say(jobDeploymentStatus=end, endTime="2026-06-01T03:00:00Z")
+        assert pod.wait(60) == 0
+
+        words += waiting("judge")
+        judged = subprocess.run(words, env=environment, timeout=60, check=False)
+
+    assert judged.returncode == (end == "Failed")
 
 
 def test_everything_is_denied_that_is_not_allowed():
@@ -300,7 +339,7 @@ def test_only_operator_and_prometheus_come_in_from_outside_each_to_one_port():
 
 
 def test_what_goes_out_goes_to_no_private_network():
-    [egress] = the("NetworkPolicy", "overlays/large", "object-store")["spec"]["egress"]
+    [egress] = the("NetworkPolicy", "overlays/large", "https-outside")["spec"]["egress"]
     [peer] = egress["to"]
 
     assert egress["ports"] == [{"protocol": "TCP", "port": 443}]
@@ -458,6 +497,55 @@ def test_one_node_with_a_gpu_and_an_image_by_digest(tmp_path):
 
     assert faults(manifest) == []
     assert {image.partition("@")[0] for image in images(manifest)} == {"ours/tileseg"}
+
+
+@pytest.mark.parametrize(("overlay", "had"), [("small", 0), ("large", 1)])
+def test_what_may_go_out_is_a_line_of_the_overlay(overlay, had, tmp_path):
+    """To the world, or to servers of one's own; from head and workers alone."""
+    copy = tmp_path / "infra"
+    shutil.copytree(INFRA, copy)
+    file = copy / "overlays" / overlay / "kustomization.yaml"
+    own = yaml.safe_load(file.read_text())
+    assert len(own.get("components", [])) == had
+    own["components"] = [f"../../egress/{name}" for name in ("public", "private")]
+    file.write_text(yaml.safe_dump(own))
+
+    found = built(file.parent)
+
+    named = {it["metadata"]["name"]: it for it in found}
+    assert [faults(it) for it in found] == [[]] * len(found)
+    for name in ("https-outside", "servers-within"):
+        assert named[name]["metadata"]["namespace"] == "tileseg"
+        chosen = named[name]["spec"]["podSelector"]["matchLabels"]
+        assert chosen == {"ray.io/is-ray-node": "yes"}
+        assert all(rule["ports"] for rule in named[name]["spec"]["egress"])
+
+
+def test_pods_take_the_rights_of_an_account_as_the_readme_says(tmp_path):
+    text = (INFRA / "README.md").read_text()
+    [block] = re.findall(
+        r"^ +- target: \{kind: RayJob\}\n(?: .*\n)+", text, re.MULTILINE
+    )
+    copy = tmp_path / "infra"
+    shutil.copytree(INFRA, copy)
+    file = copy / "overlays/large/job/kustomization.yaml"
+    own = yaml.safe_load(file.read_text())
+    own["patches"] += yaml.safe_load(block)
+    file.write_text(yaml.safe_dump(own))
+
+    [manifest] = built(file.parent)
+
+    templates = _templates(manifest["spec"])
+    accounts = {
+        name: it["spec"].get("serviceAccountName") for name, it in templates.items()
+    }
+    assert faults(manifest) == []
+    assert accounts == {
+        "submitter": None,
+        "head": "tileseg-data",
+        "worker": "tileseg-data",
+    }
+    assert "serviceaccount tileseg-data -n tileseg" in text
 
 
 def test_the_readme_submits_what_the_command_line_takes():

@@ -85,6 +85,17 @@ def test_the_job_of_a_manifest_makes_its_map(folder, tmp_path):
     assert (tmp_path / "data/maps/scene/mask.tif").is_file()
 
 
+def test_a_scene_that_fails_costs_no_further_cluster(tmp_path):
+    """The night has ended, which is all that KubeRay asks; night.json says the rest."""
+    lay_out(tmp_path)
+    lay_night(INFRA / "overlays/small/nightly.toml", tmp_path)
+    (tmp_path / "data/scenes/scene.tif").write_text("half a file")
+
+    *_, night = run(ENTRYPOINTS["overlays/small/job"], tmp_path)
+
+    assert (night["exit_code"], night["counts"]["failed"]) == (3, 1)
+
+
 @pytest.mark.slow
 def test_the_large_clusters_job_makes_its_map_in_a_store(tmp_path):
     """The same night again finds it there."""

@@ -51,9 +51,8 @@ def write(folder, text, source='scenes = "scenes"', target='output = "maps"'):
         ("[night]\nretries = true", "[night]: retries: got True, wanted int"),
         ("[night]\nbackoff = []", "[night] backoff: got (), wanted nights"),
         ('[night]\norder = "best"', "[night] order: got 'best', wanted one of newest"),
-        ('[night]\nwebhook = "ftp://a/b"', "[night] ftp://a/b: wanted a path or an"),
-        ('[night]\nwebhook = "s3://a/b"', "[night] webhook: got 's3://a/b', wanted an"),
-        ('[night]\nwebhook_token = "s3cret"', "wanted env:NAME or file:PATH"),
+        ('[night]\nwebhook = "s3://a/b"', "[night] webhook: wanted an https address"),
+        ('[night]\nwebhook_token = "hush"', "webhook_token: wanted env:NAME or file"),
         ('[job]\ninput = "a.tif"', "[job] input: is of one scene"),
         ("[job]\ndry_run = true", "[job] dry_run: is of one scene"),
         ('[job]\nblend = "mix"', "[job] blend: got 'mix', wanted one of crop, cosine"),
@@ -69,6 +68,28 @@ def test_what_a_night_cannot_be_is_one_line(text, said, tmp_path):
     assert said in str(caught.value)
     assert str(caught.value).startswith(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'webhook = "https://user:x@hooks.invalid/HUSH?x=HUSH"',
+        'webhook = "slack://hooks.invalid/HUSH"',
+        'webhook = "hooks.invalid/HUSH"',
+        'webhook = "/vsicurl/https://hooks.invalid/HUSH"',
+        'webhook = "https://hooks.invalid/a: HUSH"',
+        'webhook = ["https://hooks.invalid/HUSH"]',
+        'webhook_token = "HUSH"',
+        "webhook_token = {HUSH = 1}",
+    ],
+)
+def test_what_may_be_a_secret_is_named_and_not_said(text, tmp_path):
+    with pytest.raises(UsageError) as caught:
+        read_night(write(tmp_path, f"[night]\n{text}"))
+
+    assert f"[night] {text.split()[0]}: wanted" in str(caught.value).replace("]:", "]")
+    assert "HUSH" not in str(caught.value)
+    assert "HUSH" not in repr(Schedule(webhook="https://hooks.invalid/HUSH"))
 
 
 @pytest.mark.parametrize(
@@ -298,18 +319,22 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
         assert word not in caplog.text
 
 
-def test_a_webhook_that_fails_is_a_warning(site, caplog):
+def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
     site.be(hook=410)
 
     assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)
     assert not notify(Schedule(webhook="env:NO_SUCH_NAME"), SUMMARY)
     warn(Schedule(webhook_token="env:NOR_THIS"))  # noqa: S106
     assert not notify(Schedule(webhook="http://127.0.0.2:9/path-hush"), SUMMARY)
+    for hook in ("https://a:hush@127.0.0.2/hush", "https://127.0.0.2/a: hush"):
+        monkeypatch.setenv("HOOK", hook)
+        assert not notify(Schedule(webhook="env:HOOK"), SUMMARY)
 
     assert "it answers 410" in caplog.text
     assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
     assert "will not be told: env:NOR_THIS: there is no such thing" in caplog.text
     assert "plain http is for hosts that are named" in caplog.text
+    assert caplog.text.count("wanted an https address without user") == 2
     assert "hush" not in caplog.text
 
 

@@ -138,6 +138,25 @@ def test_the_same_night_again_changes_nothing(nights):
     assert not (nights.folder / "work" / ".night").exists()
 
 
+@pytest.mark.usefixtures("archive")
+def test_scenes_that_may_fail_fail_no_command(nights):
+    """But for a night that cannot begin or be told of; and who watches hears it."""
+    path = nights.folder / "night.prom"
+
+    code, _, summary = nights.run("--scenes-may-fail", "--metrics", path)
+
+    assert (code, summary["exit_code"]) == (0, ExitCode.REFUSED)
+    assert 'tileseg_exit_code{service="night"} 0.0' in path.read_text()
+    assert nights.run("--scenes-may-fail")[::2] == (0, summary)
+    nights.now += DAY
+    (nights.output / "night.json").unlink()
+    (nights.output / "night.json").mkdir()
+    assert nights.run("--scenes-may-fail")[0] == ExitCode.OUTPUT
+    (nights.output / "night-state.json").write_text("{")
+    words = ["nightly", "--config", str(nights.path), "--scenes-may-fail"]
+    assert CliRunner().invoke(main, words).exit_code == ExitCode.OUTPUT
+
+
 def test_a_failed_scene_is_tried_after_1_2_and_4_nights_then_given_up(nights, archive):
     """A changed one at once; and the others are left alone."""
     for name in "bc":
@@ -323,8 +342,8 @@ def test_a_stopped_scene_goes_on_and_comes_first(
     (archive / "a.tif").unlink()
     with monkeypatch.context() as patch:
         patch.setattr(job, "_process", stop_in_hand(error))
-        first = nights.run()
-    assert first[0] == code
+        first = nights.run("--scenes-may-fail")
+    assert first[0] == code == first[2]["exit_code"]
     assert states(first[2]) == {"b": "waiting", "c": "waiting"}
     nights.now += DAY
 
@@ -816,6 +835,24 @@ def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
 
 
 @pytest.mark.usefixtures("archive")
+def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
+    """Ray's ends with the engine."""
+    told = []
+    for owner, name in ((Monitor, "sum_up"), (job.Staff, "close")):
+        real = getattr(owner, name)
+
+        def note(*args, real=real, name=name):
+            told.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, note)
+
+    nights.run()
+
+    assert told == ["sum_up", "close"]
+
+
+@pytest.mark.usefixtures("archive")
 def test_one_night_at_a_time(nights):
     file = read_night(str(nights.path))
     words = ["nightly", "--config", str(nights.path)]
@@ -841,7 +878,8 @@ def test_a_state_that_cannot_be_read_is_said(nights, text):
 def test_options_that_are_no_nights(nights, archive):
     """--scenes is as it was; a night's file needs to be one."""
     for words, said in (
-        (["--scenes", archive, "--plan"], "leave --scenes out"),
+        (["--scenes", archive, "--plan"], "are for a night's file"),
+        (["--scenes", archive, "--scenes-may-fail"], "are for a night's file"),
         ([], "give --scenes, or a night's file"),
         (["--config", nights.path, "--dry-run"], "give --plan"),
         (["--config", nights.folder / "none.toml"], "cannot be read as TOML"),

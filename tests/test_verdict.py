@@ -1,13 +1,17 @@
 """What limited a run is said, and is what limited it."""
 
+import json
 import time
+from dataclasses import replace
 from pkgutil import resolve_name
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from making import make_model, make_scene, random_pixels
 
+from tileseg.cli import main
 from tileseg.job import run
 from tileseg.maker import Maker
 from tileseg.model import Network
@@ -95,6 +99,15 @@ def test_the_advice_is_about_this_run(limit, traits, says):
 
     assert limit == verdict.limit
     assert says in verdict.advice
+
+
+def test_who_does_several_scenes_already_is_not_told_to():
+    spent = Spent(total=10, work=1)
+
+    assert "several scenes to one command" in judge(spent).advice
+    shared = judge(replace(spent, is_shared=True))
+    assert shared.limit == "start"
+    assert "several" not in shared.advice
 
 
 def test_workers_with_nothing_to_do_are_idle():
@@ -193,6 +206,31 @@ def test_what_is_slow_before_and_after_is_what_limits(
     verdict = judged(ready, tmp_path)["verdict"]
 
     assert limit == verdict["limit"], verdict
+
+
+@pytest.mark.parametrize(
+    ("verb", "inputs", "is_shared"),
+    [
+        ("segment", ["--input", "a.tif"], False),
+        ("segment", ["--input", "a.tif", "--input", "b.tif"], True),
+        ("nightly", ["--scenes", "a.tif"], True),
+    ],
+)
+def test_the_command_knows_whether_it_does_several(
+    verb, inputs, is_shared, ready, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.tif", "b.tif"):
+        make_scene(tmp_path / name, random_pixels(40, 40))
+    slow(monkeypatch, resolve_name("tileseg.job"), "prepare", sleep(4))
+    words = [*inputs, "--model", ready["model"], "--precision", "fp32"]
+
+    result = CliRunner().invoke(main, [verb, *words, "--output", "out"])
+
+    assert result.exit_code == 0, result.stderr
+    advice = json.loads(result.stdout.splitlines()[0])["verdict"]["advice"]
+    assert advice.startswith("starting took")
+    assert is_shared is ("several scenes" not in advice)
 
 
 def test_what_is_there_already_is_not_judged_again(ready, tmp_path):

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -14,12 +15,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tileseg import metrics
 from tileseg.cli import main
+from tileseg.cli_nightly import run_one
 from tileseg.console import configure_logging, tell
 from tileseg.cost import bill, in_words, total
 from tileseg.energy import EnergyMeter
+from tileseg.errors import DeadlineError, PreemptedError
+from tileseg.job import Staff
 from tileseg.logs import JsonLines, about
 from tileseg.monitor import Monitor
 from tileseg.settings import Job
+from tileseg.stopping import StopSignal
 
 
 def read(path):
@@ -205,7 +210,24 @@ def test_every_line_of_the_log_is_json_and_says_which_scene(nights):
     assert {it["shard"] for it in of_b if "shard" in it} == {"0_0"}
     error = next(it for it in lines if it["level"] == "error")
     assert error["scene"].endswith("a.tif")
-    assert error["message"].startswith("tileseg: ")
+    assert error["message"].startswith(str(folder / "scenes" / "a.tif"))
+
+
+def test_a_deadline_is_no_error(monkeypatch, capfd):
+    """What is left goes on the next night, as it should."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    configure_logging(0, is_quiet=False, log_format="json")
+    told = {}
+    for error in (DeadlineError("the night is over"), PreemptedError("SIGTERM")):
+        staff = Staff()
+        with suppress(StopSignal):
+            staff.stop.ask(error)
+        run_one({"input": "a.tif"}, staff, Monitor())
+        line = json.loads(capfd.readouterr().err)
+        told[line["message"]] = line["level"]
+    configure_logging(0, is_quiet=False)
+
+    assert told == {"the night is over": "info", "SIGTERM": "error"}
 
 
 def test_the_log_is_json_if_asked_for(monkeypatch, capfd):
@@ -222,7 +244,8 @@ def test_the_log_is_json_if_asked_for(monkeypatch, capfd):
     out, err = capfd.readouterr()
     first, second, third = err.splitlines()
     assert json.loads(first)["shard"] == "0001_0002"
-    assert json.loads(second)["level"] == "error"
+    second = json.loads(second)
+    assert (second["level"], second["message"]) == ("error", "an error")
     assert third == "tileseg: a line"
     assert out == "a result\n"
 

@@ -59,7 +59,9 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
 
     monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:
-        for facts in scenes_of(options):
+        scenes = scenes_of(options)
+        staff.is_shared = len(scenes) > 1
+        for facts in scenes:
             record = run_one(facts, staff, monitor)
             if is_over(record, staff):
                 break

@@ -18,7 +18,7 @@ from tileseg.console import (
     signals,
     tell,
 )
-from tileseg.errors import ExitCode, TilesegError, UsageError
+from tileseg.errors import DeadlineError, ExitCode, TilesegError, UsageError
 from tileseg.intake import job_file, one_each, stated
 from tileseg.logs import about
 from tileseg.options import job_options, watch_options
@@ -57,6 +57,13 @@ _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
     help="Take a scene as a new one, that was given up say; all: all that failed."
     " May be given several times.",
 )
+@click.option(
+    "--scenes-may-fail",
+    "may_fail",
+    is_flag=True,
+    help="Exit with 0 when the night has ended, whatever became of its scenes: for what"
+    " begins a failed command again. night.json tells of them.",
+)
 @job_options
 @watch_options
 def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
@@ -72,18 +79,21 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     from tileseg.monitor import Monitor
 
     is_plan, retry = options.pop("is_plan"), options.pop("retry")
+    may_fail = options.pop("may_fail")
     monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     is_broken = False
     with results(), one_line_errors():
-        if options["scenes"] is not None and (is_plan or retry):
-            msg = "plan, retry: are of a night's file; leave --scenes out"
+        if options["scenes"] is not None and (is_plan or retry or may_fail):
+            msg = "plan, retry, scenes-may-fail: are for a night's file, not --scenes"
             raise UsageError(msg)
         if is_plan:
             _plan(_file(options), retry)
         elif options["scenes"] is None:
             file = _file(options)
             with monitor:
-                is_broken = _spend(file, retry, monitor)
+                night, is_broken = _spend(file, retry, monitor)
+                if may_fail and not is_broken:
+                    monitor.code = night.stopped
         else:
             with monitor:
                 is_broken = _each(options, monitor)
@@ -122,8 +132,10 @@ def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     tell(json.dumps(plan))
 
 
-def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> bool:
-    """Do what a night's file asks; return whether workers are stuck."""
+def _spend(
+    file: "NightFile", retry: tuple[str, ...], monitor: "Monitor"
+) -> tuple["Tonight", bool]:
+    """Do what a night's file asks; return the night, and whether workers are stuck."""
     from tileseg.job import Staff
     from tileseg.nightly_hook import notify_failure, warn
     from tileseg.nightly_run import Tonight, hold_night
@@ -136,13 +148,14 @@ def _spend(file: "NightFile", retry: tuple[str, ...], monitor: "Monitor") -> boo
             notify_failure(file.night, err)
             raise
         warn(file.night)
-        with Staff(stop) as staff, deadline(stop, night.left()):
-            _work(night, staff, monitor)
-        _end(night, file)
-        monitor.sum_up(night.summary())  # after it: the seconds of this run are in it
+        with Staff(stop, is_shared=True) as staff:  # with whom Ray's port goes
+            with deadline(stop, night.left()):
+                _work(night, staff, monitor)
+            _end(night, file)
+            monitor.sum_up(night.summary())  # after it: this run's seconds are in it
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
-    return staff.is_broken
+    return night, staff.is_broken
 
 
 def _end(night: "Tonight", file: "NightFile") -> None:
@@ -172,12 +185,12 @@ def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
 
 
 def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
-    """Do every scene that --scenes names; return what `_spend` does."""
+    """Do every scene that --scenes names; return whether workers are stuck."""
     from tileseg.inputs import find_many
     from tileseg.job import Staff
     from tileseg.nightly import Night
 
-    with signals() as stop, Staff(stop) as staff:
+    with signals() as stop, Staff(stop, is_shared=True) as staff:
         # What a person took back is not made again by whatever runs every night.
         values = {"again": False, **job_file(options.pop("config"), is_one=False)}
         values |= stated(options)
@@ -252,7 +265,8 @@ def run_one(
         except TilesegError as err:
             record.fail(err)
         if record.error:
-            tell(f"tileseg: {record.values['error']}", err=True)
+            is_due = isinstance(record.error, DeadlineError)  # as it should be
+            tell(f"{'' if is_due else 'tileseg: '}{record.values['error']}", err=True)
     monitor.add(record)
     tell(json.dumps(record.values))
     return record

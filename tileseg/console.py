@@ -177,11 +177,15 @@ def results() -> Iterator[None]:
 
 
 def tell(line: str, *, err: bool = False) -> None:
-    """Print a line, no secret; a reader that is gone, or a full disk, stops no job."""
+    """Print a line, no secret; a reader that is gone, or a full disk, stops no job.
+
+    On stderr, one that begins with `tileseg: ` is an error; as JSON its level says so.
+    """
     stream = sys.stderr if err else _results or sys.stdout
     if err and _json_lines:
-        level = logging.ERROR if line.startswith("tileseg: ") else logging.INFO
-        told = logging.LogRecord("tileseg", level, "", 0, line, None, None)
+        text = line.removeprefix("tileseg: ")
+        level = logging.INFO if text == line else logging.ERROR
+        told = logging.LogRecord("tileseg", level, "", 0, text, None, None)
         line = _json_lines.format(told)
     try:
         click.echo(redact(line), file=stream)

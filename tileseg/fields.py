@@ -65,6 +65,7 @@ def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
     """
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     hints: dict[str, Any] = {item.name: item.type for item in fields(kind)}
+    hidden = {item.name for item in fields(kind) if not item.repr}
     for key, value in list(values.items()):
         if key not in hints:
             what = kind.__name__.lower()
@@ -76,7 +77,8 @@ def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
         if is_table and isinstance(value, dict):
             values[key] = of_table(f"{path}: {key}", value, hint)
         elif not fits(value, hint):
-            msg = f"{path}: {key}: got {value!r}, wanted {said(hints[key])}"
+            told = "" if key in hidden else f"got {value!r}, "
+            msg = f"{path}: {key}: {told}wanted {said(hints[key])}"
             raise UsageError(msg)
     return values
 

@@ -57,9 +57,11 @@ class Staff:
     Late, so that a job with nothing to do starts neither torch nor Ray.
     """
 
-    def __init__(self, stop: Stop | None = None) -> None:
+    def __init__(self, stop: Stop | None = None, *, is_shared: bool = False) -> None:
         """Hire nobody yet; work until somebody asks to `stop`."""
         self.stop = stop or Stop()
+        self.is_shared = is_shared
+        """Whether there are several jobs to do."""
         self._engine: Engine | None = None
         self._shares: dict[object, float] = {}
 
@@ -134,6 +136,7 @@ def run(
     record.values["job"] = job.given()
     with ExitStack() as stack:
         staff = staff or stack.enter_context(Staff())
+        record.is_shared = staff.is_shared
         _end_well(job, record, progress, staff)
     return record
 

@@ -12,22 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from tileseg.address import split
-from tileseg.errors import InputError, UsageError
+from tileseg.errors import InputError, TilesegError, UsageError
 from tileseg.fields import checked, read_toml
 from tileseg.settings import Job, is_bbox, is_remote, within
 
 __all__ = [
     "OF_A_NIGHT",
+    "RECEIVER",
     "NightFile",
     "Schedule",
     "Source",
     "Target",
+    "is_receiver",
     "is_web",
     "read_night",
     "secret",
 ]
 
 _Limits = dict[str, tuple[Callable[[Any], bool], str]]
+
+RECEIVER = "an https address without user and password"
+"""What a webhook is."""
 
 _ORDERS = ("newest", "oldest", "smallest", "name")
 _MOST_ITEMS = 10_000
@@ -156,9 +161,9 @@ class Schedule:
     """Times that a failed scene is tried again before it is given up."""
     backoff: tuple[int, ...] = (1, 2, 4)
     """Nights from one try to the next; the last number goes on."""
-    webhook: str = ""
+    webhook: str = field(default="", repr=False)  # may itself be the secret
     """Who is told: an https address, or `env:NAME` or `file:PATH` that has it."""
-    webhook_token: str = ""
+    webhook_token: str = field(default="", repr=False)
     """What it is sent as a bearer's token: `env:NAME` or `file:PATH`."""
 
     def __post_init__(self) -> None:
@@ -180,8 +185,8 @@ class Schedule:
             "retries": (lambda n: n >= 0, "0 or more"),
             "backoff": (lambda n: n and min(n) > 0, "nights, 1 or more each"),
             "webhook": (
-                lambda x: not x or _is_secret(x) or is_web(x),
-                "an https address, env:NAME or file:PATH",
+                lambda x: not x or _is_secret(x) or is_receiver(x),
+                f"{RECEIVER}, env:NAME or file:PATH",
             ),
             "webhook_token": (
                 lambda x: not x or _is_secret(x),
@@ -306,6 +311,14 @@ def is_web(address: str) -> bool:
     return parts is not None and parts.scheme in ("https", "http")
 
 
+def is_receiver(address: str) -> bool:
+    """Return whether a night's end may be posted there; says no word of the address."""
+    try:
+        return is_web(address)
+    except TilesegError:
+        return False
+
+
 def _is_secret(said: str) -> bool:
     kind, _, name = said.partition(":")
     return kind in ("env", "file") and bool(name) and not name.startswith("//")
@@ -313,9 +326,11 @@ def _is_secret(said: str) -> bool:
 
 def _check(table: Source | Schedule, limits: _Limits) -> None:
     """Refuse values beyond their limits."""
+    hidden = {item.name for item in fields(table) if not item.repr}
     for name, (is_good, wanted) in limits.items():
         if (got := getattr(table, name)) is not None and not is_good(got):
-            msg = f"{name}: got {got!r}, wanted {wanted}"
+            told = "" if name in hidden else f"got {got!r}, "
+            msg = f"{name}: {told}wanted {wanted}"
             raise UsageError(msg)
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from tileseg.calls import call
 from tileseg.errors import ExitCode, TilesegError, UsageError
-from tileseg.nightly_file import Schedule, is_web, secret
+from tileseg.nightly_file import RECEIVER, Schedule, is_receiver, secret
 from tileseg.redact import redact
 
 __all__ = ["notify", "notify_failure", "warn"]
@@ -58,8 +58,8 @@ def notify_failure(night: Schedule, error: TilesegError) -> bool:
 def _post(address: str, headers: dict[str, str], body: bytes) -> bool:
     host = "an unknown host"
     try:
-        if not is_web(address):
-            msg = "address: wanted https"
+        if not is_receiver(address):
+            msg = f"address: wanted {RECEIVER}"
             raise UsageError(msg)
         host = urlsplit(address).hostname or host
         answer = call(address, body, headers, seconds=_SECONDS)

@@ -54,6 +54,7 @@ class Record:
         self.distrusted = 0
         self.is_news = True  # False: what is live was so before
         self.is_made = True  # False: by an earlier run, whose work it tells of
+        self.is_shared = False  # True: other scenes have the same workers
         self._start = perf_counter()
         self._workers = 1
         self._workers_rss_mb = 0.0
@@ -327,6 +328,7 @@ class Record:
             workers=self._workers,
             ends={key: seconds[key] or 0.0 for key in ENDS},
             is_gpu=devices[0].startswith("cuda"),
+            is_shared=self.is_shared,
         )
         return judge(spent)
 

@@ -50,6 +50,8 @@ class Spent:
     """Whether a file of the scene is not tiled."""
     forwards: int = 1
     """How often a tile was forwarded: by several models, in several ways."""
+    is_shared: bool = False
+    """Whether the workers are there for other scenes, too."""
     has_polygons: bool = False
     """Whether workers polygonised their shards."""
 
@@ -138,10 +140,13 @@ def _advice(
             "something else on their machines holds them up; try fewer"
         )
     if limit == "start":
-        return (
-            f"starting took {phases['start']:.0%} of the time: give several scenes to "
-            "one command, which loads libraries, workers and the network once"
-        )
+        text = f"starting took {phases['start']:.0%} of the time"
+        if spent.is_shared:
+            return (
+                f"{text}: opening the scene and settling how to compute, which every "
+                "scene takes, however small"
+            )
+        return f"{text}: give several scenes to one command, which loads libraries once"
     most, help_ = _AFTER[limit]
     share = f"what comes after the workers took {phases['finish']:.0%} of the time"
     return f"{share}, most of it {most}: {help_}"
