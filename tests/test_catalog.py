@@ -89,6 +89,16 @@ def test_landsat_goes_by_key_and_by_band_name(write):
     assert asset_href(item, "qa_pixel").endswith("LC08_QA_PIXEL.TIF")
 
 
+def test_a_narrow_infrared_will_do_where_there_is_no_wide_one(write):
+    """Landsat has only `nir08`; Sentinel-2 has both, and the wide one is meant."""
+    narrow, only = stack_of(write(landsat()), ("nir08",)), landsat()
+    only["assets"]["nir"] = {**only["assets"]["nir08"], "href": "./wide.TIF"}
+    only["assets"]["nir"]["eo:bands"] = [{"name": "B8", "common_name": "nir"}]
+
+    assert stack_of(write(landsat()), ("nir",))[0].href == narrow[0].href
+    assert stack_of(write(only), ("nir",))[0].href.endswith("wide.TIF")
+
+
 def test_bands_of_one_file_are_one_layer_with_what_the_asset_says_of_all(write):
     (layer,) = stack_of(write(of_version_1_1()), BGR)
 

@@ -3,15 +3,17 @@
 from importlib.resources import files
 from pathlib import Path
 
-__all__ = ["MODELS", "default_model", "known_anywhere", "model_folder"]
+from tileseg.errors import UsageError
+
+__all__ = ["MODELS", "default_model", "model_folder", "not_ours", "portable_name"]
 
 MODELS = "landcover-bgr", "landcover-bgrn"
-"""Land cover from blue, green and red, and from these and near infrared."""
+"""Land cover from blue, green and red; from these and near infrared."""
 
 
 def default_model() -> Path:
     """Return the folder of the model that is meant where none is named."""
-    return model_folder(MODELS[0])
+    return model_folder("")
 
 
 def model_folder(name: str) -> Path:
@@ -25,9 +27,25 @@ def model_folder(name: str) -> Path:
     return Path(str(files("tileseg"))) / "models" / (name or MODELS[0])
 
 
-def known_anywhere(name: str) -> str:
+def portable_name(name: str) -> str:
     """Return a model's name as a process elsewhere understands it.
 
     Another machine may have tileseg in another place, and another current folder.
     """
     return name if name in ("", *MODELS) else str(Path(name).absolute())
+
+
+def not_ours(name: str) -> Path:
+    """Return the folder of a model that is to be written.
+
+    Raises:
+        UsageError: the name is that of a model of ours: what is written there would
+            be found by no one.
+    """
+    if name in ("", *MODELS):
+        msg = (
+            f"{name or MODELS[0]}: comes with tileseg and is not written to; "
+            f"wanted another folder, or ./{name or MODELS[0]}"
+        )
+        raise UsageError(msg)
+    return Path(name)

@@ -7,6 +7,7 @@ addresses; whether those may be read is decided where they are opened.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -102,7 +103,8 @@ def stack_of(
     """Return the files of an Item that hold the wanted bands, and what it says of them.
 
     A band is looked for by its name or, alone in its asset, the asset's key; then by
-    its common name, then by its description; in any case.
+    its common name, then by its description; in any case. Where there is no `nir`, a
+    `nir08` is one.
 
     Args:
         source: path or address of the Item, or `collection.json#id`.
@@ -302,8 +304,9 @@ def _find(source: str, places: list[_Place], wanted: str | int) -> _Place:
         msg = f"{source}: bands of a STAC Item go by name, got {wanted}"
         raise UsageError(msg)
     found: list[_Place] = []
-    for names in _WAYS:
-        found = [it for it in places if wanted.casefold() in names(it)]
+    words = (wanted.casefold(), *_NARROWER.get(wanted.casefold(), ()))
+    for word, names in product(words, _WAYS):
+        found = [it for it in places if word in names(it)]
         found = [it for it in found if it.is_data] or found
         if found:
             break
@@ -316,7 +319,10 @@ def _find(source: str, places: list[_Place], wanted: str | int) -> _Place:
         )
         raise UsageError(msg)
     has = ", ".join(map(str, places)) or "none"
-    msg = f"{source}: has no band {wanted!r} in a GeoTIFF; it has {has}"
+    msg = (
+        f"{source}: has no band {wanted!r} in a GeoTIFF; it has {has}. If one of these "
+        "is meant, list all by name, in the model's order, in a job file: bands = [...]"
+    )
     raise UsageError(msg)
 
 
@@ -330,6 +336,10 @@ _WAYS: tuple[_Names, ...] = (
     lambda it: _words(it, "common_name", "eo:common_name"),
     lambda it: _words(it, "description"),
 )
+
+
+_NARROWER = {"nir": ("nir08",)}
+"""What else STAC calls a band that will do where there is no wider one: Landsat's."""
 
 
 def _facts(place: _Place, name: str | None, *, with_scale: bool) -> BandFacts:

@@ -207,18 +207,19 @@ def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (f
 
 
 @model.command("statistics")
-@click.option("--model", metavar="DIR", required=True, help="Model folder.")
+@click.option("--model", metavar="DIR", required=True, help="A folder of your own.")
 @with_options(_SCENES)
 def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
     """Write into a model's card what values scenes have that it was trained on."""
     scrub()
+    from tileseg.builtin import not_ours
     from tileseg.fit import with_statistics
     from tileseg.item import write_card
 
     with results(), one_line_errors():
-        jobs = _scene_jobs(options)
-        card = with_statistics(jobs)
-        write_card(jobs[0].model_path, card)
+        folder = not_ours(options["model"])
+        card = with_statistics(_scene_jobs(options))
+        write_card(folder, card)
         for name, known in zip(card.bands, card.statistics or (), strict=True):
             tell(f"{name}: {known}")
 
@@ -264,9 +265,10 @@ def import_(source: str, folder: str, **options: Any) -> None:  # noqa: ANN401  
     with results(), one_line_errors(), signals():
         # Not before: a wrong option is told without torch.
         from tileseg.adopt import Told, adopt, lay
+        from tileseg.builtin import not_ours
 
         told = Told(**{key: item for key, item in options.items() if item is not None})
-        place = Path(folder).absolute()
+        place = not_ours(folder).absolute()
         adopted = adopt(Path(source), told, folder_name=place.name)
         lay(adopted, place)
         card = adopted.card

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tileseg.builtin import known_anywhere, model_folder
+from tileseg.builtin import model_folder, portable_name
 from tileseg.card import Card
 from tileseg.errors import UsageError
 from tileseg.item import read_card
@@ -41,7 +41,7 @@ class Ensemble:
     """One model or several, and how often each of them looks at a tile."""
 
     folders: tuple[str, ...]
-    """What they are called, wherever that is asked: see `builtin.known_anywhere`."""
+    """What they are called, wherever that is asked: see `builtin.portable_name`."""
     cards: tuple[Card, ...]
     """Theirs, in the same order."""
     tta: str = "none"
@@ -175,7 +175,7 @@ def read_ensemble(job: Job) -> Ensemble:
     cards = tuple(read_card(model_folder(name)) for name in job.models)
     for card in cards:
         card.check_trust(is_trusted=job.trust_model_code)
-    return Ensemble(tuple(map(known_anywhere, job.models)), cards, job.tta)
+    return Ensemble(tuple(map(portable_name, job.models)), cards, job.tta)
 
 
 def _ordinal(number: int) -> str:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import click
 
+from tileseg.builtin import MODELS
+
 __all__ = [
     "SCALES",
     "Numbers",
@@ -89,8 +91,8 @@ _OPTIONS = (
         multiple=True,
         callback=lambda _context, _option, folders: _one_or_all(folders),
         metavar="MODEL",
-        help="Model folder, or landcover-bgrn, ours with infrared; of several the"
-        " probabilities are averaged.  [default: landcover-bgr, ours]",
+        help=f"Model folder, or one of ours, {' and '.join(MODELS)}; of several the"
+        f" probabilities are averaged.  [default: {MODELS[0]}]",
     ),
     click.option(
         "--tta",

@@ -240,9 +240,9 @@ class Scene:
         Raises:
             UsageError: one is missing, or a name occurs twice.
         """
-        return tuple(self._band(key) for key in wanted)
+        return tuple(self._band(key, wanted) for key in wanted)
 
-    def _band(self, key: str | int) -> Band:
+    def _band(self, key: str | int, wanted: tuple[str | int, ...]) -> Band:
         found = [
             band
             for band in self.bands
@@ -255,9 +255,11 @@ class Scene:
             f"{band.index}: {band.name or '(unnamed)'}" for band in self.bands
         )
         problem = "has no band" if not found else "has more than one band"
+        order = ", ".join(map(str, wanted))
+        example = [3, 2, 1, *range(4, len(wanted) + 1)]
         msg = (
             f"{self.href}: {problem} {key!r}; it has {has}. Describe the bands in the "
-            f"file, or list them in the model's order in a job file: bands = [3, 2, 1]"
+            f"file, or list those for {order} in a job file: bands = {example}"
         )
         raise UsageError(msg)
 

@@ -7,7 +7,7 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self
 
-from tileseg.builtin import known_anywhere, model_folder
+from tileseg.builtin import model_folder, not_ours, portable_name
 from tileseg.classes import color_of, renaming
 from tileseg.errors import UsageError
 from tileseg.fields import checked, fits, read_toml, said
@@ -125,6 +125,7 @@ class Training:
             if (got := getattr(self, name)) is not None and not is_good(got):
                 msg = f"{name}: got {got!r}, wanted {wanted}"
                 raise UsageError(msg)
+        not_ours(self.to)
         renaming(self.renamed)
         if self.offset is not None and self.scale is None:
             msg = "offset: means nothing without scale; give both"
@@ -206,7 +207,7 @@ class Training:
             self,
             labels=tuple(str(Path(path).absolute()) for path in self.labels),
             to=str(self.folder.absolute()),
-            base=known_anywhere(self.base),
+            base=portable_name(self.base),
         )
 
     @property

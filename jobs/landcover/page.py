@@ -19,6 +19,7 @@ __all__ = [
     "Failure",
     "Score",
     "Setting",
+    "as_both",
     "as_classes",
     "as_scores",
     "as_settings",
@@ -101,6 +102,21 @@ def as_classes(scores: Scores, names: tuple[str, ...]) -> str:
             ]
             lines.append([source, *cells, f"{score.calibration.error:.3f}"])
     return as_table(["source", *names, "calibration error"], lines)
+
+
+def as_both(scores: Scores, names: tuple[str, ...]) -> str:
+    """Return a table: of each source how right each way is, and its F1 by class."""
+    lines = [
+        [
+            *(source, way, f"{score.confusion.total:,}"),
+            f"{score.confusion.accuracy:.3f}",
+            f"{score.confusion.macro_f1:.3f}",
+            *("–" if np.isnan(f1) else f"{f1:.3f}" for f1 in score.confusion.f1),
+        ]
+        for (source, way), score in sorted(scores.items())
+    ]
+    head = ["source", "model", "pixels", "accuracy", "macro-F1", *names]
+    return as_table(head, lines)
 
 
 def as_settings(settings: Sequence[Setting]) -> str:
