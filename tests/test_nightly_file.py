@@ -2,7 +2,8 @@
 
 import json
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from datetime import time as dt_time
 
 import pytest
 import stac_api
@@ -10,7 +11,7 @@ import stac_api
 from tileseg import address
 from tileseg.errors import InputError, RefusedError, StorageError, UsageError
 from tileseg.nightly_file import Schedule, Source, read_night, secret
-from tileseg.nightly_hook import notify, warn
+from tileseg.nightly_hook import check, notify
 from tileseg.nightly_search import search
 from tileseg.nightly_source import find
 
@@ -48,8 +49,17 @@ def write(folder, text, source='scenes = "scenes"', target='output = "maps"'):
             "[night] deadline, hours: wanted one",
         ),
         ("[night]\nhours = 0", "[night] hours: got 0, wanted more than 0"),
-        ("[night]\nretries = true", "[night]: retries: got True, wanted int"),
-        ("[night]\nbackoff = []", "[night] backoff: got (), wanted nights"),
+        (
+            "[night]\nretries = true",
+            "[night]: retries: got true, wanted a whole number",
+        ),
+        ("[night]\nbackoff = []", "[night] backoff: got [], wanted nights"),
+        ('[night]\nhours = "six"', "[night]: hours: got 'six', wanted a number"),
+        (
+            "[night]\ndeadline = 2026-05-31",
+            "deadline: got 2026-05-31, wanted a text or a time of day",
+        ),
+        ('[night]\nfirst = "a"', "[night]: first: got 'a', wanted a list of texts"),
         ('[night]\norder = "best"', "[night] order: got 'best', wanted one of newest"),
         ('[night]\nwebhook = "s3://a/b"', "[night] webhook: wanted an https address"),
         ('[night]\nwebhook_token = "hush"', "webhook_token: wanted env:NAME or file"),
@@ -95,8 +105,11 @@ def test_what_may_be_a_secret_is_named_and_not_said(text, tmp_path):
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("", "wanted one of scenes and stac"),
-        ('scenes = "a"\nstac = "https://b.org"', "wanted one of scenes and stac"),
+        ("", "scenes, stac: wanted one of them, got neither"),
+        (
+            'scenes = "a"\nstac = "https://b.org"',
+            "scenes, stac: wanted one of them, got both",
+        ),
         ('scenes = "a"\nsince = "1 day"', "since: is for a search (stac)"),
         ('stac = "s3://bucket/api"', "wanted the https address of an API"),
         ('stac = "https://b.org?key=hush"', "wanted the https address of an API"),
@@ -108,10 +121,13 @@ def test_what_may_be_a_secret_is_named_and_not_said(text, tmp_path):
         ('stac = "https://b.org"\ncloud_cover = 101', "wanted 0 to 100 percent"),
         (
             'stac = "https://b.org"\nbbox = [1, 2, 3, 2]',
-            "bbox: got (1, 2, 3, 2), wanted",
+            "bbox: got [1, 2, 3, 2], wanted",
         ),
-        ('stac = "https://b.org"\nbbox = [1, 2, 3]', "bbox: got (1, 2, 3), wanted"),
-        ('stac = "https://b.org"\nquery = 3', "query: got 3, wanted"),
+        (
+            'stac = "https://b.org"\nbbox = [1, 2, 3]',
+            "bbox: got [1, 2, 3], wanted a list of 4 numbers",
+        ),
+        ('stac = "https://b.org"\nquery = 3', "query: got 3, wanted a table"),
     ],
 )
 def test_what_no_source_can_be_is_one_line(source, said, tmp_path):
@@ -120,6 +136,53 @@ def test_what_no_source_can_be_is_one_line(source, said, tmp_path):
 
     assert said in str(caught.value)
     assert "hush" not in str(caught.value)
+
+
+def test_what_is_taken_later_than_until_is_no_search():
+    """Days and moments, and what is counted from now; nobody is asked."""
+    for since, until in (
+        ("2026-05-02", date(2026, 5, 1)),
+        (datetime(2026, 5, 1, 12, tzinfo=UTC), "2026-05-01T11:59:00Z"),
+        ("3 days", "1 week"),
+    ):
+        source = Source(stac="https://b.invalid", since=since, until=until)
+        with pytest.raises(
+            UsageError, match=r"since, until: got .* earlier time first"
+        ):
+            search(source, NOW)
+    day = Source(stac="https://b.invalid", since="2026-05-01", until="2026-05-01")
+    assert day.period(NOW)[0] < day.period(NOW)[1]
+
+
+def test_work_is_not_where_results_go(tmp_path):
+    """However the two are spelt; the one may lie in the other."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    for output, work in (
+        ("m11", "m11"),
+        ("s3://a/b/", "s3://a/b"),
+        (f"{tmp_path}/m", f"{tmp_path}/link/m"),
+    ):
+        target = f'output = "{output}"\nwork = "{work}"'
+        with pytest.raises(UsageError, match=r"toml: \[target\] work: got "):
+            read_night(write(tmp_path, "", target=target))
+    read_night(write(tmp_path, "", target='output = "m"\nwork = "m/work"'))
+
+
+def test_what_the_command_line_states_is_not_the_files_fault(tmp_path):
+    path = write(tmp_path, "[job]\nworkers = 2")
+
+    for job, target, said in (
+        ({"workers": 0}, {}, "workers: got 0, wanted 1 or more"),
+        ({}, {"work": "maps"}, "work: got 'maps', wanted another"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            read_night(path, job, target)
+        assert str(caught.value).startswith(said)
+
+
+def test_a_file_that_is_not_there_is_said_plainly(tmp_path):
+    with pytest.raises(UsageError, match=r"cannot be read as TOML: no such file$"):
+        read_night(str(tmp_path / "none.toml"))
 
 
 @pytest.mark.parametrize("target", ["", 'output = ""', 'output = "s3://me:hush@b/a"'])
@@ -152,6 +215,9 @@ def test_a_night_ends_at_the_next_such_hour():
 
     assert night.end(evening) == datetime(2026, 6, 1, 5, 30).astimezone()
     assert night.end(evening + timedelta(hours=5)) == night.end(evening)
+    clock = Schedule(deadline=dt_time(5, 30))  # as TOML has it without quotes
+    assert clock.end(evening) == night.end(evening)
+    assert Schedule(deadline=dt_time()).end(evening).hour == 0
     assert Schedule(hours=1.5).end(evening) - evening == timedelta(minutes=90)
     assert Schedule().end(evening) is None
 
@@ -289,6 +355,7 @@ def test_what_is_no_api_is_named(site):
 
 SUMMARY = {
     "night": "2026-05-31",
+    "warnings": ["is it mounted?"],
     "exit_code": 3,
     "counts": {"scenes": 2, "done": 1, "failed": 1},
     "scenes": [
@@ -315,6 +382,7 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
     assert told["text"].splitlines()[0] == (
         "tileseg, night of 2026-05-31: 2 scenes: 1 done, 1 failed; exit code 3"
     )
+    assert told["text"].splitlines()[1] == "warning: is it mounted?"
     for word in ("hush", "t0ken", "/hook"):
         assert word not in caplog.text
 
@@ -324,7 +392,6 @@ def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
 
     assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)
     assert not notify(Schedule(webhook="env:NO_SUCH_NAME"), SUMMARY)
-    warn(Schedule(webhook_token="env:NOR_THIS"))  # noqa: S106
     assert not notify(Schedule(webhook="http://127.0.0.2:9/path-hush"), SUMMARY)
     for hook in ("https://a:hush@127.0.0.2/hush", "https://127.0.0.2/a: hush"):
         monkeypatch.setenv("HOOK", hook)
@@ -332,10 +399,38 @@ def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
 
     assert "it answers 410" in caplog.text
     assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
-    assert "will not be told: env:NOR_THIS: there is no such thing" in caplog.text
     assert "plain http is for hosts that are named" in caplog.text
     assert caplog.text.count("wanted an https address without user") == 2
     assert "hush" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("night", "said"),
+    [
+        ({"webhook": "env:NO_SUCH_NAME"}, "webhook: env:NO_SUCH_NAME: there is no"),
+        ({"webhook_token": "file:none"}, "webhook_token: file:none: there is no"),
+        ({"webhook": "http://a.org/hush"}, "webhook: plain http is for hosts that"),
+        ({"webhook": "https://10.0.0.7/hush"}, "webhook: is an address of this"),
+        ({"webhook": "env:HOOK"}, "webhook: wanted an https address"),
+    ],
+)
+def test_a_webhook_that_can_never_be_told_is_refused(night, said, monkeypatch):
+    """Before the night, and without saying more of it than its host."""
+    monkeypatch.setattr(address, "_allowed", set())
+    monkeypatch.setenv("HOOK", "ftp://a.org/hush")
+
+    with pytest.raises(UsageError) as caught:
+        check(Schedule(**night))
+
+    assert str(caught.value).startswith(f"[night] {said}")
+    assert "hush" not in str(caught.value)
+
+
+def test_a_webhook_that_may_be_told_is_asked_nothing_before(site):
+    check(Schedule())
+    check(Schedule(webhook=f"{site.address}/hook"))
+
+    assert site.log() == []
 
 
 def test_an_api_that_does_not_answer_is_given_up(site, monkeypatch):

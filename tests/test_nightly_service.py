@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import stac_api
+import torch
 from click.testing import CliRunner
 from making import (
     make_model,
@@ -27,7 +28,7 @@ from making import (
     snapshot,
 )
 
-from tileseg import address, job, nightly_run
+from tileseg import address, cli_nightly, job, nightly_run
 from tileseg.cli import main
 from tileseg.cli_nightly import run_one
 from tileseg.console import deadline
@@ -199,21 +200,185 @@ def test_a_source_that_is_empty_all_at_once_is_said(nights, archive, caplog):
     (archive / "a.tif").unlink()
     nights.now += DAY
 
-    code, lines, _ = nights.run()
+    code, lines, told = nights.run()
 
     assert (code, lines) == (0, [])
     assert "holds no scene, and nights know of 1; is it mounted?" in caplog.text
+    assert told["warnings"][0] in caplog.messages
+    assert "is it mounted?" in (nights.output / "night.html").read_text()
 
 
-def test_golden_tiles_that_are_not_there_are_said_before_the_night(nights, archive):
+def test_a_night_whose_time_was_over_before_says_so(nights, archive, caplog):
+    """Nothing failed; and somebody who started it should know."""
+    (archive / "a.tif").unlink()
+    end = nights.now + timedelta(hours=1)
+    nights.more = f'[night]\ndeadline = "{end:%H:%M}"'
+    nights.run()
+    make_scene(archive / "d.tif", random_pixels(30, 40, seed=2))
+    nights.now = end + timedelta(hours=2)
+
+    code, lines, told = nights.run()
+
+    assert (code, lines) == (0, [])
+    (text,) = told["warnings"]
+    assert text.startswith("nothing was begun, 1 scene waits: the night's deadline, ")
+    assert text in caplog.text
+    assert json.loads((nights.output / "night.json").read_bytes()) == told
+    assert nights.run("--plan")[2]["counts"] == {"no time": 1, "unchanged": 2}
+    nights.now += DAY
+    assert states(nights.run()[2])["d"] == "done"
+    assert told["warnings"]
+
+
+def test_hours_are_each_runs_own(nights, archive):
+    """One that ended by itself takes nothing from the one that is started later."""
+    (archive / "a.tif").unlink()
+    nights.more = "[night]\nhours = 2"
+    afternoon = nights.now - timedelta(hours=8)
+    nights.now = afternoon
+    assert nights.run()[2]["deadline"] == (afternoon + timedelta(hours=2)).isoformat()
+    make_scene(archive / "d.tif", random_pixels(30, 40, seed=2))
+    nights.now = FIRST
+
+    code, lines, told = nights.run()
+
+    assert (code, len(lines), told["warnings"]) == (0, 1, [])
+    assert told["started"] == afternoon.isoformat()
+    assert told["deadline"] == (FIRST + timedelta(hours=2)).isoformat()
+
+
+def test_who_goes_on_after_a_kill_has_the_hours_that_were_left(
+    nights, archive, monkeypatch
+):
+    """Even if no scene had ended; what is started when they are over has its own."""
+    for name in "ab":
+        (archive / f"{name}.tif").unlink()
+    nights.more = "[night]\nhours = 2"
+    first = (nights.now + timedelta(hours=2)).isoformat()
+
+    def die(*_args, **_more):
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_nightly, "run_one", die)
+        for _ in range(2):
+            CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
+            nights.now += timedelta(minutes=50)
+    assert nights.run("--plan")[2]["deadline"] == first
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "_process", stop_in_hand(PreemptedError("SIGTERM")))
+        assert nights.run()[2]["deadline"] == first
+    assert nights.run("--plan")[2]["deadline"] == first
+    assert states(nights.run()[2]) == {"c": "done"}
+    assert nights.run()[2]["deadline"] != first, "the one before had ended by itself"
+    nights.now += timedelta(hours=3)
+    assert nights.run("--plan")[2]["deadline"] > first
+
+
+@pytest.mark.usefixtures("archive")
+@pytest.mark.parametrize("words", [(), ("--plan",)])
+@pytest.mark.parametrize(
+    ("told", "code", "said"),
+    [
+        ('gates = {canary = "none.npz"}', ExitCode.INPUT, "canary none.npz: no such"),
+        ('aoi = "none.gpkg"', ExitCode.INPUT, "--aoi none.gpkg: "),
+        ('device = "cuda"', ExitCode.USAGE, "device cuda: this machine shows no"),
+        ("workers = 0", ExitCode.USAGE, "nightly.toml: [job] workers: got 0"),
+    ],
+)
+def test_what_no_scene_can_do_is_said_before_the_night(nights, told, code, said, words):
     """Else every scene would fail of it, and be given up in the end."""
-    nights._job += f'\ngates = {{canary = "{archive / "none.npz"}"}}'
+    if "cuda" in told and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    nights._job += f"\n{told}"
+
+    result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path), *words])
+
+    assert result.exit_code == code
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not nights.output.exists()
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_model_that_is_not_there_is_named_by_its_option(nights):
+    nights._job = 'model = "/nix"'
 
     result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
 
-    assert result.exit_code == ExitCode.INPUT
-    assert "none.npz: " in result.stderr
+    assert result.exit_code == ExitCode.MODEL
+    assert "model /nix: no model here" in result.stderr
     assert not nights.output.exists()
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_webhook_that_cannot_be_is_said_before_the_night(nights):
+    nights.more = '[night]\nwebhook = "env:NO_SUCH_NAME"'
+
+    for words in ((), ("--plan",)):
+        command = ["nightly", "--config", str(nights.path), *words]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == ExitCode.USAGE
+        assert "[night] webhook: env:NO_SUCH_NAME: there is no" in result.stderr
+        assert not nights.output.exists()
+
+
+@pytest.mark.usefixtures("archive")
+def test_a_target_that_cannot_be_written_is_one_line(nights):
+    """Before anything is begun."""
+    (nights.folder / "file").write_text("")
+    nights.output = nights.folder / "file" / "maps"
+
+    result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
+
+    assert result.exit_code == ExitCode.OUTPUT
+    (line,) = result.stderr.splitlines()
+    assert f"[target] output: {nights.output}: cannot be written: " in line
+
+
+@pytest.mark.usefixtures("archive")
+def test_what_failed_is_tried_again_when_the_file_says_otherwise(nights):
+    """Also if no pixel depends on it: it may have failed of just that."""
+    nights.more = "[night]\nretries = 0"
+    assert states(nights.run()[2]) == {"a": "given_up", "b": "done", "c": "done"}
+    nights.now += DAY
+    assert whys(nights.run("--plan")[2])["a"] == "given_up"
+
+    nights._job += '\nhosts = ["a.org"]'
+
+    assert whys(nights.run("--plan")[2]) == {
+        "a": "options",
+        "b": "unchanged",
+        "c": "unchanged",
+    }
+    assert len(nights.run()[1]) == 1
+    assert whys(nights.run("--plan")[2])["a"] == "given_up"
+
+
+@pytest.mark.slow
+def test_results_are_no_scenes(nights, archive):
+    """Where a pattern finds them, nor is unfinished work."""
+    (archive / "a.tif").unlink()
+    nights.source = f'scenes = "{nights.folder}/**/*.tif"'
+    assert states(nights.run()[2]) == {"b": "done", "c": "done"}
+    (nights.folder / "work").mkdir(exist_ok=True)
+    shutil.copy(archive / "b.tif", nights.folder / "work" / "d.tif")
+    words = ["nightly", "--scenes", f"{nights.folder}/**/*.tif", "--output"]
+    words += [nights.output, "--work", nights.folder / "work", "--dry-run"]
+
+    assert states(nights.run()[2]) == {"b": "done", "c": "done"}
+    result = CliRunner().invoke(main, [str(word) for word in words])
+    assert json.loads(result.stdout.splitlines()[-1])["counts"]["scenes"] == 2
+
+
+def test_a_source_in_the_target_is_refused(nights, archive):
+    """Nothing of it would be a scene, and nobody would know why."""
+    for scenes in (f"{archive}", f"{archive}/*.tif"):
+        nights.source, nights.output = f'scenes = "{scenes}"', archive
+        result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
+        assert result.exit_code == ExitCode.USAGE
+        assert "[source] scenes: " in result.stderr
+        assert "lies in the target's output or work" in result.stderr
 
 
 def test_a_summary_has_one_shape(nights, archive):
@@ -392,14 +557,14 @@ def test_the_deadline_is_a_wish_to_stop():
 def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     """By the tiles that it has and the time that former ones took."""
     (archive / "a.tif").unlink()
-    nights.more = "[night]\nhours = 8"
+    end = nights.now + timedelta(hours=8)
+    nights.more = f"[night]\ndeadline = {end:%H:%M}:00"
     nights.run()
     make_scene(archive / "big.tif", random_pixels(200, 190))
     make_scene(archive / "small.tif", random_pixels(20, 30))
     state = nights.state()
     state.speed = Speed(((1, 300.0, 2),))  # 72 tiles take 6 h, 2 tiles 10 minutes
     nights.output.joinpath("night-state.json").write_bytes(state.as_bytes())
-    end = nights.now + timedelta(hours=8)
     nights.now += timedelta(hours=3)
     before = digest(nights.output)
 
@@ -432,8 +597,6 @@ def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     code, lines, summary = nights.run()
     assert (code, lines) == (0, [])
     assert summary["counts"]["waiting"] == 2
-    nights.now += timedelta(hours=1)  # still that night, and it is over
-    assert nights.run()[:2] == (0, [])
     assert before == digest(nights.output)
 
 
@@ -626,6 +789,7 @@ def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
     counts = {"scenes": 3, **dict.fromkeys(STATES, 0)}
     bill = {"device_seconds": None, "kwh": None, "cost": None}
     summary = {"night": "2026-06-01", "started": "", "seconds": 0.0, "deadline": None}
+    summary["warnings"] = []
     summary |= {"exit_code": 2, "counts": counts, "tiles": 0, "bytes": 0}
     summary |= {"device_minutes": 0, "spent": bill, "scenes": rows}
 

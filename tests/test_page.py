@@ -311,6 +311,7 @@ def night(made, tmp_path_factory):
         "counts": counts,
         "device_minutes": 70.2,
         "bytes": 98_765_432,
+        "warnings": [f"{HOSTILE[1]}: holds no scene"],
         "scenes": rows,
     }
     (folder / "night.html").write_bytes(night_page(summary, Disk(folder), scenes))

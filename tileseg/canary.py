@@ -196,6 +196,9 @@ def read_canary(path: str) -> Canary:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in _ARRAYS}
             facts = json.loads(str(file["facts"]))
+    except FileNotFoundError as err:
+        msg = f"canary {path}: no such file; tileseg model canary writes one"
+        raise InputError(msg) from err
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as err:
         msg = f"{path}: is no file of tileseg model canary: {err}"
         raise InputError(msg) from err

@@ -103,6 +103,7 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
 def _file(options: dict[str, Any]) -> "NightFile":
     """Return the night's file, with what the command line states instead."""
     from tileseg.nightly_file import read_night
+    from tileseg.nightly_hook import check
 
     path, job = options.pop("config"), stated(options)
     if path is None:
@@ -116,16 +117,15 @@ def _file(options: dict[str, Any]) -> "NightFile":
     }
     file = read_night(path, job, target)
     allow(file.job.get("hosts", ()))
+    check(file.night)
     return file
 
 
 def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     """Print what a night would do; write nothing."""
-    from tileseg.nightly_hook import warn
     from tileseg.nightly_run import Tonight
     from tileseg.nightly_table import table
 
-    warn(file.night)
     with signals():
         plan = Tonight(file, retry=retry).plan()
     tell(table(plan), err=True)
@@ -137,7 +137,7 @@ def _spend(
 ) -> tuple["Tonight", bool]:
     """Do what a night's file asks; return the night, and whether workers are stuck."""
     from tileseg.job import Staff
-    from tileseg.nightly_hook import notify_failure, warn
+    from tileseg.nightly_hook import notify_failure
     from tileseg.nightly_run import Tonight, hold_night
 
     with signals() as stop, ExitStack() as stack:
@@ -147,7 +147,6 @@ def _spend(
         except TilesegError as err:
             notify_failure(file.night, err)
             raise
-        warn(file.night)
         with Staff(stop, is_shared=True) as staff:  # with whom Ray's port goes
             with deadline(stop, night.left()):
                 _work(night, staff, monitor)
@@ -186,7 +185,6 @@ def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
 
 def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
     """Do every scene that --scenes names; return whether workers are stuck."""
-    from tileseg.inputs import find_many
     from tileseg.job import Staff
     from tileseg.nightly import Night
 
@@ -199,7 +197,7 @@ def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
             raise UsageError(msg)
         allow(values.get("hosts", ()))
         output = values.get("output", "out")
-        jobs = one_each(list(find_many(options["scenes"])), values)
+        jobs = one_each(_named(options["scenes"], values), values)
         night = Night([(facts["input"], facts["output"]) for facts in jobs])
         for facts in jobs:
             is_taken = night.has(facts["output"])
@@ -217,6 +215,16 @@ def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
     tell(str(night), err=True)
     tell(json.dumps(night.summary()))
     return staff.is_broken
+
+
+def _named(scenes: str, values: dict[str, Any]) -> list[str]:
+    """Return what --scenes names, but for what a pattern finds among the results."""
+    from tileseg.inputs import find_many, root_of
+    from tileseg.nightly_source import is_apart
+
+    places = values.get("output", "out"), values.get("work")
+    around = [it for it in places if it and is_apart(root_of(scenes), [it])]
+    return [it for it in find_many(scenes) if is_apart(it, around)]
 
 
 def run_one(

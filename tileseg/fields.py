@@ -1,16 +1,28 @@
 """Fields of a dataclass that a file gives, and whether a value is of a field's type."""
 
+import json
 import tomllib
 from dataclasses import fields, is_dataclass
+from datetime import date, time
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from tileseg.errors import UsageError
 
-__all__ = ["checked", "fits", "of_table", "read_toml", "said"]
+__all__ = ["checked", "fits", "of_table", "read_toml", "reason", "said", "written"]
 
 T = TypeVar("T")
+
+_WORDS = {
+    str: ("a text", "texts"),
+    bool: ("true or false", "booleans"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    date: ("a date", "dates"),
+    time: ("a time of day", "times of day"),
+}
+"""What values are called, one and many; all others are tables."""
 
 
 def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
@@ -35,8 +47,34 @@ def fits(value: object, hint: Any) -> bool:  # noqa: ANN401  (a type or a union)
 
 
 def said(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
-    """Return what a field's type is called."""
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    """Return what a field's type is called by who writes a file."""
+    if isinstance(hint, UnionType):  # None is what is not written
+        return " or ".join(map(said, _parts(hint)))
+    if get_origin(hint) is not tuple:
+        return _WORDS.get(hint, ("a table",))[0]
+    kind, *rest = get_args(hint)
+    many = " or ".join(_WORDS[part][1] for part in _parts(kind))
+    return f"a list of {'' if rest == [...] else f'{1 + len(rest)} '}{many}"
+
+
+def _parts(hint: Any) -> list[Any]:  # noqa: ANN401  (a type or a union)
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return [part for part in parts if part is not NoneType]
+
+
+def written(value: object) -> str:
+    """Return a value as a file has it."""
+    if isinstance(value, date | time):
+        return str(value)
+    is_json = isinstance(value, bool | tuple | list | dict)
+    return json.dumps(value, default=str) if is_json else repr(value)
+
+
+def reason(err: OSError | ValueError) -> str:
+    """Return why a file cannot be read, in a few words."""
+    if isinstance(err, FileNotFoundError):
+        return "no such file"
+    return getattr(err, "strerror", None) or str(err)
 
 
 def read_toml(path: str) -> dict[str, Any]:
@@ -48,7 +86,7 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_bytes().decode())
     except (OSError, ValueError) as err:
-        msg = f"{path}: cannot be read as TOML: {err}"
+        msg = f"{path}: cannot be read as TOML: {reason(err)}"
         raise UsageError(msg) from err
 
 
@@ -77,8 +115,8 @@ def checked(path: str, values: dict[str, Any], kind: type) -> dict[str, Any]:
         if is_table and isinstance(value, dict):
             values[key] = of_table(f"{path}: {key}", value, hint)
         elif not fits(value, hint):
-            told = "" if key in hidden else f"got {value!r}, "
-            msg = f"{path}: {key}: {told}wanted {said(hints[key])}"
+            told = "" if key in hidden else f"got {written(value)}, "
+            msg = f"{path}: {key}: {told}wanted {said(hint)}"
             raise UsageError(msg)
     return values
 

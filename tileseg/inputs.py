@@ -17,7 +17,7 @@ from tileseg.names import SUFFIXES, is_catalog
 from tileseg.objects import Objects
 from tileseg.settings import Job, is_remote
 
-__all__ = ["find_many", "find_scenes", "is_listing", "listing", "mosaic_of"]
+__all__ = ["find_many", "find_scenes", "is_listing", "listing", "mosaic_of", "root_of"]
 
 _LIST = ".txt"
 _PATTERN = re.compile(r"[*?\[]")
@@ -173,8 +173,7 @@ def listing(source: str) -> dict[str, tuple[str, datetime]]:
     Raises:
         TilesegError: the store refuses, or keeps failing.
     """
-    wild = _PATTERN.search(source)
-    folder = source[: wild.start() if wild else None].rpartition("/")[0]
+    folder = root_of(source)
     pattern = source[len(folder) + 1 :] or "*"
     objects = Objects(folder)
     items = objects.items()
@@ -187,6 +186,14 @@ def listing(source: str) -> dict[str, tuple[str, datetime]]:
         version = f"{item['size']} {item['e_tag'] or written.isoformat()}"
         found[f"{objects}/{name}"] = version, written
     return found
+
+
+def root_of(source: str) -> str:
+    """Return the folder of all that a pattern or prefix names; of others themselves."""
+    wild = _PATTERN.search(source)
+    if not (wild or source.endswith("/")):
+        return source
+    return source[: wild.start() if wild else None].rpartition("/")[0]
 
 
 def _matches(name: str, pattern: str) -> bool:

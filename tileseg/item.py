@@ -62,7 +62,7 @@ def read_card(folder: Path) -> Card:
             item = json.loads(file.read(_LONGEST_CARD))
     except FileNotFoundError as err:
         msg = (
-            f"{folder}: no model here, wanted a folder with card.json, or "
+            f"model {folder}: no model here, wanted a folder with card.json, or "
             f"{' or '.join(MODELS)}"
         )
         raise ModelError(msg) from err

@@ -40,7 +40,7 @@ from tileseg.task import Task, prepare
 if TYPE_CHECKING:
     from tileseg.engine import Engine
 
-__all__ = ["Progress", "Staff", "carry_out", "run"]
+__all__ = ["Progress", "Staff", "carry_out", "check_engine", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -107,14 +107,28 @@ class Staff:
         return self._engine is not None and self._engine.is_broken
 
 
+def check_engine(job: Job) -> None:
+    """Refuse an engine or a device that is not here, whatever the scene.
+
+    Raises:
+        UsageError: it is not.
+        ModelError: a GPU cannot be used.
+    """
+    if job.engine_kind == "ray" and find_spec("ray") is None:
+        msg = "engine ray: Ray is not installed; pip install 'tileseg[ray]'"
+        raise UsageError(msg)
+    if job.engine_kind == "local" and job.device == "cuda":
+        from tileseg.device import resolve_device
+
+        resolve_device(job.device)
+
+
 def _hire(job: Job) -> "Engine":
+    check_engine(job)
     if job.engine_kind == "local":
         from tileseg.engine import LocalEngine
 
         return LocalEngine(job.workers, job.patience)
-    if find_spec("ray") is None:
-        msg = "engine ray: Ray is not installed; pip install 'tileseg[ray]'"
-        raise UsageError(msg)
     from tileseg.cluster import RayEngine
 
     return RayEngine(job)

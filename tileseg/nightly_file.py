@@ -13,8 +13,8 @@ from typing import Any
 
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
-from tileseg.fields import checked, read_toml
-from tileseg.settings import Job, is_bbox, is_remote, within
+from tileseg.fields import checked, read_toml, written
+from tileseg.settings import Job, is_bbox, is_nested, is_remote, within
 
 __all__ = [
     "OF_A_NIGHT",
@@ -39,6 +39,7 @@ _MOST_ITEMS = 10_000
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _AGO = re.compile(r"(\d{1,5}) (hour|day|week)s?")
+_ANY = "any scene"
 OF_A_NIGHT = ("input", "join", "output", "work", "dry_run")
 """Fields of a job that are not for all scenes alike."""
 
@@ -72,7 +73,8 @@ class Source:
     def __post_init__(self) -> None:
         """Refuse what is no source."""
         if bool(self.scenes) == bool(self.stac):
-            msg = "wanted one of scenes and stac"
+            got = "both" if self.scenes else "neither"
+            msg = f"scenes, stac: wanted one of them, got {got}"
             raise UsageError(msg)
         defaults = {item.name: item.default for item in fields(self)}
         extra = [
@@ -109,11 +111,18 @@ class Source:
         """Return from when to when, both in UTC; None for open.
 
         A date is the whole day.
+
+        Raises:
+            UsageError: the one is later than the other.
         """
-        until = _moment(self.until, now)
+        since, until = _moment(self.since, now), _moment(self.until, now)
         if until and _is_day(self.until):
             until += timedelta(days=1, seconds=-1)
-        return _moment(self.since, now), until
+        if since and until and since > until:
+            got = f"{written(self.since)} to {written(self.until)}"
+            msg = f"[source] since, until: got {got}, wanted the earlier time first"
+            raise UsageError(msg)
+        return since, until
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +137,13 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse what is no place."""
-        within("output", self.output, "scene")
-        within("work", self.work, "scene")
+        output = within("output", self.output, _ANY)
+        within("work", self.work, _ANY)
         if not self.output.strip("/."):
             msg = f"output: got {self.output!r}, wanted a directory or address"
+            raise UsageError(msg)
+        if is_nested(within("work", self.workplace, _ANY), output):
+            msg = f"work: got {self.workplace!r}, wanted another place than output's"
             raise UsageError(msg)
 
     @property
@@ -148,10 +160,11 @@ class Target:
 class Schedule:
     """What a night may take, what comes first, and what is done about failures."""
 
-    deadline: str = ""
+    deadline: str | time = ""
     """When it ends, by this machine's clock: `05:30`; empty for when all is done."""
     hours: float | None = None
-    """Or: how long after its first run began."""
+    """Or: how long after a run began. Who goes on where one was stopped or killed has
+    what is left of that one's."""
     order: str = "newest"
     """What comes first: `newest`, `oldest` (the Item's date, or when a file was
     written), `smallest`, or by `name`."""
@@ -177,7 +190,7 @@ class Schedule:
     def _limits() -> _Limits:
         return {
             "deadline": (
-                lambda text: not text or _CLOCK.fullmatch(text),
+                lambda x: x == "" or isinstance(x, time) or _CLOCK.fullmatch(x),
                 "a time of day, as 05:30",
             ),
             "hours": (lambda x: 0 < x <= 240, "more than 0, at most 240"),  # noqa: PLR2004
@@ -195,15 +208,17 @@ class Schedule:
         }
 
     def end(self, began: datetime) -> datetime | None:
-        """Return when a night that began then is over; None for when all is done."""
+        """Return when what began then is over; None for when all is done."""
         if self.hours is not None:
             return began + timedelta(hours=self.hours)
-        if not self.deadline:
+        if self.deadline == "":
             return None
-        hour, minute = map(int, self.deadline.split(":"))
-        local = began.astimezone()
-        day = local.date() + timedelta(days=local.time() >= time(hour, minute))
-        return datetime.combine(day, time(hour, minute)).astimezone()
+        clock, local = self.deadline, began.astimezone()
+        if isinstance(clock, str):
+            hour, minute = map(int, clock.split(":"))
+            clock = time(hour, minute)
+        day = local.date() + timedelta(days=local.time() >= clock)
+        return datetime.combine(day, clock).astimezone()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,23 +259,28 @@ def read_night(
             raise UsageError(msg)
     stated = {"target": target or {}}
     tables = {
-        name: _table(path, name, {**values.get(name, {}), **stated.get(name, {})})
+        name: _table(path, name, values.get(name, {}), stated.get(name, {}))
         for name in _TABLES
     }
     return NightFile(**tables, job=_job(path, values.get("job", {}), job or {}))
 
 
-def _table(path: str, name: str, values: dict[str, Any]) -> Any:  # noqa: ANN401  (of _TABLES)
+def _table(path: str, name: str, values: dict[str, Any], stated: dict[str, Any]) -> Any:  # noqa: ANN401  (of _TABLES)
     kind = _TABLES[name]
     told = checked(f"{path}: [{name}]", values, kind)
     try:
-        return kind(**told)
+        return kind(**{**told, **stated})
     except TypeError as err:
         msg = f"{path}: [{name}]: output: wanted a directory or address"
         raise UsageError(msg) from err
     except UsageError as err:
-        msg = f"{path}: [{name}] {err}"
-        raise UsageError(msg) from None
+        raise _placed(err, f"{path}: [{name}]", stated) from None
+
+
+def _placed(error: UsageError, table: str, stated: dict[str, Any]) -> UsageError:
+    """Return an error that says where: what the command line states says itself."""
+    key = str(error).partition(":")[0]
+    return error if key in stated else UsageError(f"{table} {error}")
 
 
 def _job(path: str, values: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
@@ -275,8 +295,7 @@ def _job(path: str, values: dict[str, Any], stated: dict[str, Any]) -> dict[str,
     try:
         Job(**{**told, "input": "scene.tif"})
     except UsageError as err:
-        msg = f"{path}: [job] {err}"
-        raise UsageError(msg) from None
+        raise _placed(err, f"{path}: [job]", stated) from None
     return told
 
 
@@ -329,7 +348,7 @@ def _check(table: Source | Schedule, limits: _Limits) -> None:
     hidden = {item.name for item in fields(table) if not item.repr}
     for name, (is_good, wanted) in limits.items():
         if (got := getattr(table, name)) is not None and not is_good(got):
-            told = "" if name in hidden else f"got {got!r}, "
+            told = "" if name in hidden else f"got {written(got)}, "
             msg = f"{name}: {told}wanted {wanted}"
             raise UsageError(msg)
 

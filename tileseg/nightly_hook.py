@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from tileseg.address import keep, netloc
 from tileseg.calls import call
 from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.nightly_file import RECEIVER, Schedule, is_receiver, secret
 from tileseg.redact import redact
+from tileseg.web import WebFile, judge
 
-__all__ = ["notify", "notify_failure", "warn"]
+__all__ = ["check", "notify", "notify_failure"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +40,40 @@ def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
     return _post(address, headers, _body(summary))
 
 
-def warn(night: Schedule) -> None:
-    """Say in the log, before the night, that its webhook could not be told."""
+def check(night: Schedule) -> None:
+    """Refuse, before the night, a webhook that can never be told.
+
+    Raises:
+        UsageError: there is no such secret, or it is no address that may be asked.
+    """
+    for key in ("webhook", "webhook_token"):
+        try:
+            _ = secret(getattr(night, key))
+        except TilesegError as err:
+            msg = f"[night] {key}: {err}"
+            raise UsageError(msg) from err
+    if not (address := secret(night.webhook)):
+        return
     try:
-        _ = secret(night.webhook), _headers(night)
+        _host(address)
+        WebFile(keep(address))
+        judge(*netloc(urlsplit(address)))
     except TilesegError as err:
-        logger.warning("the webhook will not be told: %s", err)
+        msg = f"[night] webhook: {_nameless(err)}"
+        raise UsageError(msg) from None
+
+
+def _host(address: str) -> str:
+    """Return the host of an address on the web."""
+    if not is_receiver(address):
+        msg = f"address: wanted {RECEIVER}"
+        raise UsageError(msg)
+    return urlsplit(address).hostname or ""
+
+
+def _nameless(error: TilesegError) -> str:
+    """Return an error without what it begins with, the address."""
+    return str(error).partition(": ")[2]
 
 
 def notify_failure(night: Schedule, error: TilesegError) -> bool:
@@ -51,21 +81,18 @@ def notify_failure(night: Schedule, error: TilesegError) -> bool:
     code = int(error.exit_code)
     if code in (ExitCode.PREEMPTED, ExitCode.BUSY):  # another one is at it, or will be
         return False
-    summary = {"exit_code": code, "error": str(error), "scenes": []}
+    summary = {"exit_code": code, "error": str(error), "warnings": [], "scenes": []}
     return notify(night, {"night": None, "counts": {"scenes": 0}, **summary})
 
 
 def _post(address: str, headers: dict[str, str], body: bytes) -> bool:
     host = "an unknown host"
     try:
-        if not is_receiver(address):
-            msg = f"address: wanted {RECEIVER}"
-            raise UsageError(msg)
-        host = urlsplit(address).hostname or host
+        host = _host(address)
         answer = call(address, body, headers, seconds=_SECONDS)
         problem = "" if answer.is_good else f"it answers {answer.status}"
     except TilesegError as err:
-        problem = str(err).partition(": ")[2]  # what it begins with is the address
+        problem = _nameless(err)
     if problem:
         logger.warning("the webhook at %s was not told: %s", host, problem)
     return not problem
@@ -93,7 +120,8 @@ def _text(summary: Mapping[str, Any]) -> str:
         f"tileseg, night of {summary['night']}: {counts['scenes']} scenes"
         f"{': ' if told else ''}{', '.join(told)}; exit code {summary['exit_code']}"
     )
+    odd = [f"warning: {text}" for text in summary["warnings"]]
     loud = [row for row in summary["scenes"] if row["state"] in _LOUD]
     lines = [f"{row['state']}: {row['name']}: {row['error']}" for row in loud[:_NAMED]]
     more = [f"and {len(loud) - _NAMED} more"] if len(loud) > _NAMED else []
-    return "\n".join([head, *lines, *more])
+    return "\n".join([head, *odd, *lines, *more])

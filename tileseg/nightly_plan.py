@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -86,14 +86,18 @@ def asked(job: Mapping[str, Any]) -> str:
     """Return a digest of all that is asked of every scene: what changes its products.
 
     Raises:
-        TilesegError: the models, or the golden tiles, cannot be used.
+        TilesegError: the models, golden tiles or area cannot be used: all would fail.
     """
     whole = Job(**{**job, "input": "scene.tif"})
     ensemble = read_ensemble(whole)
-    if path := whole.gates.canary:  # else each scene would fail of it
+    if path := whole.gates.canary:
         from tileseg.canary import read_canary
 
         read_canary(path).check(ensemble, path)
+    if whole.aoi:
+        from tileseg.region import read_polygons
+
+        read_polygons(whole.aoi)
     given = {k: v for k, v in whole.given().items() if k not in _HOW}
     area = Path(whole.aoi) if whole.aoi else None
     return digest(
@@ -105,6 +109,12 @@ def asked(job: Mapping[str, Any]) -> str:
             "versions": versions(polygons=bool(whole.polygons)),
         }
     )
+
+
+def _how(file: NightFile) -> str:
+    """Return a digest of all that a night's file says of how scenes are done."""
+    job = Job(**{**file.job, "input": "scene.tif"}).given()
+    return digest({"job": job, "target": asdict(file.target)})
 
 
 def _sum(path: Path) -> str | None:
@@ -131,13 +141,13 @@ def chosen(
         folders: in which there are results.
         work: where unfinished work is, in folders of these names.
     """
-    wanted, scenes = asked(file.job), list(found)
+    wanted, how, scenes = asked(file.job), _how(file), list(found)
     hosts, choices, works = _hosts(scenes, state), [], frozenset(work.folders())
     for scene in scenes:
         name, known = scene.name, state.scenes.get(scene.name)
         is_guest = bool(known and _is_other(scene, known) and name in folders)
         is_refused = bool(is_guest and known and known.claim == scene.version)
-        why = _why(known, scene, wanted, state.night)
+        why = _why(known, scene, (wanted, how), state.night)
         if hosts.get(name) != scene.href or is_refused:
             why = "double"
         elif why == "new" and name in works and tiles_done(work.below(name)):
@@ -155,7 +165,12 @@ def chosen(
         if is_guest:  # the same bytes stay as they are, others are refused
             facts["overwrite"] = False
         fresh = Entry(
-            scene=scene.href, mark=scene.mark, asked=wanted, state="", night=""
+            scene=scene.href,
+            mark=scene.mark,
+            asked=wanted,
+            how=how,
+            state="",
+            night="",
         )
         if known and why not in ("new", "double", *_AGAIN):
             fresh = replace(known, scene=scene.href)
@@ -178,12 +193,16 @@ def _hosts(scenes: Iterable[Found], state: State) -> dict[str, str]:
     return hosts
 
 
-def _why(known: Entry | None, scene: Found, wanted: str, tonight: str) -> str:
+def _why(
+    known: Entry | None, scene: Found, wanted: tuple[str, str], tonight: str
+) -> str:
     if known is None:
         return "new"
     if known.mark != scene.mark:
         return "changed"
-    if known.asked != wanted:
+    # What failed may have failed of how it was done: hosts, engine, places.
+    is_other = known.state in ("failed", "partial") and known.how != wanted[1]
+    if known.asked != wanted[0] or is_other:
         return "options"
     if known.given_up:
         return "parked" if known.state == "parked" else "given_up"

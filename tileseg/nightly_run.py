@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from math import inf
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from time import monotonic
 from typing import Any
 
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
+from tileseg.job import check_engine
 from tileseg.lock import hold
 from tileseg.nightly_events import Event, Listener
 from tileseg.nightly_file import NightFile
@@ -23,9 +24,11 @@ from tileseg.nightly_source import find
 from tileseg.nightly_state import STATE, Entry, hold_state, read_state
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary
 from tileseg.objects import open_storage
+from tileseg.preflight import check_writable
 from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import update
+from tileseg.settings import Job, is_remote
 from tileseg.task import refuse_vanishing
 
 __all__ = ["Tonight", "hold_night"]
@@ -48,10 +51,13 @@ def hold_night(file: NightFile) -> Iterator[None]:
 
     Raises:
         BusyError: one does already.
-        TilesegError: the work place cannot be written.
+        TilesegError: output or work cannot be written.
     """
-    refuse_vanishing(output=file.target.output, work=file.target.workplace)
-    work = open_storage(file.target.workplace)
+    output, workplace = file.target.output, file.target.workplace
+    refuse_vanishing(output=output, work=workplace)
+    if not is_remote(output):
+        check_writable(f"[target] output: {output}", Path(output))
+    work = open_storage(workplace)
     try:
         with hold(work.below(_LOCK), "night"):
             yield
@@ -87,23 +93,39 @@ class Tonight:
         self._start, self._save_at = self._clock(), -inf
         self.state = read_state(self._storage)
         self._unsaved = set(self.state.retry(retry))
-        self.state.begin(self._start)
+        self.state.begin(self._start, file.night.hours)
         self.end = file.night.end(self.state.started)
         """When it is over; None without a deadline."""
         self.choices = chosen(
             file,
-            find(file.source, self._start),
+            find(file.source, self._start, file.target),
             self.state,
             folders=frozenset(self._storage.folders()),
             work=open_storage(file.target.workplace),
         )
+        if any(it.is_due for it in self.choices):
+            check_engine(Job(**{**file.job, "input": "scene.tif"}))
         self._follow()
-        if self.state.scenes and not self.choices:
-            text = "%s: holds no scene, and nights know of %d; is it mounted?"
-            where = file.source.scenes or file.source.stac
-            logger.warning(text, where, len(self.state.scenes))
+        self.warnings = list(self._warnings())
+        """What is odd about this run, and no error."""
+        for text in self.warnings:
+            logger.warning("%s", text)
         self.stopped: int = ExitCode.OK
         """With which code this run was stopped, if it was, but for the deadline."""
+        self._is_over = False  # by itself, not stopped or killed
+
+    def _warnings(self) -> Iterator[str]:
+        if self.state.scenes and not self.choices:
+            source, known = self.file.source, len(self.state.scenes)
+            where = source.scenes or source.stac
+            yield f"{where}: holds no scene, and nights know of {known}; is it mounted?"
+        due, left = sum(it.is_due for it in self.choices), self.left()
+        if due and left is not None and left <= 0:
+            wait = "scene waits" if due == 1 else "scenes wait"
+            yield (
+                f"nothing was begun, {due} {wait}: the night's deadline, "
+                f"{self._deadline()}, was over before this run; the next night goes on"
+            )
 
     def _follow(self) -> None:
         """Take note of scenes that lie elsewhere by now."""
@@ -135,12 +157,16 @@ class Tonight:
         facts = {"scenes": len(self.choices), "deadline": self._deadline()}
         self._tell("night_begun", None, facts)
         due = ordered(self.choices, self.file.night)
-        whole = span(self.state, self.end)
+        whole, is_begun = span(self.state, self.end), False
         for choice, has_time in turns(due, lambda: self.state.speed, self.left, whole):
             name = choice.found.name
             self._tell("scene_begun" if has_time else "scene_waits", name, {})
             if has_time:
+                if self.state.run and not is_begun:
+                    self._write()  # who goes on after a kill has these hours, no more
+                is_begun = True
                 yield choice
+        self._is_over = True
 
     def add(self, choice: Choice, record: Record) -> None:
         """Take note of how a scene ended."""
@@ -163,8 +189,11 @@ class Tonight:
 
         Call it while one is done, too. If it cannot be written, it may be later.
         """
-        if not self._unsaved or (begin := monotonic()) <= self._save_at:
-            return
+        if self._unsaved and monotonic() > self._save_at:
+            self._write()
+
+    def _write(self) -> None:
+        begin = monotonic()
         try:
             with hold_state(self._storage):
                 self.state.catch_up(read_state(self._storage), self._unsaved)
@@ -177,7 +206,9 @@ class Tonight:
 
     def stop(self, error: TilesegError) -> None:
         """Take note of why no further scene is begun."""
-        if not isinstance(error, DeadlineError):
+        if isinstance(error, DeadlineError):
+            self._is_over = True
+        else:
             self.stopped = worst((self.stopped, error.exit_code))
 
     def leave(self) -> bool:
@@ -191,7 +222,8 @@ class Tonight:
         """
         with hold_state(self._storage):
             self.state.catch_up(read_state(self._storage), self._unsaved)
-            if is_news := not self.state.is_told:
+            if is_news := bool(self.warnings) or not self.state.is_told:
+                self.state.run = "" if self._is_over else self.state.run
                 spent = (self._clock() - self._start).total_seconds()
                 self.state.seconds += max(0.0, spent)  # a clock may be put back
                 self._publish()
@@ -227,6 +259,7 @@ class Tonight:
             seconds=self.state.seconds,
             deadline=self._deadline(),
             stopped=self.stopped,
+            warnings=self.warnings,
         )
 
     def _bills(self) -> Iterator[dict[str, Any]]:

@@ -36,13 +36,14 @@ logger = logging.getLogger(__name__)
 
 _PAGE = 250  # Items of one answer
 _CLOUDS = "eo:cloud_cover"
+_Period = tuple[datetime | None, datetime | None]
 
 
 def search(source: Source, now: datetime) -> dict[str, dict[str, Any]]:
     """Return the Items that a STAC API finds, by their addresses there.
 
     Raises:
-        UsageError: pystac-client is not installed, or the API cannot do what is asked.
+        UsageError: pystac-client is not installed, or what is asked cannot be done.
         InputError: what answers is no STAC API.
         TilesegError: it does not answer, or leads to another server.
     """
@@ -51,11 +52,12 @@ def search(source: Source, now: datetime) -> dict[str, dict[str, Any]]:
         raise UsageError(msg)
     from pystac_client.exceptions import APIError
 
+    period = source.period(now)
     said: list[warnings.WarningMessage]
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            items = list(_items(source, now))
+            items = list(_items(source, period))
     except TilesegError:
         raise
     except APIError as err:
@@ -75,11 +77,11 @@ def search(source: Source, now: datetime) -> dict[str, dict[str, Any]]:
     return {_address(source.stac, item): item for item in clear}
 
 
-def _items(source: Source, now: datetime) -> Iterator[dict[str, Any]]:
+def _items(source: Source, period: _Period) -> Iterator[dict[str, Any]]:
     from pystac_client import Client
 
     client = Client.open(source.stac, stac_io=_voice(source.stac))
-    found = _question(client, source, now).items_as_dicts()
+    found = _question(client, source, period).items_as_dicts()
     for item in islice(found, source.limit):
         if not isinstance(item, dict) or not isinstance(item.get("id"), str):
             msg = f"{source.stac}: gives what is no STAC Item"
@@ -87,7 +89,7 @@ def _items(source: Source, now: datetime) -> Iterator[dict[str, Any]]:
         yield item
 
 
-def _question(client: "Client", source: Source, now: datetime) -> "ItemSearch":
+def _question(client: "Client", source: Source, period: _Period) -> "ItemSearch":
     """Return what is asked, as far as the API says that it can be."""
     from pystac_client.conformance import ConformanceClasses
 
@@ -100,7 +102,6 @@ def _question(client: "Client", source: Source, now: datetime) -> "ItemSearch":
         query = {_CLOUDS: {"lte": source.cloud_cover}, **query}
     links = [link for link in client.links if link.rel == "search"]
     can_post = any(link.extra_fields.get("method") == "POST" for link in links)
-    since, until = source.period(now)
     return client.search(
         method="POST" if can_post else "GET",
         max_items=source.limit,
@@ -108,7 +109,7 @@ def _question(client: "Client", source: Source, now: datetime) -> "ItemSearch":
         collections=list(source.collections) or None,
         bbox=source.bbox,
         intersects=_area(source.aoi) if source.aoi else None,
-        datetime=(since, until) if since or until else None,
+        datetime=period if any(period) else None,
         query=query or None,
         sortby=(
             "-properties.datetime"

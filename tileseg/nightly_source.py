@@ -15,16 +15,16 @@ from typing import Any
 
 from tileseg.address import is_address, keep
 from tileseg.catalog import items_of
-from tileseg.errors import TilesegError
-from tileseg.inputs import find_many, is_listing, listing
+from tileseg.errors import TilesegError, UsageError
+from tileseg.inputs import find_many, is_listing, listing, root_of
 from tileseg.names import DOCUMENT, is_catalog
-from tileseg.nightly_file import Source
+from tileseg.nightly_file import Source, Target
 from tileseg.redact import redact
 from tileseg.remote import fetcher
-from tileseg.settings import called, scene_name
+from tileseg.settings import called, lies_in, scene_name
 from tileseg.times import of_properties
 
-__all__ = ["Found", "find"]
+__all__ = ["Found", "find", "is_apart"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,36 @@ class Found:
         return f"{self.href} {self.mark}"
 
 
-def find(source: Source, now: datetime) -> list[Found]:
+def find(source: Source, now: datetime, target: Target | None = None) -> list[Found]:
     """Return every scene, in the source's order.
 
+    Args:
+        source: where scenes come from.
+        now: the time.
+        target: where results go; what lies there is no scene.
+
     Raises:
+        UsageError: all of the source lies there.
         TilesegError: the source cannot be read, or does not answer.
     """
+    places = (target.output, target.workplace) if target else ()
+    root = root_of(source.scenes)
+    is_many = is_listing(source.scenes) or (source.scenes and Path(root).is_dir())
+    if is_many and not is_apart(root, places):
+        msg = (
+            f"[source] scenes: {source.scenes}: lies in the target's output or work, "
+            "where nothing is a scene; give results a place of their own"
+        )
+        raise UsageError(msg)
+    return [it for it in _found(source, now) if is_apart(it.source, places)]
+
+
+def is_apart(source: str, places: Iterable[str]) -> bool:
+    """Return whether it lies in none of the places of results and unfinished work."""
+    return not any(lies_in(source, place) for place in places)
+
+
+def _found(source: Source, now: datetime) -> list[Found]:
     if source.stac:
         from tileseg.nightly_search import search
 

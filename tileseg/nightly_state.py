@@ -90,6 +90,8 @@ class Entry:
     """Of which version it was; see `nightly_source`."""
     asked: str
     """Digest of what was asked of it: options, models, versions of packages."""
+    how: str = ""
+    """And of all that a night's file said."""
     state: str
     """See `Outcome`; `unchanged` is `done`, too, but on a former night."""
     night: str
@@ -162,6 +164,8 @@ class State:
     """The last one."""
     began: str = ""
     """When its first run did."""
+    run: str = ""
+    """When a run with hours of its own did that has not ended by itself."""
     seconds: float = 0.0
     """Of all its runs together."""
     speed: Speed = field(default_factory=Speed)
@@ -175,14 +179,27 @@ class State:
 
     @property
     def started(self) -> datetime:
-        """When the night's first run began."""
-        return datetime.fromisoformat(self.began)
+        """From when its time counts: a run's with hours of its own, or the night's."""
+        return datetime.fromisoformat(self.run or self.began)
 
-    def begin(self, now: datetime) -> None:
-        """Be of tonight, from its first run on."""
+    def begin(self, now: datetime, hours: float | None = None) -> None:
+        """Be of tonight, from its first run on.
+
+        Args:
+            now: when a run of it begins.
+            hours: that each run has. One that goes on where another was stopped or
+                killed has what that one left.
+        """
+        began = now.isoformat(timespec="seconds")
         if self.night != night_of(now):
             self.night, self.seconds, self.is_told = night_of(now), 0.0, False
-            self.began = now.isoformat(timespec="seconds")
+            self.began, self.run = began, ""
+        if hours is None:
+            self.run = ""
+            return
+        self.is_told &= not self.run  # that run's end is to be told
+        if not self.run or self.started + timedelta(hours=hours) <= now:
+            self.run = began
 
     def add(self, name: str, entry: Entry, outcome: Outcome, night: Schedule) -> Entry:
         """Take note of how a scene ended tonight; return what is known of it now.
@@ -317,6 +334,7 @@ class State:
                 "version": _VERSION,
                 "night": self.night,
                 "began": self.began,
+                "run": self.run,
                 "seconds": self.seconds,
                 "is_told": self.is_told,
                 "speed": self.speed.samples,
@@ -388,10 +406,11 @@ def _parsed(values: Mapping[str, Any]) -> State:
     }
     samples = [(int(a), float(b), int(c)) for a, b, c in values["speed"]]
     if values["night"]:
-        datetime.fromisoformat(values["began"])
+        datetime.fromisoformat(values.get("run") or values["began"])
     return State(
         night=values["night"],
         began=values["began"],
+        run=values.get("run", ""),
         seconds=float(values["seconds"]),
         is_told=bool(values["is_told"]),
         speed=Speed(tuple(islice(samples, _REMEMBERED))),

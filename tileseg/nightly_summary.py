@@ -1,7 +1,7 @@
 """`night.json`: what is said of a night and of each of its scenes. Pure."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -75,6 +75,7 @@ def summary(  # noqa: PLR0913  (what a night is)
     seconds: float,
     deadline: str | None = None,
     stopped: int = ExitCode.OK,
+    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return all of it.
 
@@ -86,6 +87,7 @@ def summary(  # noqa: PLR0913  (what a night is)
         seconds: that it took.
         deadline: when it was to end; None without one.
         stopped: the exit code of what ended it before.
+        warnings: what is odd about it, and no error.
     """
     states = Counter(it["state"] for it in scenes)
     tonight = [it for it in scenes if it["night"] == night]
@@ -104,13 +106,15 @@ def summary(  # noqa: PLR0913  (what a night is)
         "bytes": sum(it["bytes"] or 0 for it in done),
         "device_minutes": sum(it["device_minutes"] or 0 for it in done),
         "spent": total(bills),
+        "warnings": list(warnings),
         "scenes": scenes,
     }
 
 
 def in_lines(night: Mapping[str, Any]) -> str:
     """Return a line for each scene that needs a person, and one with the counts."""
-    lines = [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
+    lines = [f"warning: {it}" for it in night["warnings"]]
+    lines += [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
     counts = night["counts"]
     told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
     last = f"{counts['scenes']} scenes: {told}" if told else "no scene"

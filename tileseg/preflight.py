@@ -14,7 +14,7 @@ from tileseg.errors import OutputError
 from tileseg.settings import is_remote
 from tileseg.task import Task
 
-__all__ = ["RESERVE", "preflight", "room"]
+__all__ = ["RESERVE", "check_writable", "preflight", "room"]
 
 RESERVE = 1.1
 """Times what is needed: how much must be free."""
@@ -43,14 +43,32 @@ def preflight(task: Task) -> None:
     """
     disks = defaultdict(list)
     for need in _needs(task):
-        try:
-            with TemporaryFile(dir=need.folder):
-                disks[need.folder.stat().st_dev].append(need)
-        except OSError as err:
-            msg = f"{need.place}: cannot be written: {err.strerror} ({need.folder})"
-            raise OutputError(msg) from err
+        disks[_device(need.place, need.folder)].append(need)
     for needs in disks.values():
         _check_room(needs)
+
+
+def check_writable(place: str, path: Path) -> None:
+    """Refuse a place that cannot be written, or made.
+
+    Args:
+        place: the option that names it, and what it says.
+        path: what that is.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    _device(place, _nearest(path))
+
+
+def _device(place: str, folder: Path) -> int:
+    """Return the number of the disk that a folder is on, which can be written."""
+    try:
+        with TemporaryFile(dir=folder):
+            return folder.stat().st_dev
+    except OSError as err:
+        msg = f"{place}: cannot be written: {err.strerror} ({folder})"
+        raise OutputError(msg) from err
 
 
 def _check_room(needs: list[_Need]) -> None:

@@ -119,7 +119,7 @@ def region_of_file(path: str, geobox: GeoBox, name: str) -> Region:
         RefusedError: it is of another format.
         UsageError: it holds no polygon, or none that meets the scene.
     """
-    polygons, crs = _read(path)
+    polygons, crs = read_polygons(path)
     outline = _placed(polygons, crs, geobox, name)
     window = _window(outline, geobox, f"aoi {path}", name)
     return Region(window, shapely.to_wkb(outline, byte_order=1, output_dimension=2))
@@ -131,7 +131,7 @@ def lonlat_of_file(path: str) -> dict[str, Any]:
     Raises:
         TilesegError: see `region_of_file`.
     """
-    polygons, crs = _read(path)
+    polygons, crs = read_polygons(path)
     try:
         there = CRS.from_user_input(crs)
         if not there.equals(CRS(LONLAT), ignore_axis_order=True):
@@ -285,8 +285,12 @@ def _surfaces(geometry: Any) -> Any:  # noqa: ANN401  (shapely is untyped)
     return shapely.union_all(parts[is_polygon & (shapely.area(parts) > 0)])
 
 
-def _read(path: str) -> tuple[Any, str]:
-    """Return the polygons of a vector file as one geometry, and their CRS."""
+def read_polygons(path: str) -> tuple[Any, str]:
+    """Return the polygons of a vector file as one geometry, and their CRS.
+
+    Raises:
+        TilesegError: see `region_of_file`.
+    """
     found = read_features(path, f"--aoi {path}")
     polygons = _surfaces(found.geometries)
     vertices = shapely.get_num_coordinates(polygons)

@@ -14,7 +14,7 @@ from tileseg.attributes import Attribute, fault
 from tileseg.bounds import Gates
 from tileseg.builtin import model_folder
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, of_table, said
+from tileseg.fields import checked, fits, of_table, reason, said, written
 from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
@@ -28,8 +28,10 @@ __all__ = [
     "Job",
     "called",
     "is_bbox",
+    "is_nested",
     "is_record",
     "is_remote",
+    "lies_in",
     "read_job",
     "scene_name",
     "within",
@@ -185,12 +187,12 @@ class Job:
             object.__setattr__(self, "gates", of_table("gates", table, Gates))
         for item in fields(self):
             if not fits(got := getattr(self, item.name), item.type):
-                msg = f"{item.name}: got {got!r}, wanted {said(item.type)}"
+                msg = f"{item.name}: got {written(got)}, wanted {said(item.type)}"
                 raise UsageError(msg)
         self._keep_secrets()
         for name, (is_good, wanted) in self._limits().items():
             if (got := getattr(self, name)) is not None and not is_good(got):
-                msg = f"{name}: got {got!r}, wanted {wanted}"
+                msg = f"{name}: got {written(got)}, wanted {wanted}"
                 raise UsageError(msg)
         self._check_inputs()
         for name in ("simplify", "min_area"):
@@ -448,6 +450,23 @@ def within(field: str, shared: str, name: str) -> str:
     return str(Path(shared) / name)
 
 
+def lies_in(path: str, place: str) -> bool:
+    """Return whether a path or address is a place's, or of something in it."""
+    if "://" in path or "://" in place:
+        return f"{path.rstrip('/')}/".startswith(f"{place.rstrip('/')}/")
+    return Path(path).resolve().is_relative_to(Path(place).resolve())
+
+
+def is_nested(work: str, output: str) -> bool:
+    """Return whether the results of one scene would replace its work directory."""
+    if is_remote(work) or is_remote(output):
+        return lies_in(work, output)
+    place = Path(output).resolve()
+    ends = "", KEPT_END, PARKED_END
+    beside = (str(place.with_name(place.name + end)) for end in ends)
+    return any(lies_in(work, it) for it in beside)
+
+
 def is_bbox(box: tuple[float, float, float, float]) -> bool:
     """Return whether it is west, south, east and north of something on the Earth."""
     west, south, east, north = box
@@ -486,7 +505,7 @@ def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
         is_json = is_record(path)
         values = _recorded(path, json.loads(text)) if is_json else tomllib.loads(text)
     except (OSError, ValueError) as err:
-        msg = f"{path}: cannot be read as a job file: {err}"
+        msg = f"{path}: cannot be read as a job file: {reason(err)}"
         raise UsageError(msg) from err
     return checked(path, values, Job)
 

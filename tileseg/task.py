@@ -29,7 +29,7 @@ from tileseg.objects import open_storage
 from tileseg.probe import examine
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
-from tileseg.settings import KEPT_END, PARKED_END, Job, is_remote, scene_name
+from tileseg.settings import Job, is_nested, is_remote, scene_name
 from tileseg.times import last, spelled
 
 if TYPE_CHECKING:
@@ -398,16 +398,7 @@ def _refuse_telling(job: Job, paths: list[str]) -> None:
 def _refuse_nesting(job: Job) -> None:
     """Refuse a work directory that the results would replace."""
     work, output = job.workplace, job.destination
-    if is_remote(work) and is_remote(output):
-        is_nested = f"{work.rstrip('/')}/".startswith(f"{output.rstrip('/')}/")
-    elif is_remote(work) or is_remote(output):
-        is_nested = False
-    else:
-        place = job.output_path.resolve()
-        ends = "", KEPT_END, PARKED_END
-        places = (place.with_name(place.name + end) for end in ends)
-        is_nested = any(map(job.work_path.resolve().is_relative_to, places))
-    if is_nested:
+    if is_nested(work, output):
         msg = f"--work {work}: lies in --output {output}, or where its versions do"
         raise UsageError(msg)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from tileseg.builtin import model_folder, not_ours, portable_name
 from tileseg.classes import color_of, renaming
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, read_toml, said
+from tileseg.fields import checked, fits, read_toml, said, written
 
 __all__ = ["BASE_RATE", "RATE", "Settled", "Training", "read_training", "with_colors"]
 
@@ -119,11 +119,11 @@ class Training:
         """Refuse what no training could mean."""
         for item in fields(self):
             if not fits(got := getattr(self, item.name), item.type):
-                msg = f"{item.name}: got {got!r}, wanted {said(item.type)}"
+                msg = f"{item.name}: got {written(got)}, wanted {said(item.type)}"
                 raise UsageError(msg)
         for name, (is_good, wanted) in self._limits().items():
             if (got := getattr(self, name)) is not None and not is_good(got):
-                msg = f"{name}: got {got!r}, wanted {wanted}"
+                msg = f"{name}: got {written(got)}, wanted {wanted}"
                 raise UsageError(msg)
         not_ours(self.to)
         renaming(self.renamed)

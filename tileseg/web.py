@@ -307,7 +307,7 @@ class _Plain(HTTPConnection):
     """A connection that says nothing to a server that may not be read."""
 
     def _new_conn(self) -> socket:
-        _judge(self.host, self.port)
+        judge(self.host, self.port)
         return _checked(super()._new_conn(), self.host, self.port)
 
 
@@ -315,12 +315,16 @@ class _Secure(HTTPSConnection):
     """The same."""
 
     def _new_conn(self) -> socket:
-        _judge(self.host, self.port)
+        judge(self.host, self.port)
         return _checked(super()._new_conn(), self.host, self.port)
 
 
-def _judge(host: str, port: int) -> None:
-    """Refuse a host that leads within before it sees so much as a connection."""
+def judge(host: str, port: int) -> None:
+    """Refuse a host that leads within before it sees so much as a connection.
+
+    Raises:
+        RefusedError: it does, and nobody named it.
+    """
     try:
         found = getaddrinfo(host, port, type=SOCK_STREAM)
     except (OSError, UnicodeError):
