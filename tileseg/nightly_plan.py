@@ -82,11 +82,10 @@ class Choice:
     @property
     def flaw(self) -> str | None:
         """Why it cannot be opened, which its run will tell, too; None if it can."""
-        found = self._looked_at
-        return redact(str(found)) if isinstance(found, TilesegError) else None
+        return self._looked_at if isinstance(self._looked_at, str) else None
 
     @cached_property
-    def _looked_at(self) -> Cost | TilesegError:
+    def _looked_at(self) -> Cost | str:
         if self.why == "judged":
             return Cost(0, 0)
         try:
@@ -94,7 +93,7 @@ class Choice:
             is_begun = self.why == "begun"
             done = tiles_done(open_storage(task.job.workplace)) if is_begun else 0
         except TilesegError as err:
-            return err.with_traceback(None)  # whose frames hold the scene
+            return redact(str(err))
         size = task.scene.size * task.grid.area.size // task.grid.scene.size
         return Cost(max(1, task.grid.tiles.size - done), size)
 
