@@ -270,7 +270,8 @@ def test_who_goes_on_after_a_kill_has_the_hours_that_were_left(
         assert nights.run()[2]["deadline"] == first
     assert nights.run("--plan")[2]["deadline"] == first
     assert states(nights.run()[2]) == {"c": "done"}
-    assert nights.run()[2]["deadline"] != first, "the one before had ended by itself"
+    plan = nights.run("--plan")[2]
+    assert plan["deadline"] != first, "the one before had ended by itself"
     nights.now += timedelta(hours=3)
     assert nights.run("--plan")[2]["deadline"] > first
 
@@ -563,7 +564,7 @@ def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     make_scene(archive / "big.tif", random_pixels(200, 190))
     make_scene(archive / "small.tif", random_pixels(20, 30))
     state = nights.state()
-    state.speed = Speed(((1, 300.0, 2),))  # 72 tiles take 6 h, 2 tiles 10 minutes
+    state.speed = Speed(((1, 300.0, 600.0),))  # 72 tiles take 6 h, 2 tiles 10 minutes
     nights.output.joinpath("night-state.json").write_bytes(state.as_bytes())
     nights.now += timedelta(hours=3)
     before = digest(nights.output)
@@ -597,7 +598,162 @@ def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     code, lines, summary = nights.run()
     assert (code, lines) == (0, [])
     assert summary["counts"]["waiting"] == 2
+    before = digest(nights.output)
+    nights.now += timedelta(minutes=1)
+    assert nights.run()[:2] == (0, [])
     assert before == digest(nights.output)
+
+
+def test_the_file_is_what_was_said_last(nights, archive):
+    """Also by a call that does nothing, where scenes came or went; then it stays."""
+    end = nights.now + timedelta(hours=8)
+    nights.more = f"[night]\ndeadline = {end:%H:%M}:00"
+    code, _, first = nights.run()
+    assert (code, first["counts"]["failed"]) == (ExitCode.REFUSED, 1)
+    written = nights.output / "night.json"
+    (archive / "a.tif").unlink()
+
+    code, lines, summary = nights.run()
+
+    assert (code, lines, states(summary)) == (0, [], {"b": "done", "c": "done"})
+    assert json.loads(written.read_bytes()) == summary
+    make_scene(archive / "d.tif", random_pixels(20, 20))
+    nights.now += timedelta(hours=8)  # too late for it
+    assert states(nights.run()[2])["d"] == "waiting"
+    before = digest(nights.output)
+    _, _, summary = nights.run()
+    assert before == digest(nights.output)
+    assert json.loads(written.read_bytes()) == summary
+
+
+def test_without_a_nights_file_it_is_too(nights, archive):
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+    words = ["nightly", "--scenes", archive, "--output", nights.output]
+
+    result = CliRunner().invoke(main, [str(word) for word in words])
+
+    summary = json.loads(result.stdout.splitlines()[-1])
+    assert json.loads((nights.output / "night.json").read_bytes()) == summary
+    assert summary["seconds"] > 0
+
+
+def test_plan_and_bill_are_in_one_measure(nights, archive):
+    """Device time is that of `spent`, everywhere; workers' time has its own name."""
+    (archive / "a.tif").unlink()
+    _, lines, summary = nights.run()
+    took = {it["name"]: it["device_minutes"] for it in summary["scenes"]}
+
+    spent = {
+        Path(it["scene"]["href"]).stem: it["spent"]["device_seconds"] for it in lines
+    }
+    assert took == {name: pytest.approx(s / 60) for name, s in spent.items()}
+    billed = summary["spent"]["device_seconds"] / 60
+    assert summary["device_minutes"] == pytest.approx(billed)
+    assert summary["worker_minutes"] == pytest.approx(
+        sum(it["seconds"]["total"] * it["engine"]["workers"] / 60 for it in lines)
+    )
+    samples = nights.state().speed.samples
+    assert [it[2] for it in samples] == list(spent.values())
+
+
+def test_a_plan_tells_what_cannot_be_opened(nights, archive):
+    """In its row and its table; what is known of the others is still added up."""
+    (archive / "empty.tif").touch()
+    whole = (archive / "b.tif").read_bytes()
+    (archive / "short.tif").write_bytes(whole[: len(whole) // 2])
+    before = snapshot(nights.folder)
+
+    result = CliRunner().invoke(
+        main, ["nightly", "--config", str(nights.path), "--plan"]
+    )
+
+    plan = json.loads(result.stdout)
+    rows = {Path(row["output"]).name: row for row in plan["scenes"]}
+    (nights.folder / "nightly.toml").unlink()
+    assert before == snapshot(nights.folder)
+    assert result.exit_code == 0
+    for name in ("a", "empty", "short"):
+        assert f"{name}.tif: " in rows[name]["error"]
+        assert rows[name]["error"] in result.stderr
+        assert rows[name]["device_minutes"] is None
+    good = [rows[name] for name in "bc"]
+    assert [row["error"] for row in good] == [None, None]
+    assert plan["device_minutes"] == sum(row["device_minutes"] for row in good) > 0
+
+
+def test_a_first_plan_measures_a_few_tiles_and_later_ones_do_not(nights, archive):
+    """Where a night told how long devices take, that counts; of nothing nobody asks."""
+    (archive / "a.tif").unlink()
+    first = nights.run("--plan")[2]
+    assert first["device_minutes_from"] == "tiles"
+    assert all(row["device_minutes"] > 0 for row in first["scenes"])
+    nights.run()
+    make_scene(archive / "d.tif", random_pixels(33, 40, seed=3))
+
+    later = nights.run("--plan")[2]
+
+    assert later["device_minutes_from"] == "scenes"
+    tiles, speed = later["tiles"], nights.state().speed
+    assert later["device_minutes"] == pytest.approx(speed.device_seconds(tiles) / 60)
+    nights.source = f'scenes = "{nights.folder / "maps"}"'
+    nights.output = nights.folder / "none"
+    empty = nights.run("--plan")[2]
+    assert (empty["device_minutes"], empty["device_minutes_from"]) == (0, None)
+
+
+def test_what_is_parked_costs_nothing_until_it_is_released(nights):
+    """Its next try computes nothing, says the plan; who lets it go makes nothing."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
+    nights._job += "\ngates = {nodata = 0.0}"
+    assert states(nights.run()[2]) == {"one": "parked"}
+    nights.now += DAY
+
+    plan = nights.run("--plan")[2]
+
+    (row,) = plan["scenes"]
+    assert (row["why"], row["runs"], plan["device_minutes"]) == ("judged", True, 0)
+    assert (row["tiles"], row["bytes"]) == (0, 0)
+    summary = nights.run()[2]
+    assert (states(summary), summary["tiles"]) == ({"one": "parked"}, 0)
+    words = ["release", str(nights.output / "one")]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    summary = nights.run()[2]
+    assert states(summary) == {"one": "released"}
+    assert summary["counts"]["done"] == 0
+    told = summary["scenes"][0]
+    assert [told[key] for key in ("tiles", "bytes", "seconds")] == [None] * 3
+    html = (nights.output / "night.html").read_text()
+    assert "<b>1</b> released" in html
+    assert "<b>0</b> made tonight" in html
+    nights.now += DAY
+    assert states(nights.run()[2]) == {"one": "unchanged"}
+
+
+def test_a_night_without_results_links_no_collection(nights, archive):
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+    nights.run()
+
+    html = (nights.output / "night.html").read_text()
+
+    for link in re.findall(r'href="\./([^"]+)"', html):
+        assert (nights.output / link).exists()
+
+
+def test_a_link_that_leads_nowhere_is_a_scene_that_fails(nights, archive):
+    """It is named, as any that cannot be read; and done when it leads somewhere."""
+    for name in "abc":
+        (archive / f"{name}.tif").unlink()
+    (archive / "lost.tif").symlink_to(nights.folder / "away.tif")
+
+    code, _, summary = nights.run()
+
+    assert (code, states(summary)) == (ExitCode.INPUT, {"lost": "failed"})
+    assert "lost.tif: " in summary["scenes"][0]["error"]
+    make_scene(nights.folder / "away.tif", random_pixels(30, 40))
+    nights.now += DAY
+    assert states(nights.run()[2]) == {"lost": "done"}
 
 
 def test_how_long_a_scene_takes_is_told_from_former_ones():
@@ -605,14 +761,16 @@ def test_how_long_a_scene_takes_is_told_from_former_ones():
     speed = Speed()
     assert speed.seconds(10) is None
     for tiles, seconds in ((10, 30.0), (20, 40.0), (40, 60.0)):
-        whole = Outcome(state="done", tiles=tiles, seconds=seconds, workers=2)
+        spent = {"device_seconds": seconds / 2}
+        whole = Outcome(state="done", tiles=tiles, seconds=seconds, spent=spent)
         speed = speed.and_of(whole)
         assert speed == speed.and_of(replace(whole, is_whole=False))
         assert speed == speed.and_of(replace(whole, state="failed"))
     assert speed.seconds(1000) == pytest.approx(1020)
-    assert speed.device_seconds(1000) == pytest.approx(2040)
+    assert speed.device_seconds(1000) == pytest.approx(510)
     for _ in range(8):
-        speed = speed.and_of(Outcome(state="done", tiles=5, seconds=10.0))
+        same = Outcome(state="done", tiles=5, seconds=10.0, spent=spent)
+        speed = speed.and_of(same)
     assert speed.seconds(100) == 200
     assert len(speed.samples) == 8
 
@@ -821,7 +979,7 @@ def test_the_night_links_what_a_person_made_live():
     assert not state.is_told
     assert state.turn("b", "new/item.json", ["new/item.json"], is_released=True)
     known = state.scenes["b"]
-    assert (known.state, known.exit_code, known.given_up) == ("done", 0, False)
+    assert (known.state, known.exit_code, known.given_up) == ("released", 0, False)
 
 
 def test_a_scene_that_was_kept_is_looked_at_when_a_person_switched_again():
@@ -850,7 +1008,7 @@ def spend(nights, act):
 
 @pytest.mark.parametrize(
     ("word", "state", "why"),
-    [((), "done", "unchanged"), (("--discard",), "waiting", "new")],
+    [((), "released", "unchanged"), (("--discard",), "waiting", "new")],
 )
 def test_what_a_person_releases_while_a_night_runs_stays(
     nights, archive, word, state, why

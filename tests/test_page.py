@@ -271,7 +271,7 @@ def test_everything_that_can_be_used_has_a_name(opened):
 
 NIGHT_STATES = (
     *("failed", "given_up", "parked", "partial"),
-    *("waiting", "later", "done", "unchanged"),
+    *("waiting", "later", "released", "done", "unchanged"),
 )
 
 

@@ -269,7 +269,7 @@ def test_a_night_sums_up_what_devices_took(nights):
     assert spent["cost"] == pytest.approx(spent["device_seconds"] / 100)
     assert spent["kwh"] == pytest.approx(spent["device_seconds"] * 100 / 3.6e6)
     assert values["tileseg_cost_total",] == pytest.approx(spent["cost"])
-    assert "device hours" in result.stderr
+    assert "device minutes" in result.stderr
     assert not again["spent"]["device_seconds"]  # nothing was done
 
 

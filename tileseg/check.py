@@ -14,7 +14,7 @@ from tileseg import averaging
 from tileseg.area import row_hectares
 from tileseg.blend import Blend
 from tileseg.budget import budget_of
-from tileseg.device import default_batch, resolve_device, worker_devices
+from tileseg.device import Device, default_batch, resolve_device, worker_devices
 from tileseg.errors import InputError
 from tileseg.fit import doubts_of
 from tileseg.grid import Run
@@ -26,7 +26,7 @@ from tileseg.sample import affordable, sample
 from tileseg.settings import Job
 from tileseg.task import Task, draft, meet
 
-__all__ = ["Finding", "check"]
+__all__ = ["Finding", "check", "tile_rate"]
 
 _SIDECARS = (".aux.xml", ".ovr", ".msk")
 _WORLD_FILES = (".tfw", ".tifw", ".wld")
@@ -176,9 +176,7 @@ def _cost(task: Task) -> Iterator[Finding]:
     Raises:
         ModelError: the network or the device fails on them.
     """
-    job = task.job
-    device = settle(task, resolve_device(job.device, job.precision))
-    batch = job.batch_size or default_batch(device, task.ensemble)
+    job, (device, batch) = task.job, _means(task)
     workers = worker_devices(device, job.workers)
     tiles = task.grid.tiles.size
     todo = f"{task.grid.shape.size:,} shards, {tiles:,} tiles"
@@ -190,6 +188,34 @@ def _cost(task: Task) -> Iterator[Finding]:
     if budget.device_mb is not None:
         memory += f", and {budget.device_mb:,.0f} MB on the GPU"
     yield Finding("cost", memory)
+    if rate := _rate(task, device, batch):
+        who = f"{len(workers)} x {device.name} ({device.hardware})"
+        text = (
+            f"about {tiles / rate / len(workers) / 60:.1f} minutes on {who}: "
+            f"{rate:.1f} tiles/s in {device.precision}, measured here on one"
+        )
+        yield Finding("cost", text)
+
+
+def tile_rate(task: Task) -> float | None:
+    """Return how many tiles a device here does in a second; None of nodata alone.
+
+    Raises:
+        ModelError: the network or the device fails on them.
+    """
+    device, batch = _means(task)
+    return _rate(task, device, batch)
+
+
+def _means(task: Task) -> tuple[Device, int]:
+    """Return on what a task is done here, and how many tiles at a time."""
+    job = task.job
+    device = settle(task, resolve_device(job.device, job.precision))
+    return device, job.batch_size or default_batch(device, task.ensemble)
+
+
+def _rate(task: Task, device: Device, batch: int) -> float | None:
+    """Return tiles in a second, of a few of the scene; None of nodata alone."""
     network = averaging.load(task.ensemble, device)
     grid = replace(task.grid, shard=int(batch**0.5) * task.grid.stride)
     reader = Reader(task.scene, task.bands, grid)
@@ -204,11 +230,5 @@ def _cost(task: Task) -> Iterator[Finding]:
             for _rows in predictor.rows(spot, strips):
                 pass
         if predictor.tiles:
-            rate = predictor.tiles / predictor.seconds
-            who = f"{len(workers)} x {device.name} ({device.hardware})"
-            text = (
-                f"about {tiles / rate / len(workers) / 60:.1f} minutes on {who}: "
-                f"{rate:.1f} tiles/s in {device.precision}, measured here on one"
-            )
-            yield Finding("cost", text)
-            return
+            return predictor.tiles / predictor.seconds
+    return None

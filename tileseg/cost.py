@@ -48,7 +48,7 @@ def in_words(sums: Mapping[str, float | None]) -> str:
     """Return what is known of several, as a person reads it; empty for nothing."""
     parts = []
     if (seconds := sums["device_seconds"]) is not None:
-        parts.append(f"{seconds / _HOUR:.2f} device hours")
+        parts.append(f"{seconds / 60:,.1f} device minutes")
     if (kwh := sums["kwh"]) is not None:
         parts.append(f"{kwh:.3f} kWh")
     if (cost := sums["cost"]) is not None:

@@ -150,7 +150,16 @@ def _local(path: Path, source: str) -> list[str]:
         named = sorted(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207  (an absolute pattern too)
     else:
         return [source]
-    return [str(item) for item in named if _is_named(item) and item.is_file()]
+    return [
+        str(it)
+        for it in named
+        if _is_named(it) and (it.is_file() or _leads_nowhere(it))
+    ]
+
+
+def _leads_nowhere(path: Path) -> bool:
+    """Return whether it is a link to nothing: a scene that fails, not none at all."""
+    return path.is_symlink() and not path.exists()
 
 
 def _listed(source: str) -> list[str]:

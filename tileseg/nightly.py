@@ -8,7 +8,7 @@ from typing import Any
 
 from tileseg.errors import ExitCode, TilesegError, worst
 from tileseg.nightly_state import FAILED, night_of
-from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary
+from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.record import Record
 from tileseg.redact import json_bytes
@@ -33,12 +33,14 @@ class Night:
     _items: dict[str, str] = field(default_factory=dict)
     """Folder of a result -> path in it of its STAC Item."""
     _start: float = field(default_factory=perf_counter)
+    _seconds: float = 0.0
+    """Until the last scene ended: what is told and what is written are the same."""
 
     def add(self, scene: str, output: str, record: Record) -> None:
         """Take note of how the next scene ended."""
         self.waiting.remove((scene, output))
+        self._seconds = perf_counter() - self._start
         known = outcome_of(record)
-        seconds = known.seconds
         if known.item:
             self._items[PurePosixPath(output).name] = known.item
         if known.spent:
@@ -48,12 +50,8 @@ class Night:
         self.scenes.append(
             row(
                 *(called(scene), scene_name(scene), output, known.state),
-                exit_code=known.exit_code,
+                **work(known),
                 error=known.error,
-                seconds=seconds,
-                tiles=known.tiles,
-                bytes=known.size,
-                device_minutes=seconds and seconds * known.workers / 60,
                 attempts=int(known.state in FAILED),
                 night=night_of(self._began),
             )
@@ -78,7 +76,7 @@ class Night:
             self._bills,
             night=night_of(self._began),
             started=self._began.isoformat(timespec="seconds"),
-            seconds=perf_counter() - self._start,
+            seconds=self._seconds,
             stopped=self._stopped,
         )
 

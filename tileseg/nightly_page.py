@@ -21,8 +21,8 @@ PAGE = "night.html"
 _MOST = 1000  # scenes that the page has
 _MOST_PICTURES = 100
 _SIDE = 240  # pixels of a picture
-_RANK = ("failed", "given_up", "parked", "partial", "waiting", "later", "done", "kept",
-         "unchanged")  # fmt: skip
+_RANK = ("failed", "given_up", "parked", "partial", "waiting", "later",
+         "released", "done", "kept", "unchanged")  # fmt: skip
 """What a person wants to see first."""
 
 
@@ -55,6 +55,7 @@ def page(
         rows=shown,
         left_out=len(rows) - len(shown),
         has_pictures=bool(pictures),
+        has_series=any(entry.item for entry in scenes.values()),
     )
 
 
@@ -68,7 +69,9 @@ def _pictures(
     rows: list[dict[str, Any]], storage: Storage, scenes: Mapping[str, Entry]
 ) -> dict[str, str]:
     """Return small quicklooks of tonight's scenes, by name."""
-    tonight = [row["name"] for row in rows if row["state"] in ("done", "partial")]
+    tonight = [
+        row["name"] for row in rows if row["state"] in ("done", "released", "partial")
+    ]
     return dict(_thumbnails(tonight[:_MOST_PICTURES], storage, scenes))
 
 

@@ -1,6 +1,7 @@
 """Which scenes a night takes, in which order, why not the rest, and what they cost."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -17,11 +18,15 @@ from tileseg.nightly_file import NightFile, Schedule
 from tileseg.nightly_source import Found
 from tileseg.nightly_state import FAILED, Entry, Speed, State
 from tileseg.objects import open_storage
+from tileseg.redact import redact
 from tileseg.settings import Job, within
 from tileseg.storage import Storage
-from tileseg.task import draft, meet, versions
+from tileseg.task import Task, draft, meet, versions
 
-__all__ = ["Choice", "Cost", "asked", "chosen", "ordered", "rows", "span", "turns"]
+__all__ = ["Choice", "Cost", "asked", "chosen", "measured", "ordered", "rows", "span",
+           "turns"]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 Left = Callable[[], float | None]
 
@@ -52,8 +57,9 @@ class Choice:
     """Fields of its job."""
     why: str
     """To be done: `new`, `changed`, `options`, `gone` (its results are), `begun`,
-    `again` (it failed). Not: `unchanged`, `kept`, `later`, `parked` (at a
-    gate, judged often enough), `given_up`, `double`."""
+    `again` (it failed), `judged` (parked at a gate, which may let it pass). Not:
+    `unchanged`, `kept`, `later`, `parked` (judged often enough), `given_up`,
+    `double`."""
     known: Entry | None = None
     """What is known of it."""
     is_guest: bool = False
@@ -62,7 +68,7 @@ class Choice:
     @property
     def is_due(self) -> bool:
         """Whether it is to be done tonight, if there is time."""
-        return self.why in ("new", "begun", "again", *_AGAIN)
+        return self.why in ("new", "begun", "again", "judged", *_AGAIN)
 
     def is_refused(self, known: Entry) -> bool:
         """Return whether it was refused the place of another scene of its name."""
@@ -70,16 +76,35 @@ class Choice:
 
     @cached_property
     def cost(self) -> Cost | None:
-        """What it takes; None where it cannot be opened, which its run will tell."""
+        """What it takes; None where it cannot be opened."""
+        return self._looked_at if isinstance(self._looked_at, Cost) else None
+
+    @property
+    def flaw(self) -> str | None:
+        """Why it cannot be opened, which its run will tell, too; None if it can."""
+        return self._looked_at if isinstance(self._looked_at, str) else None
+
+    @cached_property
+    def _looked_at(self) -> Cost | str:
+        if self.why == "judged":
+            return Cost(0, 0)
         try:
-            job = Job(**self.facts)
-            task = draft(job, *meet(job))
+            task = self.open()
             is_begun = self.why == "begun"
-            done = tiles_done(open_storage(job.workplace)) if is_begun else 0
-        except TilesegError:
-            return None
+            done = tiles_done(open_storage(task.job.workplace)) if is_begun else 0
+        except TilesegError as err:
+            return redact(str(err))
         size = task.scene.size * task.grid.area.size // task.grid.scene.size
         return Cost(max(1, task.grid.tiles.size - done), size)
+
+    def open(self) -> Task:
+        """Return what is to be done.
+
+        Raises:
+            TilesegError: the scene cannot be opened, or does not fit the job.
+        """
+        job = Job(**self.facts)
+        return draft(job, *meet(job))
 
 
 def asked(job: Mapping[str, Any]) -> str:
@@ -209,7 +234,7 @@ def _why(
     if known.state in FAILED:
         # Who was last tried on a night to come was so by a clock that was wrong.
         is_later = known.next and known.next > tonight >= known.night
-        return "later" if is_later else "again"
+        return "later" if is_later else {"parked": "judged"}.get(known.state, "again")
     return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
 
 
@@ -271,8 +296,34 @@ def turns(
         yield choice, time is None or time > 0
 
 
+def measured(choices: Iterable[Choice]) -> float | None:
+    """Return how many tiles a second a device here does, by a few of one scene.
+
+    Args:
+        choices: the scenes; the first one that can be opened is looked at.
+
+    Returns:
+        None where nothing is to be computed, or somebody else's devices are to.
+    """
+    due = (choice for choice in choices if choice.is_due)
+    choice = next((it for it in due if it.cost and it.cost.tiles), None)
+    if choice is None or Job(**choice.facts).engine_kind != "local":
+        return None
+    from tileseg.check import tile_rate
+
+    try:
+        return tile_rate(choice.open())
+    except TilesegError as err:
+        logger.warning("%s", err)
+        return None
+
+
 def rows(
-    choices: Sequence[Choice], night: Schedule, state: State, now: datetime
+    choices: Sequence[Choice],
+    night: Schedule,
+    state: State,
+    now: datetime,
+    rate: float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield what a night would do with each scene, in its order, as JSON values.
 
@@ -281,6 +332,7 @@ def rows(
         night: the schedule.
         state: what is known.
         now: when it would go on.
+        rate: tiles a second of a device, where no former scene says how long.
     """
     end, spent = night.end(state.started), 0.0
 
@@ -289,7 +341,7 @@ def rows(
 
     due = ordered(choices, night)
     for choice, has_time in turns(due, lambda: state.speed, left, span(state, end)):
-        row = _row(choice, state)
+        row = _row(choice, state, rate)
         if has_time:
             spent += row["seconds"] or 0
         yield row if has_time else {**row, "runs": False, "why": "no time"}
@@ -301,9 +353,9 @@ def span(state: State, end: datetime | None) -> float:
     return inf if end is None else (end - state.started).total_seconds()
 
 
-def _row(choice: Choice, state: State) -> dict[str, Any]:
-    cost = choice.cost if choice.is_due else None
-    device = state.speed.device_seconds(cost.tiles) if cost else None
+def _row(choice: Choice, state: State, rate: float | None = None) -> dict[str, Any]:
+    cost, flaw = (choice.cost, choice.flaw) if choice.is_due else (None, None)
+    device = _device_seconds(cost, state.speed, rate) if cost else None
     return {
         "scene": choice.found.href,
         "output": choice.facts["output"],
@@ -314,5 +366,12 @@ def _row(choice: Choice, state: State) -> dict[str, Any]:
         "seconds": cost and state.speed.seconds(cost.tiles),
         "device_minutes": None if device is None else device / 60,
         "next": choice.known.next if choice.known and not choice.is_due else None,
-        "error": choice.known.error if choice.known else None,
+        "error": flaw or (choice.known.error if choice.known else None),
     }
+
+
+def _device_seconds(cost: Cost, speed: Speed, rate: float | None) -> float | None:
+    if not cost.tiles:
+        return 0.0
+    known = speed.device_seconds(cost.tiles)
+    return cost.tiles / rate if known is None and rate else known

@@ -3,6 +3,7 @@
 Whoever runs it does the scenes: `turns` says which, `add` is told how each ended.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,10 +20,10 @@ from tileseg.lock import hold
 from tileseg.nightly_events import Event, Listener
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
-from tileseg.nightly_plan import Choice, chosen, ordered, rows, span, turns
+from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
 from tileseg.nightly_source import find
 from tileseg.nightly_state import STATE, Entry, hold_state, read_state
-from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary
+from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.preflight import check_writable
 from tileseg.record import Record
@@ -113,6 +114,7 @@ class Tonight:
         self.stopped: int = ExitCode.OK
         """With which code this run was stopped, if it was, but for the deadline."""
         self._is_over = False  # by itself, not stopped or killed
+        self._told_end = self._deadline()
 
     def _warnings(self) -> Iterator[str]:
         if self.state.scenes and not self.choices:
@@ -139,16 +141,20 @@ class Tonight:
 
     def plan(self) -> dict[str, Any]:
         """Return what would be done, and why the rest is not, as JSON values."""
-        told = list(rows(self.choices, self.file.night, self.state, self._start))
+        is_known = bool(self.state.speed.samples)
+        rate = None if is_known else measured(self.choices)
+        schedule = self.file.night
+        told = list(rows(self.choices, schedule, self.state, self._start, rate))
         runs = [row for row in told if row["runs"]]
-        minutes = [row["device_minutes"] for row in runs]
+        minutes = [it for row in runs if (it := row["device_minutes"]) is not None]
         return {
             "night": self.state.night,
             "deadline": self._deadline(),
             "counts": dict(Counter(row["why"] for row in told)),
             "tiles": sum(row["tiles"] or 0 for row in runs),
             "bytes": sum(row["bytes"] or 0 for row in runs),
-            "device_minutes": None if None in minutes else sum(minutes),
+            "device_minutes": None if runs and not minutes else sum(minutes),
+            "device_minutes_from": "scenes" if is_known else rate and "tiles",
             "scenes": told,
         }
 
@@ -222,7 +228,8 @@ class Tonight:
         """
         with hold_state(self._storage):
             self.state.catch_up(read_state(self._storage), self._unsaved)
-            if is_news := bool(self.warnings) or not self.state.is_told:
+            # Scenes come and go without an attempt: what was told may not be so by now.
+            if is_news := not (self.state.is_told and self._is_written()):
                 self.state.run = "" if self._is_over else self.state.run
                 spent = (self._clock() - self._start).total_seconds()
                 self.state.seconds += max(0.0, spent)  # a clock may be put back
@@ -231,6 +238,22 @@ class Tonight:
                 self._storage.write(STATE, self.state.as_bytes())
         self._tell("night_ended", None, self.summary())
         return is_news
+
+    def _is_written(self) -> bool:
+        """Return whether the summary at the target is what would be said now.
+
+        Then its deadline stays: a run with hours of its own that does nothing has
+        another one, and that is no news.
+        """
+        try:
+            there = self._storage.read(SUMMARY)
+            self._told_end = json.loads(there).get("deadline")
+        except (OSError, ValueError, AttributeError):
+            return False
+        if there == json_bytes(self.summary()):
+            return True
+        self._told_end = self._deadline()
+        return False
 
     def _publish(self) -> None:
         """Write Collection, summary and page."""
@@ -257,14 +280,14 @@ class Tonight:
             night=self.state.night,
             started=self.state.began,
             seconds=self.state.seconds,
-            deadline=self._deadline(),
+            deadline=self._told_end,
             stopped=self.stopped,
             warnings=self.warnings,
         )
 
     def _bills(self) -> Iterator[dict[str, Any]]:
-        """Yield what devices took for each scene of tonight."""
-        for entry in self.state.scenes.values():
+        """Yield what devices took for each scene of tonight, in an order that stays."""
+        for _, entry in sorted(self.state.scenes.items()):
             if entry.night == self.state.night and entry.spent:
                 yield entry.spent
 
@@ -287,14 +310,7 @@ class Tonight:
             night=entry.night,
         )
         if entry.night == self.state.night:
-            seconds = entry.seconds
-            told |= {
-                "exit_code": entry.exit_code,
-                "seconds": seconds,
-                "tiles": entry.tiles,
-                "bytes": entry.size,
-                "device_minutes": seconds and seconds * entry.workers / 60,
-            }
+            told |= work(entry)
         return told
 
     def _double(self, choice: Choice, entry: Entry | None) -> dict[str, Any]:
@@ -330,4 +346,5 @@ def _state(entry: Entry, *, is_tonight: bool) -> str:
         return "given_up"
     if is_tonight or entry.state in ("kept", "parked"):
         return entry.state
-    return "unchanged" if entry.state in ("done", "unchanged") else "later"
+    is_live = entry.state in ("done", "released", "unchanged")
+    return "unchanged" if is_live else "later"

@@ -6,7 +6,7 @@ ended, a person the one that was switched.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
@@ -62,7 +62,8 @@ class Outcome:
     """How one attempt at a scene ended."""
 
     state: str
-    """`done`, `unchanged`, `kept`, `partial`, `failed`, `parked` or `waiting`."""
+    """`done`, `released`, `unchanged`, `kept`, `partial`, `failed`, `parked` or
+    `waiting`."""
     exit_code: int = 0
     error: str | None = None
     seconds: float | None = None
@@ -117,43 +118,42 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """How long scenes took: of the last ones tiles, seconds and workers."""
+    """How long scenes took: of the last ones tiles, seconds and devices' seconds."""
 
-    samples: tuple[tuple[int, float, int], ...] = ()
+    samples: tuple[tuple[int, float, float], ...] = ()
 
     def and_of(self, outcome: Outcome) -> "Speed":
         """Return it with one scene more, if that says something."""
         if outcome.state != "done" or not (outcome.tiles and outcome.is_whole):
             return self
-        if not outcome.seconds:
+        if not (outcome.seconds and outcome.spent):
             return self
-        sample = outcome.tiles, outcome.seconds, outcome.workers
+        sample = outcome.tiles, outcome.seconds, outcome.spent["device_seconds"]
         return Speed((*self.samples, sample)[-_REMEMBERED:])
 
     def seconds(self, tiles: int) -> float | None:
-        """Return how long so many tiles will take; None where nothing is known.
-
-        Something for the scene and something for each tile, where the samples tell the
-        two apart: many small scenes do not make a large one seem endless.
-        """
-        done = [sample[0] for sample in self.samples]
-        spent = [sample[1] for sample in self.samples]
-        if not done:
-            return None
-        if len(set(done)) > 1:
-            slope, start = linear_regression(done, spent)
-            if slope > 0 and start > 0:
-                return start + slope * tiles
-        return tiles * sum(spent) / sum(done)
+        """Return how long so many tiles will take; None where nothing is known."""
+        return _expected([(sample[0], sample[1]) for sample in self.samples], tiles)
 
     def device_seconds(self, tiles: int) -> float | None:
-        """Return the same, of all workers together."""
-        seconds = self.seconds(tiles)
-        if seconds is None:
-            return None
-        spent = sum(sample[1] for sample in self.samples)
-        device = sum(seconds * workers for _, seconds, workers in self.samples)
-        return seconds * device / spent
+        """Return how long devices will be held for them, as `cost.py` counts it."""
+        return _expected([(sample[0], sample[2]) for sample in self.samples], tiles)
+
+
+def _expected(samples: Sequence[tuple[int, float]], tiles: int) -> float | None:
+    """Return what so many tiles will take, by what others did; None without any.
+
+    Something for the scene and something for each tile, where the samples tell the
+    two apart: many small scenes do not make a large one seem endless.
+    """
+    if not samples:
+        return None
+    done, spent = zip(*samples, strict=True)
+    if len(set(done)) > 1:
+        slope, start = linear_regression(done, spent)
+        if slope > 0 and start > 0:
+            return start + slope * tiles
+    return float(tiles * sum(spent) / sum(done))
 
 
 @dataclass(slots=True)
@@ -235,7 +235,7 @@ class State:
             name: of its results.
             item: path of its STAC Item there; empty without one.
             products: paths of all.
-            is_released: whether it is the one that was parked; the scene is done then.
+            is_released: whether it is the one that was parked.
 
         Returns:
             whether that is news.
@@ -247,7 +247,7 @@ class State:
             return True
         entry = replace(before, item=item, products=tuple(products))
         if is_released and entry.state == "parked":
-            entry = replace(entry, state="done", exit_code=0, error=None)
+            entry = replace(entry, state="released", exit_code=0, error=None)
             entry = replace(entry, attempts=0, next=None, given_up=False)
         self.scenes[name] = entry
         self.is_told &= entry == before
@@ -404,7 +404,7 @@ def _parsed(values: Mapping[str, Any]) -> State:
         str(name): Entry(**{**entry, "products": tuple(entry["products"])})
         for name, entry in values["scenes"].items()
     }
-    samples = [(int(a), float(b), int(c)) for a, b, c in values["speed"]]
+    samples = [(int(a), float(b), float(c)) for a, b, c in values["speed"]]
     if values["night"]:
         datetime.fromisoformat(values.get("run") or values["began"])
     return State(

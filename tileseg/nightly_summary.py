@@ -7,18 +7,19 @@ from typing import Any
 
 from tileseg.cost import in_words, total
 from tileseg.errors import ExitCode, OtherPlanError, worst
-from tileseg.nightly_state import Outcome
+from tileseg.nightly_state import Entry, Outcome
 from tileseg.publish import PARKED
 from tileseg.record import Record
 from tileseg.redact import redact
 from tileseg.series import ITEM
 
-__all__ = ["STATES", "SUMMARY", "in_lines", "outcome_of", "row", "summary"]
+__all__ = ["STATES", "SUMMARY", "in_lines", "outcome_of", "row", "summary", "work"]
 
 SUMMARY = "night.json"
 
 STATES = (
     "done",
+    "released",
     "unchanged",
     "kept",
     "partial",
@@ -30,9 +31,13 @@ STATES = (
 )
 """What a scene is after a night.
 
-`parked`: its result, at a gate. `later`: it failed before, and is not tried yet;
-`given_up`: nor will it be until it changes, or somebody says so.
+`parked`: its result, at a gate; `released`: it went live after all, by a person or as
+gates let it pass. `later`: it failed before, and is not tried yet; `given_up`: nor will
+it be until it changes, or somebody says so.
 """
+
+_SUMS = ("tiles", "bytes", "device_minutes", "worker_minutes")
+"""Of the rows of tonight."""
 
 _LOUD = ("partial", "failed", "parked", "given_up")
 """Those that need a person."""
@@ -59,10 +64,29 @@ def row(scene: str, name: str, output: str, state: str, **known: Any) -> dict[st
         "tiles": None,
         "bytes": None,
         "device_minutes": None,
+        "worker_minutes": None,
         "attempts": 0,
         "next": None,
         "night": None,
         **known,
+    }
+
+
+def work(known: Outcome | Entry) -> dict[str, Any]:
+    """Return the fields of a row that say what was done; null where nothing was.
+
+    Args:
+        known: how the last attempt ended, of tonight.
+    """
+    seconds, is_made = known.seconds, known.seconds is not None
+    device = known.spent and known.spent["device_seconds"]
+    return {
+        "exit_code": known.exit_code,
+        "seconds": seconds,
+        "tiles": known.tiles if is_made else None,
+        "bytes": known.size if is_made else None,
+        "device_minutes": device and device / 60,
+        "worker_minutes": seconds and seconds * known.workers / 60,
     }
 
 
@@ -91,7 +115,6 @@ def summary(  # noqa: PLR0913  (what a night is)
     """
     states = Counter(it["state"] for it in scenes)
     tonight = [it for it in scenes if it["night"] == night]
-    done = [it for it in tonight if it["seconds"] is not None]
     return {
         "night": night,
         "started": started,
@@ -102,9 +125,7 @@ def summary(  # noqa: PLR0913  (what a night is)
             "scenes": states.total(),
             **{state: states[state] for state in STATES},
         },
-        "tiles": sum(it["tiles"] or 0 for it in done),
-        "bytes": sum(it["bytes"] or 0 for it in done),
-        "device_minutes": sum(it["device_minutes"] or 0 for it in done),
+        **{key: sum(it[key] or 0 for it in tonight) for key in _SUMS},
         "spent": total(bills),
         "warnings": list(warnings),
         "scenes": scenes,
@@ -166,7 +187,9 @@ def _state(record: Record) -> str:
     if record.values["status"] == PARKED:
         return PARKED  # at a gate; what was live there still is
     if code == ExitCode.OK:
-        return "done" if record.is_news else "unchanged"
+        if not record.is_news:
+            return "unchanged"
+        return "done" if record.is_made else "released"
     return "partial" if code == ExitCode.PARTIAL else "failed"
 
 

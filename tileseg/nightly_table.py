@@ -9,6 +9,7 @@ _WHY = {
     "new": "new",
     "begun": "begun before",
     "again": "failed before",
+    "judged": "parked at a gate: judged again, computes nothing",
     "changed": "the scene changed",
     "options": "options, model or version changed",
     "gone": "its results are gone",
@@ -34,11 +35,12 @@ def table(plan: Mapping[str, Any]) -> str:
         lines.append(f"and {left} more")
     runs = sum(row["runs"] for row in plan["scenes"])
     minutes = _number(plan["device_minutes"], "{:,.1f}")
+    source = " by a few tiles" if plan["device_minutes_from"] == "tiles" else ""
     until = f", deadline {plan['deadline']}" if plan["deadline"] else ""
     lines.append(
         f"night of {plan['night']}{until}: {runs} of {len(plan['scenes'])} scenes, "
         f"{plan['tiles']:,} tiles, {plan['bytes'] / 1e6:,.1f} MB to read, "
-        f"{minutes} device minutes"
+        f"{minutes} device minutes{source}"
     )
     return "\n".join(lines)
 
@@ -53,6 +55,10 @@ def _aligned(row: list[str], widths: list[int]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     why = _WHY[row["why"]]
+    if row["why"] == "later":
+        why = f"{why} {row['next']}"
+    if row["runs"] and row["tiles"] is None:
+        why = f"{why}; will fail: {row['error']}"
     unknown = "?" if row["runs"] else ""
     return [
         "run" if row["runs"] else "-",
@@ -60,7 +66,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         _number(row["tiles"], "{:,}", unknown),
         _number(row["bytes"] and row["bytes"] / 1e6, "{:,.1f}", unknown),
         _number(row["device_minutes"], "{:,.1f}", unknown),
-        f"{why} {row['next']}" if row["why"] == "later" else why,
+        why,
     ]
 
 
