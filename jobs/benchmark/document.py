@@ -14,7 +14,8 @@ What `python jobs/bench.py` prints; `--markdown` writes this page. Speeds of dif
 compared; the ratios can, and they are what tileseg is judged by. Each figure is the median over rounds in which all that is
 compared takes turns; `spread` is how far the rounds lie apart, as a share of it. `tiles_s` are tiles of 128²
 a second, `mpx_s` millions of scene pixels a second. The scenes are correlated noise from a seed, the models other than tileseg's own
-(base width 16) have random weights: neither changes a speed.
+(base width 16) have random weights: neither changes a speed, but where
+there is bf16 they decide whether the guard lets it be used.
 """
 
 _PARTS = {
