@@ -2,14 +2,23 @@
 
 from dataclasses import fields
 from datetime import UTC, date, datetime, time
+from importlib import import_module
 
 import pytest
+from walk import ROOT
 
 from tileseg.bounds import Gates
 from tileseg.fields import said, written
 from tileseg.nightly_file import Schedule, Source, Target
 from tileseg.settings import Job
 from tileseg.train_settings import Training
+
+
+def test_every_file_has_a_page_of_its_fields(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "site")
+    pages = import_module("fields")
+
+    assert set(pages.TOLD.values()) == set(pages.pages())
 
 
 @pytest.mark.parametrize("kind", [Job, Gates, Training, Source, Target, Schedule])

@@ -325,12 +325,13 @@ def test_a_webhook_that_cannot_be_is_said_before_the_night(nights):
 
 
 @pytest.mark.usefixtures("archive")
-def test_a_target_that_cannot_be_written_is_one_line(nights):
+@pytest.mark.parametrize("words", [(), ("--plan",)])
+def test_a_target_that_cannot_be_written_is_one_line(nights, words):
     """Before anything is begun."""
     (nights.folder / "file").write_text("")
     nights.output = nights.folder / "file" / "maps"
 
-    result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path)])
+    result = CliRunner().invoke(main, ["nightly", "--config", str(nights.path), *words])
 
     assert result.exit_code == ExitCode.OUTPUT
     (line,) = result.stderr.splitlines()

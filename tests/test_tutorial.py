@@ -30,4 +30,4 @@ def test_a_newcomers_walk(tmp_path):
     assert not any(name.startswith("north/") for name in others)
     assert taken_back["south/mask.tif"][-1] == first["south/mask.tif"][-1]
     right = re.search(r"^accuracy (\S+) at 511 places", "".join(said), re.MULTILINE)
-    assert float(right[1]) > 0.8
+    assert float(right[1]) >= 0.95  # the page says 0.97

@@ -84,7 +84,10 @@ def nightly(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     is_broken = False
     with results(), one_line_errors():
         if options["scenes"] is not None and (is_plan or retry or may_fail):
-            msg = "plan, retry, scenes-may-fail: are for a night's file, not --scenes"
+            msg = (
+                "--plan, --retry, --scenes-may-fail: are for a night's file; give "
+                "--config nightly.toml instead of --scenes"
+            )
             raise UsageError(msg)
         if is_plan:
             _plan(_file(options), retry)
@@ -123,10 +126,11 @@ def _file(options: dict[str, Any]) -> "NightFile":
 
 def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     """Print what a night would do; write nothing."""
-    from tileseg.nightly_run import Tonight
+    from tileseg.nightly_run import Tonight, check_target
     from tileseg.nightly_table import table
 
     with signals():
+        check_target(file)
         plan = Tonight(file, retry=retry).plan()
     tell(table(plan), err=True)
     tell(json.dumps(plan))

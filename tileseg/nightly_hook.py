@@ -13,6 +13,7 @@ from tileseg.address import keep, netloc
 from tileseg.calls import call
 from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.nightly_file import RECEIVER, Schedule, is_receiver, secret
+from tileseg.nightly_summary import LOUD
 from tileseg.redact import redact
 from tileseg.web import WebFile, judge
 
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 _SECONDS = 30.0  # of trying again
 _NAMED = 20  # scenes that the text names
-_LOUD = ("failed", "given_up", "parked", "partial")
 
 
 def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
@@ -73,7 +73,7 @@ def _host(address: str) -> str:
 
 def _nameless(error: TilesegError) -> str:
     """Return an error without what it begins with, the address."""
-    return str(error).partition(": ")[2]
+    return str(error).partition(": ")[2] or type(error).__name__
 
 
 def notify_failure(night: Schedule, error: TilesegError) -> bool:
@@ -121,7 +121,7 @@ def _text(summary: Mapping[str, Any]) -> str:
         f"{': ' if told else ''}{', '.join(told)}; exit code {summary['exit_code']}"
     )
     odd = [f"warning: {text}" for text in summary["warnings"]]
-    loud = [row for row in summary["scenes"] if row["state"] in _LOUD]
+    loud = [row for row in summary["scenes"] if row["state"] in LOUD]
     lines = [f"{row['state']}: {row['name']}: {row['error']}" for row in loud[:_NAMED]]
     more = [f"and {len(loud) - _NAMED} more"] if len(loud) > _NAMED else []
     return "\n".join([head, *odd, *lines, *more])

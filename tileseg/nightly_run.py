@@ -32,7 +32,7 @@ from tileseg.series import update
 from tileseg.settings import Job, is_remote
 from tileseg.task import refuse_vanishing
 
-__all__ = ["Tonight", "hold_night"]
+__all__ = ["Tonight", "check_target", "hold_night"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,18 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
+def check_target(file: NightFile) -> None:
+    """Refuse a target that no result could be written to; nothing stays there.
+
+    Raises:
+        TilesegError: it cannot, or not for long.
+    """
+    output = file.target.output
+    refuse_vanishing(output=output, work=file.target.workplace)
+    if not is_remote(output):
+        check_writable(f"[target] output: {output}", Path(output))
+
+
 @contextmanager
 def hold_night(file: NightFile) -> Iterator[None]:
     """Let no other night go to the same target meanwhile.
@@ -54,11 +66,8 @@ def hold_night(file: NightFile) -> Iterator[None]:
         BusyError: one does already.
         TilesegError: output or work cannot be written.
     """
-    output, workplace = file.target.output, file.target.workplace
-    refuse_vanishing(output=output, work=workplace)
-    if not is_remote(output):
-        check_writable(f"[target] output: {output}", Path(output))
-    work = open_storage(workplace)
+    check_target(file)
+    work = open_storage(file.target.workplace)
     try:
         with hold(work.below(_LOCK), "night"):
             yield
@@ -229,31 +238,35 @@ class Tonight:
         with hold_state(self._storage):
             self.state.catch_up(read_state(self._storage), self._unsaved)
             # Scenes come and go without an attempt: what was told may not be so by now.
-            if is_news := not (self.state.is_told and self._is_written()):
+            there = self._there()
+            if is_news := not (self.state.is_told and self._is_said(there)):
                 self.state.run = "" if self._is_over else self.state.run
                 spent = (self._clock() - self._start).total_seconds()
                 self.state.seconds += max(0.0, spent)  # a clock may be put back
                 self._publish()
                 self.state.is_told = True
                 self._storage.write(STATE, self.state.as_bytes())
+            else:
+                self._told_end = there["deadline"]
         self._tell("night_ended", None, self.summary())
         return is_news
 
-    def _is_written(self) -> bool:
-        """Return whether the summary at the target is what would be said now.
-
-        Then its deadline stays: a run with hours of its own that does nothing has
-        another one, and that is no news.
-        """
+    def _there(self) -> dict[str, Any]:
+        """Return the summary at the target; empty where none can be read."""
         try:
-            there = self._storage.read(SUMMARY)
-            self._told_end = json.loads(there).get("deadline")
-        except (OSError, ValueError, AttributeError):
-            return False
-        if there == json_bytes(self.summary()):
-            return True
-        self._told_end = self._deadline()
-        return False
+            found = json.loads(self._storage.read(SUMMARY))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _is_said(self, there: dict[str, Any]) -> bool:
+        """Return whether a summary is what would be said now.
+
+        But for the deadline: a run with hours of its own that does nothing has another
+        one, and that is no news.
+        """
+        told = json.loads(json_bytes(self.summary()))
+        return {**there, "deadline": None} == {**told, "deadline": None}
 
     def _publish(self) -> None:
         """Write Collection, summary and page."""

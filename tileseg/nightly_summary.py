@@ -13,7 +13,16 @@ from tileseg.record import Record
 from tileseg.redact import redact
 from tileseg.series import ITEM
 
-__all__ = ["STATES", "SUMMARY", "in_lines", "outcome_of", "row", "summary", "work"]
+__all__ = [
+    "LOUD",
+    "STATES",
+    "SUMMARY",
+    "in_lines",
+    "outcome_of",
+    "row",
+    "summary",
+    "work",
+]
 
 SUMMARY = "night.json"
 
@@ -39,7 +48,7 @@ it be until it changes, or somebody says so.
 _SUMS = ("tiles", "bytes", "device_minutes", "worker_minutes")
 """Of the rows of tonight."""
 
-_LOUD = ("partial", "failed", "parked", "given_up")
+LOUD = ("partial", "failed", "parked", "given_up")
 """Those that need a person."""
 
 
@@ -144,7 +153,7 @@ def in_lines(night: Mapping[str, Any]) -> str:
 
 
 def _is_loud(told: Mapping[str, Any]) -> bool:
-    return told["state"] in _LOUD
+    return told["state"] in LOUD
 
 
 def _told(told: Mapping[str, Any]) -> str:

@@ -73,7 +73,7 @@ class Job:
     aoi: str = ""
     """A vector file whose polygons are what is asked for; empty for all."""
     model: str | tuple[str, ...] = ""
-    """Model folder, or one of `builtin.MODELS`; empty for the first of these.
+    """Model folder, or `landcover-bgr` or `landcover-bgrn`; empty for the first.
 
     Of several the probabilities are averaged."""
     tta: str = "none"

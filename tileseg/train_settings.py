@@ -57,7 +57,7 @@ class Training:
     """Model to go on from: its weights, bands, scaling and `tileseg:fields`; empty for
     random weights. Other classes get a new last layer, one logit a second beside it,
     and are no fields. Another unit, width, depth, tile or halo than its own is refused.
-    See `builtin.model_folder`."""
+    """
     own_scaling: bool = False
     """Scale as these scenes ask, not as the base does; then the unit may be another."""
     width: int | None = None

@@ -4,14 +4,14 @@ import ast
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
-from datetime import date
 from inspect import cleandoc, getsource
 from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType, NoneType, UnionType
-from typing import Any, get_args, get_origin
+from types import MappingProxyType
+from typing import Any
 
 from tileseg.bounds import Gates
+from tileseg.fields import said as in_toml
 from tileseg.nightly_file import OF_A_NIGHT, Schedule, Source, Target
 from tileseg.settings import Job
 from tileseg.train_settings import BASE_RATE, RATE, Settled, Training
@@ -35,10 +35,6 @@ _NONE = (
     " the meaning says of `None` or of empty."
 )
 _NEEDED = "needed"
-_TYPES = {
-    str: "text", int: "whole number", float: "number", bool: "`true` or `false`",
-    date: "date", dict: "table", Gates: "table", NoneType: "",
-}  # fmt: skip
 
 
 def pages() -> dict[str, str]:
@@ -118,7 +114,7 @@ def _of_class(
     rows = [
         (
             f"`{item.name}`",
-            _typed(item.type),
+            in_toml(item.type),
             "" if known[item.name] == _NEEDED else limits.get(item.name, ("", ""))[1],
             known[item.name],
             meanings[item.name],
@@ -138,17 +134,6 @@ def _meanings(kind: type) -> Iterator[tuple[str, str]]:
                 ast.Expr(value=ast.Constant(value=str(text))),
             ):
                 yield name, cleandoc(text)
-
-
-def _typed(hint: Any) -> str:  # noqa: ANN401  (a type or a union)
-    """Return what a TOML file calls a type."""
-    parts = get_args(hint)
-    if isinstance(hint, UnionType):
-        return " or ".join(filter(None, map(_typed, parts)))
-    if get_origin(hint) is tuple:
-        many = "list" if parts[-1] is ... else f"list of {len(parts)}"
-        return f"{many}: {_typed(parts[0])}"
-    return _TYPES[get_origin(hint) or hint]
 
 
 def _default(item: "Field[Any]") -> str:
