@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 Left = Callable[[], float | None]
 
-_HOW = {"engine", "grace", "hosts", "input", "keep", "keep_work", "output",
+_NO_PRODUCTS = {"engine", "grace", "hosts", "input", "keep", "keep_work", "output",
         "patience", "price", "run_shards", "trusted", "wait", "watts", "work",
         "workers"}  # fmt: skip
 """Fields of a job that say how it is done, and change no product."""
@@ -123,7 +123,7 @@ def asked(job: Mapping[str, Any]) -> str:
         from tileseg.region import read_polygons
 
         read_polygons(whole.aoi)
-    given = {k: v for k, v in whole.given().items() if k not in _HOW}
+    given = {k: v for k, v in whole.given().items() if k not in _NO_PRODUCTS}
     area = Path(whole.aoi) if whole.aoi else None
     return digest(
         {

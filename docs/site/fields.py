@@ -31,8 +31,8 @@ TOLD = {
 """File of the repository that tells the fields -> page."""
 
 _NONE = (
-    "What is not needed may be left out; what that means where no default stands here,"
-    " the meaning says of `None` or of empty."
+    "Fields that are not needed may be left out. Where a meaning speaks of None or of"
+    " empty, that is what leaving it out means."
 )
 _NEEDED = "needed"
 
