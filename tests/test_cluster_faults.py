@@ -499,9 +499,10 @@ def children(process, name):
 @SLOW
 def test_the_head_killed_under_a_driver_is_a_rerun(job, real, tmp_path):
     """Ray ends the process, as a node's end would; the rerun has another head."""
-    driver = start(
-        None, job(workers=1), RAY_gcs_rpc_server_reconnect_timeout_s="3", RAY_ADDRESS=""
-    )
+    # Else a fast machine is done before Ray has missed its head.
+    hangs = "predict.Predictor._forward:before:40:hang"
+    noticed = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3", "RAY_ADDRESS": ""}
+    driver = start(None, job(workers=1), hangs, **noticed)
     while receipts_of(job()) < 1:
         assert driver.poll() is None
         time.sleep(0.1)

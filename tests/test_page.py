@@ -281,20 +281,22 @@ def night(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("night")
     names = [f"{HOSTILE[0]} {state}" for state in NIGHT_STATES]
     products = ("report.html", "quicklook.png")
-    known = {"scene": "", "mark": "", "asked": "", "night": "2026-05-31"}
+    known = {"mark": "", "asked": "", "night": "2026-05-31", "products": products}
+    hrefs = [f"https://example.org/{'long/' * 40}{name}.tif" for name in names]
     scenes = {
-        slug(name): Entry(**known, state="done", products=products) for name in names
+        slug(name): Entry(**known, scene=href, state="done")
+        for name, href in zip(names, hrefs, strict=True)
     }
     blank = dict.fromkeys(("error", "seconds", "tiles", "bytes", "next"))
     rows = [
         {
             **blank,
-            "scene": f"https://example.org/{'long/' * 40}{name}.tif",
+            "scene": href,
             "name": slug(name),
             "state": state,
             "attempts": 4,
         }
-        for name, state in zip(names, NIGHT_STATES, strict=True)
+        for name, href, state in zip(names, hrefs, NIGHT_STATES, strict=True)
     ]
     rows[0] |= {"error": HOSTILE[1], "next": "2026-06-01"}
     rows[5] |= {"seconds": 4211.0, "tiles": 123_456, "bytes": 98_765_432}
@@ -339,8 +341,8 @@ def test_a_nights_page_fits_and_leads_to_reports(
     assert len(states) == len(NIGHT_STATES)
     loaded = "pictures => pictures.map(it => it.naturalWidth)"
     assert all(page.eval_on_selector_all(".scenes img", loaded))
-    assert page.locator(".scenes img").count() == 2
-    assert page.locator(".trouble").inner_text() == HOSTILE[1]
+    assert page.locator(".scenes img").count() == 3  # partial, released, done
+    assert page.locator(".scenes .trouble").inner_text() == HOSTILE[1]
     others = [text for text in said if not text.startswith("data:image/webp")]
     assert others == [(night / "night.html").as_uri()]
     page.locator(".scenes a").first.click()
