@@ -493,7 +493,7 @@ def test_a_loss_that_is_no_number_ends_it(training):
         ({"classes": ("one", "one=ffffff")}, "2 to 255 names"),
         ({"classes": ("one=red", "two")}, "2 to 255 names"),
         ({"labels": ()}, "one for each of 1 scenes"),
-        ({"epochs": 1.5}, "epochs: got 1.5, wanted int"),
+        ({"epochs": 1.5}, "epochs: got 1.5, wanted a whole number"),
         ({"scale": 0.0}, "scale: got 0.0, wanted a finite number, not 0"),
         ({"offset": 0.1}, "offset: means nothing without scale"),
         ({"scale": 0.1, "unit": "dn"}, "scale: means nothing with unit dn"),
@@ -544,7 +544,7 @@ def test_the_command_line_says_classes_and_scores(training, tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "scenes: got ()"),
+        ([], "scenes: got []"),
         (["--config", "no.toml"], "no.toml: cannot be read as TOML"),
     ],
 )
