@@ -76,6 +76,11 @@ class Nights:
         *lines, last = map(json.loads, result.stdout.splitlines())
         return result.exit_code, lines, last
 
+    def take_another_model(self):
+        other = make_model(self.folder / "other", seed=9)
+        _, *rest = self._job.splitlines()
+        self._job = "\n".join([f'model = "{other}"', *rest])
+
     def state(self):
         return read_state(Disk(self.output))
 
@@ -1041,9 +1046,7 @@ def test_a_rollback_while_a_night_runs_stays(nights):
     nights._job += "\nkeep = 1"
     nights.run()
     before = products(nights.output / "one")
-    make_model(nights.folder / "other", seed=9)
-    _, *rest = nights._job.splitlines()
-    nights._job = "\n".join([f'model = "{nights.folder / "other"}"', *rest])
+    nights.take_another_model()
     nights.now += DAY
     nights.run()
     make_scene(nights.folder / "scenes/two.tif", random_pixels(45, 70, seed=1))
@@ -1391,9 +1394,7 @@ def test_what_a_person_rolled_back_stays_and_the_collection_follows(nights):
     nights._job += "\nkeep = 1"
     nights.run()
     before = products(nights.output / "one")
-    make_model(nights.folder / "other", seed=9)
-    _, *rest = nights._job.splitlines()
-    nights._job = "\n".join([f'model = "{nights.folder / "other"}"', *rest])
+    nights.take_another_model()
     nights.now += DAY
     nights.run()
     result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
