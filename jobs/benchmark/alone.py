@@ -9,7 +9,6 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -206,8 +205,13 @@ def _as_peers(setting: Setting, model: Path, batch: int) -> tuple[Forward, Tenso
 
 
 def _as_tileseg(
-    device: Device, model: Path, batch: int, **how: Any
+    device: Device,
+    model: Path,
+    batch: int,
+    *,
+    tta: str = "none",
+    trim: int | None = None,
 ) -> tuple[Forward, Tensor]:
     card = read_card(model)
     tiles = _as_given(_noise(card, device, batch), device)
-    return _loaded(model, card, device, **how), tiles
+    return _loaded(model, card, device, tta, trim=trim), tiles
