@@ -27,7 +27,7 @@ BESIDE = {
 CONTENTS = {
     "How to": "tutorial inputs models nightly cluster infra watching",
     "Reference": "reference cli job-file nightly-file training-file run-json card-json"
-    " api changelog",
+    " night-json plan-json metrics-json change-json api changelog",
     "How it works": "design performance scale reliability security",
     "More": "examples contributing",
 }
