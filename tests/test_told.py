@@ -18,6 +18,15 @@ from test_train import prepared
 from tileseg import job, nightly_run
 from tileseg.address import allow
 from tileseg.change import Wish, change
+from tileseg.choices import (
+    BLENDS,
+    ENGINES,
+    FORMATS,
+    NETWORKS,
+    PRECISIONS,
+    SYMMETRIES,
+    UNITS,
+)
 from tileseg.cli import main
 from tileseg.errors import PreemptedError
 from tileseg.job import run
@@ -36,15 +45,28 @@ def check(name: str, documents: Iterable[dict]) -> None:
     assert described(said) - set().union(*(told(it, said) for it in documents)) == set()
 
 
-def cases(name: str, key: str) -> list[str]:
-    """Return the values that a scene's key may have."""
-    rows = schema(name)["properties"]["scenes"]["items"]["properties"]
-    return [it["const"] for it in rows[key]["oneOf"]]
+@pytest.mark.parametrize(
+    ("name", "path", "known"),
+    [
+        ("night", "scenes.state", STATES),
+        ("plan", "scenes.why", _WHY),
+        ("change", "format", FORMATS),
+        ("run", "model.tta", (*SYMMETRIES, None)),
+        ("run", "grid.blend", (*BLENDS, None)),
+        ("run", "engine.kind", (*ENGINES, None)),
+        ("run", "engine.precision", (*PRECISIONS, None)),
+        ("run", "engine.precision_asked", ("auto", *PRECISIONS, None)),
+        ("run", "engine.network", (*NETWORKS, None)),
+        ("card", "properties.tileseg:unit", UNITS),
+    ],
+)
+def test_values_are_those_of_the_code(name, path, known):
+    said = schema(name)
+    for key in path.split("."):
+        said = said.get("items", said)["properties"][key]
 
-
-def test_states_and_reasons_are_those_of_the_code():
-    assert cases("night", "state") == list(STATES)
-    assert cases("plan", "why") == list(_WHY)
+    values = said.get("enum") or [it["const"] for it in said["oneOf"]]
+    assert values == list(known)
 
 
 @pytest.mark.slow
