@@ -49,7 +49,7 @@ def pages() -> dict[str, str]:
         "run-json.md": _of_schema("run", _ALWAYS),
         "card-json.md": _of_schema("card", "What begins with `tileseg:` is ours."),
         "night-json.md": _of_schema("night", _ALWAYS),
-        "plan-json.md": _of_schema("plan", f"One object on stdout. {_ALWAYS}"),
+        "plan-json.md": _of_schema("plan", f"Of `tileseg nightly --plan`. {_ALWAYS}"),
         "metrics-json.md": _of_schema("metrics", "In a model folder that was trained."),
         "change-json.md": _of_schema("change", _ALWAYS),
     }
@@ -69,7 +69,7 @@ What a result must pass before it goes live.
 
 
 def _nightly() -> str:
-    return f"""# `nightly.toml`
+    return f"""# nightly.toml
 
 TOML, for `--config` of `tileseg nightly`. {_NONE}
 
@@ -152,7 +152,7 @@ def _default(item: "Field[Any]") -> str:
 def _of_schema(name: str, words: str) -> str:
     """Return the page of a JSON schema: its keys, and those of each object in it."""
     schema = json.loads((_ASSETS / f"{name}.schema.json").read_text("utf-8"))
-    text = f"# `{schema['title']}`\n\n{schema['description']} {words}\n\n"
+    text = f"# {schema['title']}\n\n{schema['description']} {words}\n\n"
     text += _keys(schema["properties"].items())
     for key, said in schema["properties"].items():
         if rows := list(_below(said)):
