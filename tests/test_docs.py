@@ -98,6 +98,17 @@ def test_the_table_of_options_is_that_of_the_command():
     assert [options for options in known if not options & told] == []
 
 
+def test_the_table_of_options_has_all_values():
+    told = dict(re.findall(r"`--([a-z-]+) ([a-z0-9]+(?:\\\|[a-z0-9]+)+)`", REFERENCE))
+    known = {
+        item.opts[0][2:]: "\\|".join(item.type.choices)
+        for item in main.commands["segment"].params
+        if isinstance(item.type, click.Choice)
+    }
+
+    assert told.items() >= known.items()
+
+
 def test_every_nights_file_that_is_shown_is_one(tmp_path):
     """Tables that are left out of a part are those of the first."""
     blocks = re.findall(
