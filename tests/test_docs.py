@@ -111,10 +111,10 @@ def test_the_table_of_options_has_all_values():
 
 def test_every_nights_file_that_is_shown_is_one(tmp_path):
     """Tables that are left out of a part are those of the first."""
-    blocks = re.findall(
+    indented = re.findall(
         r"(?:^ {4,}(?!tileseg|pip).*\n|^\n(?= {4}))+", NIGHTLY, re.MULTILINE
     )
-    parts = [part for part in blocks if re.search(r"^ +\[", part, re.MULTILINE)]
+    parts = [part for part in indented if re.search(r"^ +\[", part, re.MULTILINE)]
     path = tmp_path / "nightly.toml"
     for part in parts:
         text = re.sub(r"^ +", "", part, flags=re.MULTILINE)
