@@ -22,7 +22,6 @@ WINDOW = {"width": 1000, "height": 800}
 
 def main(folder: Path) -> None:
     """Walk in a folder; save the pictures beside this file."""
-    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
     left = dict(PICTURES)
     with sync_playwright() as driver:
         program, environment = browser.find() or sys.exit("no Chromium: make browser")
@@ -30,7 +29,7 @@ def main(folder: Path) -> None:
             executable_path=program, args=["--no-sandbox"], env=environment
         )
         tab = chromium.new_page(viewport=WINDOW)
-        for _ in walk(page, folder):
+        for _ in walk(DOCS / "tutorial.md", folder):
             for name, (file, take) in list(left.items()):
                 path = folder / "out" / file
                 if path.exists():

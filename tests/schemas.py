@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 @cache
 def schema(name):
-    """Return the schema of `run` or `card`, whose objects are closed.
+    """Return the schema of `run`, `card`, `night` ..., whose objects are closed.
 
     One that does not say which of its keys are always there has all of them.
     """
@@ -33,13 +33,19 @@ def described(said, at=""):
     """Return the paths of everything that has a description, the document apart."""
     below = {**said.get("properties", {}), "[]": said.get("items")}
     paths = {at} if at and "description" in said else set()
+    paths |= {f"{at}={it['const']}" for it in said.get("oneOf", ())}
     return paths.union(
         *(described(it, f"{at}.{key}") for key, it in below.items() if it)
     )
 
 
 def told(document, said, at=""):
-    """Return the paths of what a document says of that, and is not null."""
+    """Return the paths of what a document says of that, and is not null.
+
+    Of what has one of some values, each described, also which.
+    """
+    if "oneOf" in said:
+        return {at, f"{at}={document}"}
     if document is None:
         return set()
     if isinstance(document, list):

@@ -10,6 +10,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import schemas
 import shapely
 from affine import Affine
 from click.testing import CliRunner
@@ -133,7 +134,9 @@ def made(*args):
     """Return the record of a comparison that succeeds."""
     result = invoke(*args)
     assert result.exit_code == ExitCode.OK, result.stderr
-    return json.loads((args[2] / "change.json").read_text())
+    record = json.loads((args[2] / "change.json").read_text())
+    assert schemas.faults(record, "change") == []
+    return record
 
 
 def read(path):

@@ -1,10 +1,7 @@
 """Every command of the documents was run by a test, or the document says why not.
 
-A page is a walk: its blocks are run in their order, in one shell and one folder. Before
-a block may stand
-
-    <!-- not run: why -->
-    <!-- run: a file of the repository that does it, another -->
+A page is a walk: its blocks are run in their order, in one shell and one folder. What
+may stand before a block: see `walk.py`.
 """
 
 import os
@@ -13,8 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
-from dataclasses import dataclass
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -22,14 +17,13 @@ import geopandas
 import pytest
 import rasterio
 from making import make_model
-from markdown_it import MarkdownIt
 from rasterio.warp import transform as project
 from rasterio.windows import Window
 from shapely.geometry import box
+from walk import MARK, ROOT, blocks
 
 from tileseg.builtin import default_model
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path
     for pattern in (
@@ -41,43 +35,9 @@ PAGES = sorted(
     )
     for path in ROOT.glob(pattern)
 )
-MARK = re.compile(r"<!-- (run|not run): (.+?) -->\s*")
-SHELL = ("sh", "bash", "console", "shell", "")
 LISBON = (-9.21, 38.77)
 """Where the scenes lie: longitude and latitude of their upper left corner."""
 HEIGHT, WIDTH = 200, 260
-
-
-@dataclass(frozen=True)
-class Block:
-    """Commands that stand together in a document."""
-
-    line: int
-    text: str
-    is_python: bool
-    mark: tuple[str, str] | None
-    """What stands before it: `run` or `not run`, and where or why."""
-
-
-def blocks(path):
-    """Return the blocks of commands of a document; a file's text is none."""
-    tokens = MarkdownIt().parse(path.read_text())
-    for before, token in zip([None, *tokens], tokens, strict=False):
-        if token.type not in ("fence", "code_block") or is_toml(token.content):
-            continue
-        language = token.info.strip()
-        if language == "python" or language in SHELL:
-            said = before and before.type == "html_block" and MARK.match(before.content)
-            mark = said.groups() if said else None
-            yield Block(token.map[0] + 1, token.content, language == "python", mark)
-
-
-def is_toml(text):
-    try:
-        tomllib.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def name(path):

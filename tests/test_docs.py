@@ -2,18 +2,14 @@
 
 import re
 import shlex
-import shutil
-from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
-from making import make_scene, random_pixels, snapshot
+from walk import ROOT, blocks
 
 from tileseg.cli import main
 from tileseg.nightly_file import read_night
 
-ROOT = Path(__file__).parents[1]
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()
 NIGHTLY = (ROOT / "docs" / "nightly.md").read_text()
@@ -65,18 +61,12 @@ def test_every_link_leads_somewhere(path):
             assert anchor in map(slug, headings), target
 
 
-BLOCK = r"^ {4,}(tileseg .*)$"
-INLINE = "`(tileseg [^`]*)`"
-
-
-def shown(text, *patterns):
-    """Return every command of ours in a text, as words; not what is a synopsis."""
-    text = text.replace("\\\n", " ")
-    found = re.findall("|".join(patterns), text, re.MULTILINE)
-    commands = [shlex.split("".join(each), comments=True)[1:] for each in found]
-    return [
-        words for words in commands if not re.search(r" \[|\.\.\.", " ".join(words))
-    ]
+def shown(path):
+    """Yield every command of ours in a document, as words; not what is a synopsis."""
+    for block in blocks(path):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if line.startswith("tileseg ") and not re.search(r" \[|\.\.\.", line):
+                yield shlex.split(line, comments=True)[1:]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +75,7 @@ def shown(text, *patterns):
     ids=lambda it: it.name,
 )
 def test_every_command_that_is_shown_could_be_run(path):
-    for words in shown(path.read_text(), BLOCK):
+    for words in shown(path):
         command, rest = main, words
         while isinstance(command, click.Group) and rest:
             name, *rest = rest
@@ -108,12 +98,23 @@ def test_the_table_of_options_is_that_of_the_command():
     assert [options for options in known if not options & told] == []
 
 
+def test_the_table_of_options_has_all_values():
+    told = dict(re.findall(r"`--([a-z-]+) ([a-z0-9]+(?:\\\|[a-z0-9]+)+)`", REFERENCE))
+    known = {
+        item.opts[0][2:]: "\\|".join(item.type.choices)
+        for item in main.commands["segment"].params
+        if isinstance(item.type, click.Choice)
+    }
+
+    assert told.items() >= known.items()
+
+
 def test_every_nights_file_that_is_shown_is_one(tmp_path):
     """Tables that are left out of a part are those of the first."""
-    blocks = re.findall(
+    indented = re.findall(
         r"(?:^ {4,}(?!tileseg|pip).*\n|^\n(?= {4}))+", NIGHTLY, re.MULTILINE
     )
-    parts = [part for part in blocks if re.search(r"^ +\[", part, re.MULTILINE)]
+    parts = [part for part in indented if re.search(r"^ +\[", part, re.MULTILINE)]
     path = tmp_path / "nightly.toml"
     for part in parts:
         text = re.sub(r"^ +", "", part, flags=re.MULTILINE)
@@ -124,30 +125,3 @@ def test_every_nights_file_that_is_shown_is_one(tmp_path):
         path.write_text(text)
         assert read_night(path)
     assert len(parts) == 5
-
-
-def test_a_newcomers_first_night(tmp_path, model_path, monkeypatch):
-    """Each step of docs/nightly.md as it stands, with a scene and a model."""
-    steps, _, _ = NIGHTLY.partition("\n## From a STAC API")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data/scenes").mkdir(parents=True)
-    shutil.copytree(model_path, tmp_path / "data/models/mine")
-    scene = make_scene(tmp_path / "data/scenes/a.tif", random_pixels(60, 51))
-    names = {"SCENE": str(scene), "MODEL": "data/models/mine"}
-    lines = re.findall(r"^ {7}(?!tileseg)(.*)$", steps, re.MULTILINE)
-    file = "\n".join(lines).replace('"/data/', f'"{tmp_path}/data/')
-    (tmp_path / "nightly.toml").write_text(file)
-    told = []
-    for words in shown(steps, BLOCK, INLINE):
-        if len(words) > 1:
-            words = [names.get(word, word) for word in words]  # noqa: PLW2901
-            result = CliRunner().invoke(main, words)
-            assert result.exit_code == 0, (words, result.stderr)
-            told.append((words, result.stdout))
-
-    assert [words[0] for words, _ in told] == ["model", "segment", "nightly", "nightly"]
-    assert '"runs": true' in told[2][1]
-    assert (tmp_path / "data/maps/a/mask.tif").is_file()
-    before = snapshot(tmp_path / "data/maps")
-    CliRunner().invoke(main, told[3][0])  # do it again: not a byte changes
-    assert snapshot(tmp_path / "data/maps") == before

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "tileseg"
 # From values to the command line: a module imports only what stands before it.
 ORDER = (
     "errors",
+    "choices",
     "names",
     "redact",
     "logs",

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 from making import digests, make_scene, random_pixels, snapshot
+from schemas import faults
 
 from tileseg.cli import main
 from tileseg.errors import InputError
@@ -35,6 +36,7 @@ def night(archive, model_path, tmp_path):
         result = CliRunner().invoke(main, [str(word) for word in words])
         assert "Traceback" not in result.stderr
         *lines, summary = map(json.loads, result.stdout.splitlines())
+        assert faults(summary, "night") == []
         return result.exit_code, lines, summary
 
     return call

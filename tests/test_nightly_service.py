@@ -27,6 +27,7 @@ from making import (
     receipts_of,
     snapshot,
 )
+from schemas import faults
 
 from tileseg import address, cli_nightly, job, nightly_run
 from tileseg.cli import main
@@ -74,6 +75,7 @@ class Nights:
         assert "Traceback" not in result.stderr, result.stderr
         assert result.stdout, result.stderr
         *lines, last = map(json.loads, result.stdout.splitlines())
+        assert faults(last, "plan" if "--plan" in words else "night") == []
         return result.exit_code, lines, last
 
     def take_another_model(self):

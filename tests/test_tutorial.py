@@ -7,7 +7,7 @@ import pytest
 from making import snapshot
 from walk import ROOT, walk
 
-PAGE = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+PAGE = ROOT / "docs" / "tutorial.md"
 
 
 @pytest.mark.slow

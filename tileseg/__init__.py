@@ -16,7 +16,7 @@ def segment(
 
     Args:
         input: a GeoTIFF or STAC Item; several files with `join`.
-        options: fields of `tileseg.task.Job`: `model`, `output`, `confidence` ...
+        options: fields of `tileseg.settings.Job`: `model`, `output`, `confidence` ...
 
     Raises:
         KeyboardInterrupt: it was interrupted; the same call resumes.

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from tileseg.architecture import PROGRAMS, Architecture
+from tileseg.choices import ANSWERS, UNITS
 from tileseg.classes import LandClass
 from tileseg.drift import Statistics
 from tileseg.errors import RefusedError
@@ -21,7 +22,6 @@ CONFIDENCE_STEPS = 254
 """The confidence raster's value for a probability of 1."""
 
 _TWO = 2  # a class and its background
-_ANSWERS = ("logits", "probabilities")
 _LONGEST_NAME = 100  # of a class, letters
 # Fields that change no pixel.
 _FREE = ("about", "gsd_range", "scenes", "statistics", "temperature")
@@ -100,9 +100,9 @@ class Card:
                 map(isfinite, (*self.mean, *self.std))
             ),
             "has a stddev that is not > 0": all(std > 0 for std in self.std),
-            f"has unknown unit {self.unit!r}": self.unit in ("reflectance", "dn"),
-            f"answers with {self.answers!r}, wanted one of {', '.join(_ANSWERS)}": (
-                self.answers in _ANSWERS
+            f"has unknown unit {self.unit!r}": self.unit in UNITS,
+            f"answers with {self.answers!r}, wanted one of {', '.join(ANSWERS)}": (
+                self.answers in ANSWERS
             ),
             f"needs classes 0, 1, 2 ... (2 to 255 of them), got {values}": (
                 values == list(range(len(values))) and _TWO <= len(values) <= NODATA

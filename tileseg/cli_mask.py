@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tileseg.choices import FORMATS
 from tileseg.classes import renaming
 from tileseg.console import one_line_errors, results, signals, tell
 from tileseg.environment import scrub
@@ -82,7 +83,7 @@ def evaluate(
 @click.command()
 @click.argument("mask")
 @click.option("--output", metavar="FILE", required=True,
-              help="A .gpkg, .parquet, .fgb, .geojson or .geojsonl.")  # fmt: skip
+              help=f"A .{', .'.join(FORMATS)}.")  # fmt: skip
 @click.option(
     "--confidence",
     metavar="FILE",
@@ -152,7 +153,7 @@ def polygonize(mask: str, output: str, **options: Any) -> None:  # noqa: ANN401 
 )
 @click.option(
     "--polygons",
-    type=click.Choice(["gpkg", "parquet", "fgb", "geojson", "geojsonl"]),
+    type=click.Choice(FORMATS),
     default="gpkg",
     show_default=True,
     help="The format of change.<format>.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from tileseg.choices import ANSWERS, DEVICES, PRECISIONS, SYMMETRIES, UNITS
 from tileseg.console import (
     configure_logging,
     one_line_errors,
@@ -63,7 +64,7 @@ _IMPORT_OPTIONS = (
     ),
     click.option(
         "--unit",
-        type=click.Choice(["reflectance", "dn"]),
+        type=click.Choice(UNITS),
         help="What mean and std are in: 0 to 1, or values as stored."
         "  [default: reflectance]",
     ),
@@ -88,7 +89,7 @@ _IMPORT_OPTIONS = (
     click.option("--version", help="Of the model.  [default: 1]"),
     click.option(
         "--answers",
-        type=click.Choice(["logits", "probabilities"]),
+        type=click.Choice(ANSWERS),
         help="What the network gives.  [default: found out]",
     ),
     click.option(
@@ -228,10 +229,10 @@ def add_statistics(**options: Any) -> None:  # noqa: ANN401  (fields of a Job)
 @click.argument("folder", metavar="[MODEL]", default="")
 @with_options(_SCENES)
 @click.option("--to", "path", metavar="FILE", required=True, help="A new .npz.")
-@click.option("--tta", type=click.Choice(["none", "d4"]), help="As of `segment`.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]),
+@click.option("--tta", type=click.Choice(list(SYMMETRIES)), help="As of `segment`.")
+@click.option("--device", type=click.Choice(["auto", *DEVICES]),
               help="As of `segment`: what the nights compute on.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+@click.option("--precision", type=click.Choice(["auto", *PRECISIONS]),
               help="As of `segment`.")  # fmt: skip
 def canary_(folder: str, path: str, **options: Any) -> None:  # noqa: ANN401  (fields of a Job)
     """Write tiles of scenes and the labels that a model gives them here, as golden.

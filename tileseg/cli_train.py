@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tileseg.choices import DEVICES, ENGINES, UNITS
 from tileseg.console import (
     configure_logging,
     one_line_errors,
@@ -60,7 +61,7 @@ _TRAINING = (
     ),
     click.option(
         "--unit",
-        type=click.Choice(["reflectance", "dn"]),
+        type=click.Choice(UNITS),
         help=_said(
             "What values are: reflectance, by scale and offset, or as they are stored.",
             "unit",
@@ -124,12 +125,12 @@ _TRAINING = (
     ),
     click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=click.Choice(["auto", *DEVICES]),
         help=_said("Where the network computes.", "device"),
     ),
     click.option(
         "--engine",
-        type=click.Choice(["local", "ray"]),
+        type=click.Choice(ENGINES),
         help=_said("Who runs the workers.", "engine", ", which is one"),
     ),
     click.option(

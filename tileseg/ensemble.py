@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tileseg.builtin import model_folder, portable_name
 from tileseg.card import Card
+from tileseg.choices import SYMMETRIES
 from tileseg.errors import UsageError
 from tileseg.item import read_card
-from tileseg.settings import SYMMETRIES, Job
+from tileseg.settings import Job
 
 __all__ = ["Channel", "Ensemble", "read_ensemble"]
 

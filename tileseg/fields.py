@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from tileseg.errors import UsageError
 
-__all__ = ["checked", "fits", "of_table", "read_toml", "reason", "said", "written"]
+__all__ = [
+    "checked",
+    "fits",
+    "of_table",
+    "one_of",
+    "read_toml",
+    "reason",
+    "said",
+    "written",
+]
 
 T = TypeVar("T")
 
@@ -68,6 +78,11 @@ def written(value: object) -> str:
         return str(value)
     is_json = isinstance(value, bool | tuple | list | dict)
     return json.dumps(value, default=str) if is_json else repr(value)
+
+
+def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
+    """Return the test of a field that has one of these values, and what it wants."""
+    return allowed.__contains__, f"one of {', '.join(allowed)}"
 
 
 def reason(err: OSError | ValueError) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
-from tileseg.fields import checked, read_toml, written
+from tileseg.fields import checked, one_of, read_toml, written
 from tileseg.settings import Job, is_bbox, is_nested, is_remote, within
 
 __all__ = [
@@ -194,7 +194,7 @@ class Schedule:
                 "a time of day, as 05:30",
             ),
             "hours": (lambda x: 0 < x <= 240, "more than 0, at most 240"),  # noqa: PLR2004
-            "order": (lambda x: x in _ORDERS, f"one of {', '.join(_ORDERS)}"),
+            "order": one_of(*_ORDERS),
             "retries": (lambda n: n >= 0, "0 or more"),
             "backoff": (lambda n: n and min(n) > 0, "nights, 1 or more each"),
             "webhook": (

@@ -7,6 +7,15 @@ from typing import Any, TypeVar
 import click
 
 from tileseg.builtin import MODELS
+from tileseg.choices import (
+    BLENDS,
+    DEVICES,
+    ENGINES,
+    FORMATS,
+    JOINS,
+    PRECISIONS,
+    SYMMETRIES,
+)
 
 __all__ = [
     "SCALES",
@@ -96,7 +105,7 @@ _OPTIONS = (
     ),
     click.option(
         "--tta",
-        type=click.Choice(["none", "d4"]),
+        type=click.Choice(list(SYMMETRIES)),
         help="Average over a tile's eight symmetries, which takes about eight times as"
         " long.  [default: none]",
     ),
@@ -121,7 +130,7 @@ _OPTIONS = (
     ),
     click.option(
         "--engine",
-        type=click.Choice(["auto", "local", "ray"]),
+        type=click.Choice(["auto", *ENGINES]),
         help="Who runs the workers.  [default: Ray inside a Ray job or with RAY_ADDRESS"
         " set, else local]",
     ),
@@ -132,18 +141,18 @@ _OPTIONS = (
     ),
     click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=click.Choice(["auto", *DEVICES]),
         help="Where the network computes.",
     ),
     click.option("--batch-size", type=int, help="Tiles in one forward."),
     click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        type=click.Choice(["auto", *PRECISIONS]),
         help="Of the network's numbers.",
     ),
     click.option(
         "--blend",
-        type=click.Choice(["crop", "cosine"]),
+        type=click.Choice(BLENDS),
         help="How tiles meet.  [default: crop]",
     ),
     click.option(
@@ -172,7 +181,7 @@ _OPTIONS = (
     ),
     click.option(
         "--polygons",
-        type=click.Choice(["gpkg", "parquet", "fgb", "geojson", "geojsonl"]),
+        type=click.Choice(FORMATS),
         help="Also make polygons.<format>.",
     ),
     click.option(
@@ -191,7 +200,7 @@ _OPTIONS = (
     *SCALES,
     click.option(
         "--join",
-        type=click.Choice(["bands", "mosaic"]),
+        type=click.Choice(JOINS),
         help="Make one scene of all inputs: its bands, in this order, or the adjoining"
         " parts of one grid; needs --output.",
     ),

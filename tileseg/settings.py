@@ -13,8 +13,19 @@ from tileseg.address import STORES, is_address, keep, shown
 from tileseg.attributes import Attribute, fault
 from tileseg.bounds import Gates
 from tileseg.builtin import model_folder
+from tileseg.choices import (
+    BLENDS,
+    DEVICES,
+    ENGINES,
+    FORMATS,
+    JOINS,
+    NETWORKS,
+    PRECISIONS,
+    RESAMPLINGS,
+    SYMMETRIES,
+)
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, of_table, reason, said, written
+from tileseg.fields import checked, fits, of_table, one_of, reason, said, written
 from tileseg.names import DOCUMENT, is_catalog, slug, stem
 from tileseg.rules import parse_rule
 
@@ -24,7 +35,6 @@ __all__ = [
     "LAYERS",
     "MOST_METRES",
     "PARKED_END",
-    "SYMMETRIES",
     "Job",
     "called",
     "is_bbox",
@@ -43,9 +53,6 @@ LAYERS = ("confidence", "margin", "entropy", "probabilities")
 MOST_METRES = 1_000_000
 """That borders may be simplified by."""
 
-SYMMETRIES = {"none": 1, "d4": 8}
-"""Ways to look at a tile -> how often the network sees it."""
-
 KEPT_END, PARKED_END, _WORK_END = ".versions", ".parked", ".work"
 BESIDE = (KEPT_END, PARKED_END, _WORK_END)
 """How names of folders beside a local output end, after its own name: with what was
@@ -62,10 +69,10 @@ class Job:
     """One scene to segment. Every field but `input` has a default that fits most."""
 
     input: str | tuple[str, ...]
+    # Of an address with a query only its handle is kept here: see `address.keep`.
     """The scene, a path or an address (https, s3, gs or az): a GeoTIFF or a STAC Item.
 
-    Several files only with `join`. Of an address with a query only its handle is kept
-    here: see `address.keep`."""
+    Several files only with `join`."""
     join: str = ""
     """Several files as one scene: `bands` of one place, or the parts of a `mosaic`."""
     bbox: tuple[float, float, float, float] | None = None
@@ -77,27 +84,29 @@ class Job:
 
     Of several the probabilities are averaged."""
     tta: str = "none"
-    """`d4`: the average over a tile's four turns and their mirror images; or `none`."""
+    """`d4`: the average over a tile's four turns and their mirror images."""
     output: str = ""
     """Output directory or s3://bucket/prefix; empty for `out/<name of the scene>`."""
     work: str = ""
     """Work directory or s3://bucket/prefix; empty for `<output>.work`, locally."""
     engine: str = "auto"
-    """`local`, `ray`, or `auto`: Ray inside a Ray job or where RAY_ADDRESS says one."""
+    """Who runs the workers. `auto`: Ray inside a Ray job or where RAY_ADDRESS says one,
+    else threads of this process."""
     workers: int | None = None
     """How many; None for one per GPU, or one on the CPU (of each node)."""
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    """Where the network computes. `auto`: on GPUs if there are any."""
     batch_size: int | None = None
     """Tiles in one forward; None for a size that fits the device."""
     precision: str = "auto"
-    """`auto`, `fp32`, `bf16` or `fp16`."""
+    """Of the network's numbers. `auto`: `bf16` where the hardware has it and the labels
+    agree with `fp32`, else that."""
     network: str = "auto"
     """How it is run: `plain`; `fused`, in fewer passes over memory; or `compiled` by
     torch. `auto` takes the fastest that gives the plain one's answers; the others are
     orders."""
     blend: str = "crop"
-    """`crop` or `cosine`."""
+    """How tiles meet: each keeps its core, or they fade into each other (`cosine`)."""
     confidence: bool = False
     """Also make confidence.tif: the probability of the class."""
     margin: bool = False
@@ -107,7 +116,7 @@ class Job:
     probabilities: bool = False
     """Also make probabilities.tif: a band for each class, how probable it is."""
     polygons: str = ""
-    """Also make `polygons.<it>`: `gpkg`, `parquet`, `fgb`, `geojson` or `geojsonl`."""
+    """Also make polygons in this format."""
     simplify: float | None = None
     """Metres on the ground that their borders are simplified by; None for not."""
     min_area: float | None = None
@@ -125,7 +134,7 @@ class Job:
     resolution: float | str | None = None
     """Side of a pixel it is brought to, in the CRS's unit; `card` for the model's."""
     resampling: str = "bilinear"
-    """How that is done: `nearest`, `bilinear` or `cubic`."""
+    """How that is done."""
     mask: tuple[str, ...] = ()
     """What makes pixels invalid: `scl.tif in 3,8,9,10`, `band:qa bits 1,3` ..."""
     allow_ungeoreferenced: bool = False
@@ -144,7 +153,7 @@ class Job:
     allow_partial: bool = False
     """Publish with holes where shards failed."""
     incremental: bool = False
-    """Bring the scene's result up to date: compute only what looks as it did not.
+    """Bring the scene's result up to date: compute only what looks otherwise.
 
     Also make shards.json, which is needed for it the next time."""
     dry_run: bool = False
@@ -270,11 +279,6 @@ class Job:
     @staticmethod
     def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
         """Return, for each field with limits, its test and what it wants."""
-
-        def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
-            return allowed.__contains__, f"one of {', '.join(allowed)}"
-
-        formats = ("gpkg", "parquet", "fgb", "geojson", "geojsonl")
         positive = (lambda number: number > 0), "1 or more"
         seconds = (lambda x: 0 < x <= _LONGEST), "more than 0 seconds, at most 10 days"
         return {
@@ -282,24 +286,21 @@ class Job:
                 lambda path: not path or Path(path).name not in ("", ".."),
                 "a directory of its own",
             ),
-            "engine": one_of("auto", "local", "ray"),
-            "device": one_of("auto", "cpu", "cuda"),
-            "precision": one_of("auto", "fp32", "bf16", "fp16"),
-            "network": one_of("auto", "plain", "fused", "compiled"),
-            "blend": one_of("crop", "cosine"),
+            "engine": one_of("auto", *ENGINES),
+            "device": one_of("auto", *DEVICES),
+            "precision": one_of("auto", *PRECISIONS),
+            "network": one_of("auto", *NETWORKS),
+            "blend": one_of(*BLENDS),
             "model": (lambda folders: folders != (), "one model folder or more"),
             "tta": one_of(*SYMMETRIES),
-            "join": (lambda how: how in ("", "bands", "mosaic"), "bands or mosaic"),
+            "join": (lambda how: how in ("", *JOINS), one_of(*JOINS)[1]),
             "bbox": (is_bbox, "west, south, east, north in degrees, south < north"),
-            "resampling": one_of("nearest", "bilinear", "cubic"),
+            "resampling": one_of(*RESAMPLINGS),
             "resolution": (
                 lambda x: x == "card" if isinstance(x, str) else 0 < x < inf,
                 "a number > 0, or card",
             ),
-            "polygons": (
-                lambda name: name in ("", *formats),
-                one_of(*formats)[1],
-            ),
+            "polygons": (lambda it: it in ("", *FORMATS), one_of(*FORMATS)[1]),
             "simplify": (
                 lambda metres: 0 < metres <= MOST_METRES,
                 f"metres, more than 0, at most {MOST_METRES:,}",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from tileseg.builtin import model_folder, not_ours, portable_name
+from tileseg.choices import DEVICES, ENGINES, UNITS
 from tileseg.classes import color_of, renaming
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, read_toml, said, written
+from tileseg.fields import checked, fits, one_of, read_toml, said, written
 
 __all__ = ["BASE_RATE", "RATE", "Settled", "Training", "read_training", "with_colors"]
 
@@ -44,7 +45,7 @@ class Training:
     bands: tuple[str, ...] = ()
     """In the network's order; empty for all of the first scene, or the base's."""
     unit: str | None = None
-    """`reflectance`, by `scale` or each scene's GDAL tags, or `dn`, as stored."""
+    """What values are in: by `scale` or each scene's GDAL tags, or (`dn`) as stored."""
     scale: float | None = None
     """Of all scenes: reflectance = stored * scale + offset; None for their own tags."""
     offset: float | None = None
@@ -106,9 +107,9 @@ class Training:
     seed: int = 0
     """Of the blocks, the weights and what is drawn."""
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    """Where the network computes. `auto`: on a GPU if there is one."""
     engine: str = "local"
-    """`local`, this process, or `ray`: workers that share each batch, by Ray Train."""
+    """Who trains: this process, or (`ray`) workers of Ray Train that share batches."""
     workers: int | None = None
     """Of Ray; None for one per GPU, or one on the CPU of each node, up to a tile
     each."""
@@ -159,11 +160,11 @@ class Training:
                 lambda some: not some or _are_classes(some),
                 "2 to 255 names, each once: --classes water=2b7bba,trees",
             ),
-            "unit": (lambda unit: unit in ("reflectance", "dn"), "reflectance or dn"),
+            "unit": one_of(*UNITS),
             "scale": (lambda x: isfinite(x) and x != 0, "a finite number, not 0"),
             "offset": (isfinite, "a finite number"),
-            "device": (lambda it: it in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
-            "engine": (lambda engine: engine in ("local", "ray"), "local or ray"),
+            "device": one_of("auto", *DEVICES),
+            "engine": one_of(*ENGINES),
             "workers": (
                 lambda count: 0 < count <= (1, self.batch_size)[self.engine == "ray"],
                 f"1, or with --engine ray up to a tile each ({self.batch_size})",

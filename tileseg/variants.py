@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from tileseg.fused import fuse, trimmed
 from tileseg.unet import UNet
 
-__all__ = ["NETWORKS", "Forward", "build", "deviation", "is_worth_compiling", "sample"]
+__all__ = ["Forward", "build", "deviation", "is_worth_compiling", "sample"]
 
 Forward = Callable[[Tensor], Tensor]
-
-NETWORKS = ("plain", "fused", "compiled")
-"""Ways to run a network."""
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """How far logits may be off, as a share of the largest; they are a tenth of it."""
@@ -40,7 +37,7 @@ def build(module: nn.Module, network: str, trim: int = 0) -> Forward:
 
     Args:
         module: channels last, where it is to work, for inference only.
-        network: one of `NETWORKS`.
+        network: one of `choices.NETWORKS`.
         trim: pixels on each side of a tile that its answer is to lack.
 
     Raises:

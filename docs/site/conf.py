@@ -7,6 +7,7 @@ author = copyright = "The tileseg authors"  # noqa: A001  (Sphinx's name)
 release = version = version_of("tileseg")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_click", "sphinx_copybutton"]
+smartquotes = False  # else --option has a dash
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # types are told, not linked
 suppress_warnings = ["misc.highlighting_failure"]

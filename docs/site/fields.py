@@ -25,8 +25,10 @@ TOLD = {
     "tileseg/bounds.py": "job-file.md",
     "tileseg/nightly_file.py": "nightly-file.md",
     "tileseg/train_settings.py": "training-file.md",
-    "tileseg/assets/run.schema.json": "run-json.md",
-    "tileseg/assets/card.schema.json": "card-json.md",
+    **{
+        f"tileseg/assets/{name}.schema.json": f"{name}-json.md"
+        for name in ("run", "card", "night", "plan", "metrics", "change")
+    },
 }
 """File of the repository that tells the fields -> page."""
 
@@ -35,6 +37,7 @@ _NONE = (
     " empty, that is what leaving it out means."
 )
 _NEEDED = "needed"
+_ALWAYS = "All keys are always there, `null` where they do not apply."
 
 
 def pages() -> dict[str, str]:
@@ -43,10 +46,12 @@ def pages() -> dict[str, str]:
         "job-file.md": _job(),
         "nightly-file.md": _nightly(),
         "training-file.md": _training(),
-        "run-json.md": _of_schema(
-            "run", "All keys are always there, `null` where they do not apply."
-        ),
+        "run-json.md": _of_schema("run", _ALWAYS),
         "card-json.md": _of_schema("card", "What begins with `tileseg:` is ours."),
+        "night-json.md": _of_schema("night", _ALWAYS),
+        "plan-json.md": _of_schema("plan", f"Of `tileseg nightly --plan`. {_ALWAYS}"),
+        "metrics-json.md": _of_schema("metrics", "In a model folder that was trained."),
+        "change-json.md": _of_schema("change", _ALWAYS),
     }
 
 
@@ -64,7 +69,7 @@ What a result must pass before it goes live.
 
 
 def _nightly() -> str:
-    return f"""# `nightly.toml`
+    return f"""# nightly.toml
 
 TOML, for `--config` of `tileseg nightly`. {_NONE}
 
@@ -147,7 +152,7 @@ def _default(item: "Field[Any]") -> str:
 def _of_schema(name: str, words: str) -> str:
     """Return the page of a JSON schema: its keys, and those of each object in it."""
     schema = json.loads((_ASSETS / f"{name}.schema.json").read_text("utf-8"))
-    text = f"# `{schema['title']}`\n\n{schema['description']} {words}\n\n"
+    text = f"# {schema['title']}\n\n{schema['description']} {words}\n\n"
     text += _keys(schema["properties"].items())
     for key, said in schema["properties"].items():
         if rows := list(_below(said)):
@@ -165,17 +170,29 @@ def _below(said: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _keys(items: Iterable[tuple[str, Any]]) -> str:
-    rows = [(f"`{key}`", _kinds(said), said["description"]) for key, said in items]
+    rows = [(f"`{key}`", _kinds(said), _meaning(said)) for key, said in items]
     return _table(("key", "type", "meaning"), rows)
 
 
 def _kinds(said: Mapping[str, Any]) -> str:
     """Return what JSON calls a type, or the values that there are."""
-    values = said.get("enum") or ([said["const"]] if "const" in said else [])
-    if values:
-        return ", ".join("null" if it is None else f"`{it}`" for it in values)
+    cases = said.get("oneOf", [said] if "const" in said else [])
+    if values := said.get("enum") or [it["const"] for it in cases]:
+        return ", ".join(map(_value, values))
     kinds = said["type"] if isinstance(said["type"], list) else [said["type"]]
     return " or ".join(kinds)
+
+
+def _meaning(said: Mapping[str, Any]) -> str:
+    """Return what is said of a key, and of each value that it may have."""
+    cases = (
+        f"{_value(it['const'])}: {it['description']}" for it in said.get("oneOf", ())
+    )
+    return f"{said['description']} {'; '.join(cases)}"
+
+
+def _value(value: object) -> str:
+    return "null" if value is None else f"`{value}`"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -25,11 +25,12 @@ BESIDE = {
 """File of the repository -> page."""
 
 CONTENTS = {
-    "How to": "tutorial inputs models nightly cluster infra watching",
+    "Begin": "tutorial examples",
+    "How to": "inputs models nightly cluster infra watching",
     "Reference": "reference cli job-file nightly-file training-file run-json card-json"
-    " api changelog",
+    " night-json plan-json metrics-json change-json api",
     "How it works": "design performance scale reliability security",
-    "More": "examples contributing",
+    "More": "changelog contributing",
 }
 
 MADE = {

@@ -18,13 +18,13 @@ from benchmark.setting import Setting
 from benchmark.table import Figures, Row, interleave, spread
 from tileseg import averaging
 from tileseg.card import Card
+from tileseg.choices import NETWORKS
 from tileseg.device import Device
 from tileseg.ensemble import Ensemble
 from tileseg.errors import TilesegError
 from tileseg.item import read_card
 from tileseg.memory import keep_heap
 from tileseg.model import load_module
-from tileseg.variants import NETWORKS
 
 __all__ = ["measure", "rate_of", "tiles_a_second"]
 
