@@ -162,6 +162,7 @@ ORDER = (
     "split",
     "train_overlap",
     "team",
+    "train_ground",
     "train_tiles",
     "survey",
     "calibrate",
