@@ -65,6 +65,7 @@ ORDER = (
     "picture",
     "predict",
     "objects",
+    "server",
     "web",
     "gate",
     "calls",
@@ -100,6 +101,7 @@ ORDER = (
     "lonlat",
     "measure",
     "columns",
+    "table",
     "features",
     "owner",
     "lock",
@@ -228,7 +230,7 @@ OWNERS = {
     "onnxruntime": {"foreign"},
     "segmentation_models_pytorch": {"foreign"},
     "prometheus_client": {"monitor"},
-    "pyarrow": {"columns", "features", "vectors"},
+    "pyarrow": {"columns", "features", "table", "vectors"},
     "pynvml": {"energy"},
     "pyogrio": {"features", "vectors"},
     "pyproj": {
@@ -262,6 +264,7 @@ OWNERS = {
         "region",
         "reference",
         "simplify",
+        "table",
     },
     "torch": {
         "unet",
@@ -292,7 +295,7 @@ OWNERS = {
     },
     "tqdm": {"console"},
     "triton": {"kernels"},
-    "urllib3": {"web"},
+    "urllib3": {"server", "web"},
 }
 
 HEAVY = {

@@ -24,11 +24,12 @@ from shapely.geometry import shape
 
 from tileseg.cli import main
 from tileseg.errors import ExitCode, InputError, OtherPlanError, UsageError
-from tileseg.features import Meaning, write_features
+from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.join import join
 from tileseg.polygonize import Wish, polygonize, windows
 from tileseg.publish import staging_file
+from tileseg.table import Meaning
 from tileseg.vectorize import polygonise
 from tileseg.window import Window
 

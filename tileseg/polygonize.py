@@ -29,7 +29,7 @@ from tileseg.attributes import Attribute, Origin, fault
 from tileseg.borders import Borders, Gauge, borders_of
 from tileseg.eliminate import eliminate, settled
 from tileseg.errors import InputError, LostError, UsageError
-from tileseg.features import FORMATS, Meaning, is_lonlat, write_features
+from tileseg.features import FORMATS, is_lonlat, write_features
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.geobox import GeoBox
 from tileseg.join import join
@@ -37,6 +37,7 @@ from tileseg.publish import check_new, staging_file
 from tileseg.reference import class_tags
 from tileseg.settings import MOST_METRES
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
+from tileseg.table import Meaning
 from tileseg.times import last, of_properties, of_tags
 from tileseg.vectorize import Pieces
 from tileseg.window import Window
