@@ -145,6 +145,8 @@ ORDER = (
     "stac",
     "scores",
     "reference",
+    "class_raster",
+    "processes",
     "polygonize",
     "evaluate",
     "scorecard",
