@@ -109,6 +109,7 @@ ORDER = (
     "moments",
     "ledger",
     "identity",
+    "documents",
     "catalog",
     "inputs",
     "task",
