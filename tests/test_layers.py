@@ -184,6 +184,8 @@ ORDER = (
     "inspection",
     "incremental",
     "products",
+    "staff",
+    "execution",
     "job",
     "check",
     "series",
