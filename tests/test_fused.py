@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  (everybody's name for it)
+from hypothesis import given
+from hypothesis import strategies as st
 from making import lively
 
-from tileseg.fused import FusedUNet, GpuParts, fuse, pool
+from tileseg.fused import CpuParts, FusedUNet, GpuParts, fuse, pool, trimmed
 from tileseg.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,24 @@ def test_the_fused_network_gives_the_plain_ones_logits(width, depth):
     plain, fused = network(tiles), fuse(network)(tiles)
 
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("parts", [CpuParts, Twins], ids=["cpu", "gpu"])
+@given(st.integers(1, 4), st.integers(0, 40), st.booleans())
+def test_what_is_trimmed_changes_nothing_else(parts, depth, trim, is_wide):
+    """Not a bit: nothing beyond it is computed that would have had a say."""
+    network = make(2, 5, width=3, depth=depth)
+    unit = 1 << depth
+    most = unit * (2 * trim // unit + 2)
+    tiles = tidy(torch.randn(2, 2, most, most + unit * is_wide))
+    whole, some = (
+        FusedUNet(network, parts(), reach=1e9, trim=off) for off in (0, trim)
+    )
+
+    with torch.inference_mode():
+        expected, got = trimmed(whole(tiles), trim), some(tiles)
+
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 @torch.inference_mode()

@@ -75,9 +75,9 @@ def test_the_comparison_is_with_the_plain_network(scene_path, model_path, monkey
     made = []
 
     class Seen(Network):
-        def __init__(self, card, module, device):
+        def __init__(self, card, module, device, trim):
             made.append((device.precision, device.network))
-            super().__init__(card, module, device)
+            super().__init__(card, module, device, trim)
 
     monkeypatch.setattr("tileseg.model.Network", Seen)
     compare(

@@ -38,12 +38,12 @@ def foreign():
     )
 
 
-def refuse(_network):
+def refuse(_network, _trim):
     msg = "no such instruction\nand a second line"
     raise RuntimeError(msg)
 
 
-def spoil(network):
+def spoil(network, _trim):
     """Return a fused form that is a little too much off."""
     return lambda tiles: network(tiles) * 1.001
 
@@ -90,7 +90,7 @@ def test_what_is_not_right_is_not_used(fuse, reason, monkeypatch, caplog):
 
 
 def test_a_device_that_fails_is_not_taken_for_a_form_that_does(monkeypatch):
-    def fault(_network):
+    def fault(_network, _trim):
         msg = "CUDA error: an illegal memory access was encountered"
         raise torch.AcceleratorError(msg)
 

@@ -68,7 +68,7 @@ class Averaged(Network):
 
     @torch.inference_mode()
     def __call__(self, tiles_NCTT: Tensor) -> Tensor:
-        """Return fp32 logits, (N, outputs, tile, tile), of the mean probabilities.
+        """Return fp32 logits of the mean probabilities, of a network's shape.
 
         Args:
             tiles_NCTT: the ensemble's channels of scaled tiles.
@@ -99,8 +99,13 @@ def _chances(logits_NKTT: Tensor) -> Tensor:
     return chances.add_(logits_NKTT.amin(dim=1, keepdim=True).mul_(0))
 
 
-def load(ensemble: Ensemble, device: Device) -> Network:
+def load(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     """Load the networks of all models onto a device.
+
+    Args:
+        ensemble: the models.
+        device: which one.
+        trim: pixels on each side of a tile that answers are to lack.
 
     Raises:
         ModelError: one's weights are missing or wrong, or the device cannot hold it.
@@ -109,7 +114,7 @@ def load(ensemble: Ensemble, device: Device) -> Network:
     ways = device.network.split(_WAYS)
     ways = ways if len(ways) > 1 else ways * len(ensemble.cards)
     networks = [
-        model.load(folder, card, replace(device, network=way))
+        model.load(folder, card, replace(device, network=way), trim)
         for folder, card, way in zip(ensemble.paths, ensemble.cards, ways, strict=True)
     ]
     if ensemble.forwards == 1:

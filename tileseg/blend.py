@@ -36,10 +36,16 @@ class Blend:
         return int(self.overlap > 0)
 
     @property
-    def trim(self) -> slice:
-        """The rows (or columns) of a tile that carry weight or ramp."""
-        margin = self.halo - self.overlap
-        return slice(margin, margin + self.stride + 2 * self.overlap)
+    def trim(self) -> int:
+        """Pixels on each side of a tile that carry neither weight nor ramp."""
+        return self.halo - self.overlap
+
+    def core(self, logits: Tensor) -> Tensor:
+        """Return what does, of (..., tile, tile); some may be trimmed off already."""
+        side = logits.shape[-1]
+        first = (side - self.stride) // 2 - self.overlap
+        inner = slice(first, side - first)
+        return logits[..., inner, inner]
 
     def weights(self) -> Tensor:
         """Return the weights along one axis, (stride + 2 overlap,), each in [0, 1]."""
@@ -85,10 +91,9 @@ class Fold:
         """Return tiles ready to be added, (K, trimmed tile, N, trimmed tile).
 
         Args:
-            logits: (N, K, tile, tile) in fp32.
+            logits: (N, K, tile, tile) in fp32; some may be trimmed off already.
         """
-        trim = self._blend.trim
-        tiles_KHNW = logits[:, :, trim, trim].permute(1, 2, 0, 3)
+        tiles_KHNW = self._blend.core(logits).permute(1, 2, 0, 3)
         part = torch.empty(tiles_KHNW.shape, device=logits.device)
         return torch.mul(tiles_KHNW, self._weights[:, None], out=part)
 

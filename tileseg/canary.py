@@ -153,8 +153,8 @@ def _labels(canary: Canary, ensemble: Ensemble, device: Device) -> NDArray[np.ui
     side = _SIDE * (card.tile - 2 * card.halo)
     grid = Grid(height=side, width=side, tile=card.tile, halo=card.halo, shard=side)
     run, tiles = Run(grid.shape), Window(0, 0, _SIDE, _SIDE)
-    network = averaging.load(ensemble, device)
     blend, labels = Blend(grid.stride, grid.halo, "crop"), []
+    network = averaging.load(ensemble, device, blend.trim)
     for pixels, valid, scale in zip(
         canary.pixels, canary.valid, canary.scale, strict=True
     ):

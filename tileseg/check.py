@@ -216,10 +216,10 @@ def _means(task: Task) -> tuple[Device, int]:
 
 def _rate(task: Task, device: Device, batch: int) -> float | None:
     """Return tiles in a second, of a few of the scene; None of nodata alone."""
-    network = averaging.load(task.ensemble, device)
     grid = replace(task.grid, shard=int(batch**0.5) * task.grid.stride)
     reader = Reader(task.scene, task.bands, grid)
     blend, scaling = Blend(grid.stride, grid.halo, "crop"), Scaling(*task.gains())
+    network = averaging.load(task.ensemble, device, blend.trim)
     for spot in spots(grid):
         try:
             strips = list(reader.strips(spot))

@@ -1,11 +1,12 @@
 """Our U-Net in fewer passes over memory: the same weights, ready at once.
 
 A convolution adds its bias and its ReLU while its answer is at hand, pooling keeps no
-indices, and on the way up nothing is written only to be copied beside the skip. The
-plain module stays the one that says what is right. Shape letters as in `unet.py`.
+indices, and on the way up nothing is written only to be copied beside the skip, nor
+computed for pixels that nobody looks at. The plain module stays the one that says what
+is right. Shape letters as in `unet.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from tileseg.unet import UNet
 
-__all__ = ["CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool"]
+__all__ = ["CpuParts", "FusedUNet", "GpuParts", "Parts", "fuse", "pool", "trimmed"]
 
 _DNN: Any = torch.ops.mkldnn  # makes its operators when they are asked for
 
@@ -41,15 +42,21 @@ class Parts(Protocol):
 
 
 class FusedUNet:
-    """A U-Net made of a device's parts; tiles (N, B, H, W) -> logits (N, K, H, W)."""
+    """A U-Net made of a device's parts; tiles (N, B, H, W) -> logits (N, K, H, W).
 
-    def __init__(self, network: UNet, parts: Parts, *, reach: float) -> None:
+    H and W of the logits are less by what is trimmed.
+    """
+
+    def __init__(
+        self, network: UNet, parts: Parts, *, reach: float, trim: int = 0
+    ) -> None:
         """Take a network's weights, which lie channels last where they are to work.
 
         Inputs beyond `reach` may grow beyond their type, and a fused ReLU makes 0 of
-        NaN: nobody would see it.
+        NaN: nobody would see it. See `fuse` for `trim`.
         """
         self._reach = reach
+        self._trims = list(_trims(trim, network.depth))
         layer: Any = network.get_submodule  # of a type that its name says
 
         def pair(name: str) -> list[Step]:
@@ -69,7 +76,7 @@ class FusedUNet:
         self._pool = parts.pool
 
     def __call__(self, x_NBHW: Tensor) -> Tensor:
-        """Return logits, (N, K, H, W); NaN for tiles beyond the reach."""
+        """Return logits, (N, K, H, W) less the trim; NaN for tiles beyond the reach."""
         is_beyond = ~(x_NBHW.abs().amax(dim=(1, 2, 3), keepdim=True) <= self._reach)
         x, skips = x_NBHW, []
         for first, second in self._down:
@@ -78,13 +85,46 @@ class FusedUNet:
             x = self._pool(x)  # (N, C, H/2, W/2)
         for step in self._bottom:
             x = step(x)  # (N, 2C, H, W)
-        for merge, second in self._up:
-            x = second(merge(x, skips.pop()))  # (N, C, 2H, 2W)
-        return self._head(x).masked_fill_(is_beyond, torch.nan)
+        cut = 0  # pixels a side that x lacks
+        for (merge, second), trim in zip(self._up, self._trims[:0:-1], strict=True):
+            x, skip = _centre(x, trim - cut), _centre(skips.pop(), 2 * trim)
+            x, cut = second(merge(x, skip)), 2 * trim  # (N, C, 2H, 2W)
+        logits = self._head(x).masked_fill_(is_beyond, torch.nan)
+        return trimmed(logits, self._trims[0] - cut)
 
 
-def fuse(network: UNet) -> FusedUNet:
+def _trims(trim: int, depth: int) -> Iterator[int]:
+    """Yield what is not needed of each stage's answer, the highest first.
+
+    Pixels a side: the two convolutions of a stage reach two pixels further, and below
+    there are half as many.
+    """
+    for _ in range(depth + 1):
+        yield trim
+        trim = max(0, trim - 2) // 2
+
+
+def _centre(x: Tensor, trim: int) -> Tensor:
+    """Return a picture without its border, in one piece."""
+    if not trim:
+        return x
+    return trimmed(x, trim).contiguous(memory_format=torch.channels_last)
+
+
+def trimmed(x: Tensor, trim: int) -> Tensor:
+    """Return (..., H, W) without `trim` pixels on each side."""
+    height, width = x.shape[-2:]
+    return x[..., trim : height - trim, trim : width - trim]
+
+
+def fuse(network: UNet, trim: int = 0) -> FusedUNet:
     """Return the fused form of a network, for the device where its weights are.
+
+    Args:
+        network: channels last.
+        trim: pixels on each side of a tile of which nobody wants the logits. On the way
+            up nothing is computed for their sake alone: of 128 pixels and 16 to trim
+            the last stage, which takes most of the memory's time, sees 100.
 
     Raises:
         ImportError: Triton is not installed, which a GPU's form needs.
@@ -97,7 +137,8 @@ def fuse(network: UNet) -> FusedUNet:
         msg = f"inputs beyond {reach:.2g} may grow beyond {dtype}"
         raise ValueError(msg)
     is_cpu = network.final_conv.weight.device.type == "cpu"
-    return FusedUNet(network, CpuParts() if is_cpu else GpuParts(), reach=reach)
+    parts = CpuParts() if is_cpu else GpuParts()
+    return FusedUNet(network, parts, reach=reach, trim=trim)
 
 
 @torch.inference_mode()

@@ -71,17 +71,20 @@ def labels_of(mask: Path, window: Window, shape: tuple[int, int]) -> NDArray[np.
 
 def stretched(
     picture: NDArray[Any] | None, is_nodata: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+) -> NDArray[np.float32]:
     """Return a picture stretched to 0..1, as `is_nodata` by 3, white where that is."""
     if picture is None:
-        return np.ones((*is_nodata.shape, 3))
-    pixels = np.where(np.isfinite(picture), picture, 0)
-    valid = pixels[:, ~is_nodata]
+        return np.ones((*is_nodata.shape, 3), np.float32)
+    pixels = np.nan_to_num(picture.astype(np.float32), nan=0, posinf=0, neginf=0)
+    (valid,) = np.nonzero(~is_nodata.ravel())
     if valid.size:
-        some = valid[:, :: -(-valid.shape[1] // _SAMPLES)]
-        low, high = np.percentile(some, _STRETCH, axis=1)[:, :, None, None]
-        pixels = ((pixels - low) / np.maximum(high - low, 1e-9)).clip(0, 1)
-    pixels[:, is_nodata] = 1
+        some = valid[:: -(-valid.size // _SAMPLES)]
+        values = pixels.reshape(len(pixels), -1)[:, some]
+        low, high = np.percentile(values, _STRETCH, axis=1)[:, :, None, None]
+        pixels -= low
+        pixels /= np.maximum(high - low, np.float32(1e-9))
+        pixels.clip(0, 1, out=pixels)
+    np.copyto(pixels, 1, where=is_nodata)
     return np.moveaxis(pixels, 0, -1)
 
 

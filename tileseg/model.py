@@ -47,8 +47,16 @@ _STATES = ("unet", "smp")  # kinds whose file is a state_dict
 class Network:
     """A card's network, loaded once, on one device."""
 
-    def __init__(self, card: Card, module: torch.nn.Module, device: Device) -> None:
+    def __init__(
+        self, card: Card, module: torch.nn.Module, device: Device, trim: int = 0
+    ) -> None:
         """Put `module` on `device`, channels last, for inference only.
+
+        Args:
+            card: what the network is.
+            module: its arithmetic.
+            device: where, and how it is to be run.
+            trim: pixels on each side of a tile that answers are to lack.
 
         Raises:
             ModelError: run as the device says, it is not the same network.
@@ -57,21 +65,22 @@ class Network:
         self.device = device
         module = module.to(device.name, device.dtype).eval()
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-        self._forward = _forward(module, card, device)
+        self._trim = trim
+        self._forward = _forward(module, card, device, trim)
 
     @torch.inference_mode()
     def __call__(self, tiles_NBTT: Tensor) -> Tensor:
-        """Return fp32 logits, (N, outputs, tile, tile), of scaled tiles.
+        """Return fp32 logits of scaled tiles: (N, outputs, tile, tile) less the trim.
 
         Raises:
             ModelError: the network, a program or ONNX, gives something else.
         """
         tiles = tiles_NBTT.to(self.device.dtype, memory_format=torch.channels_last)
         answers = self._forward(tiles).float()
-        wanted = (len(tiles), self.card.outputs, *tiles.shape[2:])
-        if answers.shape != wanted:
-            got = list(answers.shape)
-            msg = f"{self.card.name}: the network gives {got}, wanted {list(wanted)}"
+        wanted = [len(tiles), self.card.outputs, *tiles.shape[2:]]
+        got = [*answers.shape[:2], *(n + 2 * self._trim for n in answers.shape[2:])]
+        if got != wanted:
+            msg = f"{self.card.name}: the network gives {got}, wanted {wanted}"
             raise ModelError(msg)
         return answers if self.card.answers == "logits" else logits_of(answers)
 
@@ -83,7 +92,9 @@ def logits_of(chances: Tensor) -> Tensor:
     return chances.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
-def _forward(module: torch.nn.Module, card: Card, device: Device) -> variants.Forward:
+def _forward(
+    module: torch.nn.Module, card: Card, device: Device, trim: int
+) -> variants.Forward:
     """Return the module's forward as the device runs it, compared with the plain one.
 
     Raises:
@@ -92,11 +103,11 @@ def _forward(module: torch.nn.Module, card: Card, device: Device) -> variants.Fo
     """
     way = device.network
     if way == "plain":
-        return module
+        return variants.build(module, way, trim)
     try:
-        tiles = variants.sample(module, way, len(card.bands), card.tile)
-        forward = variants.build(module, way)
-        off = variants.deviation(module, forward, tiles)
+        tiles = variants.sample(module, way, len(card.bands), card.tile, trim)
+        forward = variants.build(module, way, trim)
+        off = variants.deviation(module, forward, tiles, trim)
     except Exception as err:  # a compiler raises anything
         ours = isinstance(err, RuntimeError) and device_error(device.name, err)
         if isinstance(ours, DeviceFaultError):
@@ -230,8 +241,8 @@ def _module(card: Card, data: bytes) -> torch.nn.Module:
         raise ModelError(msg) from err
 
 
-def load(folder: Path, card: Card, device: Device) -> Network:
-    """Load a model folder's network onto a device.
+def load(folder: Path, card: Card, device: Device, trim: int = 0) -> Network:
+    """Load a model folder's network onto a device; see `Network`.
 
     Raises:
         ModelError: as `load_module`, or the device cannot hold it.
@@ -240,7 +251,7 @@ def load(folder: Path, card: Card, device: Device) -> Network:
     module = load_module(folder, card)
     _be_exact()
     with _loading(device):
-        return Network(card, module, device)
+        return Network(card, module, device, trim)
 
 
 def _be_exact() -> None:

@@ -205,7 +205,7 @@ class Cores:
         layers: tuple[str, ...],
     ) -> None:
         """Begin above the first row of `tiles`."""
-        self._trim, self._wanted = blend.trim, layers
+        self._blend, self._wanted = blend, layers
         blank_HNW = torch.zeros(
             blend.stride,
             tiles.width,
@@ -222,7 +222,7 @@ class Cores:
 
     def prepare(self, logits: Tensor) -> Part:
         """Return what of (N, K, tile, tile) logits is added; needs no order."""
-        cores_KHNW = logits[:, :, self._trim, self._trim].permute(1, 2, 0, 3)
+        cores_KHNW = self._blend.core(logits).permute(1, 2, 0, 3)
         return _labels(cores_KHNW), *_certainties(cores_KHNW, self._wanted)
 
     def add(self, column: int, part: Part) -> None:

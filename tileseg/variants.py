@@ -5,6 +5,7 @@ The plain module says what is right. Knows no cards and no scenes.
 
 import os
 from collections.abc import Callable
+from math import ceil
 from pathlib import Path
 from shutil import which
 from time import perf_counter
@@ -12,7 +13,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
-from tileseg.fused import fuse
+from tileseg.fused import fuse, trimmed
 from tileseg.unet import UNet
 
 __all__ = ["NETWORKS", "Forward", "build", "deviation", "is_worth_compiling", "sample"]
@@ -34,27 +35,30 @@ COMPILE_GAIN = {"cpu": 0.13, "cuda": 0.33}
 _SAMPLE_TILES = {"cpu": 2, "cuda": 32}  # that are timed: two do not fill a GPU
 
 
-def build(module: nn.Module, network: str) -> Forward:
+def build(module: nn.Module, network: str, trim: int = 0) -> Forward:
     """Return a module's forward in one of the ways to run it.
 
     Args:
         module: channels last, where it is to work, for inference only.
         network: one of `NETWORKS`.
+        trim: pixels on each side of a tile that its answer is to lack.
 
     Raises:
         Exception: it cannot be run so; compilers raise anything.
     """
-    if network == "plain":
-        return module
-    if network == "compiled":
-        return _compile(module)
-    if not isinstance(module, UNet):
-        msg = f"there is no fused form of {type(module).__name__}, only of our U-Net"
-        raise TypeError(msg)
-    return fuse(module)
+    if network == "fused":
+        if not isinstance(module, UNet):
+            kind = type(module).__name__
+            msg = f"there is no fused form of {kind}, only of our U-Net"
+            raise TypeError(msg)
+        return fuse(module, trim)
+    whole = module if network == "plain" else _compile(module)
+    return (lambda tiles: trimmed(whole(tiles), trim)) if trim else whole
 
 
-def sample(module: nn.Module, network: str, bands: int, tile: int) -> Tensor:
+def sample(
+    module: nn.Module, network: str, bands: int, tile: int, trim: int = 0
+) -> Tensor:
     """Return fixed tiles, (2, bands, H, W), to compare ways on, in the module's type.
 
     Small ones for our U-Net, which is built for any size, since each worker looks;
@@ -62,14 +66,18 @@ def sample(module: nn.Module, network: str, bands: int, tile: int) -> Tensor:
     """
     height = width = tile
     if isinstance(module, UNet) and network != "compiled":
-        height, width = 2 << module.depth, 4 << module.depth
+        unit = 1 << module.depth
+        border = 2 * ceil(trim / unit)
+        height, width = (2 + border) * unit, (4 + border) * unit
     return _noise(module, (2, bands, height, width))
 
 
 @torch.inference_mode()
-def deviation(module: nn.Module, forward: Forward, tiles: Tensor) -> float:
+def deviation(
+    module: nn.Module, forward: Forward, tiles: Tensor, trim: int = 0
+) -> float:
     """Return how far `forward` is off, in tolerances; NaN where either gives NaN."""
-    right, got = module(tiles).float(), forward(tiles).float()
+    right, got = trimmed(module(tiles), trim).float(), forward(tiles).float()
     bound = TOLERANCE[tiles.dtype] * float(right.abs().max())
     return float((got - right).abs().max()) / max(bound, torch.finfo().tiny)
 

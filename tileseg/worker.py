@@ -138,9 +138,14 @@ class Recipe:
             outline=self.outline,
         )
 
+    @property
+    def shares(self) -> Blend:
+        """How neighbouring tiles share pixels."""
+        return Blend(self.grid.stride, self.grid.halo, self.blend)
+
     def network(self) -> Network:
         """Load the networks of the ensemble, which answer as one."""
-        return averaging.load(self.ensemble, self.device)
+        return averaging.load(self.ensemble, self.device, self.shares.trim)
 
 
 class Worker:
@@ -157,7 +162,7 @@ class Worker:
         self._recipe = recipe
         self._enough = enough or threading.Event()
         grid = recipe.grid
-        self._blend = Blend(grid.stride, grid.halo, recipe.blend)
+        self._blend = recipe.shares
         self._predictor = Predictor(
             recipe.network(),
             grid,

@@ -91,11 +91,22 @@ def rate_of(model: Path, setting: Setting, seconds: float) -> float:
     return tiles_a_second(forward, tiles, seconds, lanes=lanes)
 
 
-def _loaded(model: Path, card: Card, device: Device, tta: str = "none") -> Forward:
-    """Return a network in a process that keeps its memory, as a worker's does."""
+def _loaded(
+    model: Path,
+    card: Card,
+    device: Device,
+    tta: str = "none",
+    *,
+    trim: int | None = None,
+) -> Forward:
+    """Return a network in a process that keeps its memory, as a worker's does.
+
+    Without a `trim` its answers lack the halo, as those of a job do.
+    """
     if device.name == "cpu":
         keep_heap()
-    return averaging.load(Ensemble((str(model),), (card,), tta), device)
+    trim = card.halo if trim is None else trim
+    return averaging.load(Ensemble((str(model),), (card,), tta), device, trim)
 
 
 def _noise(card: Card, device: Device, batch: int) -> Tensor:
@@ -177,8 +188,10 @@ def _ways(setting: Setting, model: Path) -> Iterator[Way]:
                 build = partial(_as_tileseg, device, model, batch)
                 yield Way(f"{text} {batch}", build, note)
             if network == "fused":
-                build = partial(_as_tileseg, device, model, own, "d4")
+                build = partial(_as_tileseg, device, model, own, tta="d4")
                 yield Way(f"{text} {own}, tta d4", build, "8 forwards a tile; ")
+                build = partial(_as_tileseg, device, model, own, trim=0)
+                yield Way(f"{text} {own}, whole tiles", build, "the halo too; ")
             if setting.lanes > 1 and not is_slow:
                 lanes = setting.lanes
                 build = partial(_as_tileseg, device, model, own)
@@ -192,8 +205,13 @@ def _as_peers(setting: Setting, model: Path, batch: int) -> tuple[Forward, Tenso
 
 
 def _as_tileseg(
-    device: Device, model: Path, batch: int, tta: str = "none"
+    device: Device,
+    model: Path,
+    batch: int,
+    *,
+    tta: str = "none",
+    trim: int | None = None,
 ) -> tuple[Forward, Tensor]:
     card = read_card(model)
     tiles = _as_given(_noise(card, device, batch), device)
-    return _loaded(model, card, device, tta), tiles
+    return _loaded(model, card, device, tta, trim=trim), tiles
