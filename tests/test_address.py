@@ -15,7 +15,8 @@ from tileseg.address import (
     whole,
 )
 from tileseg.errors import RefusedError, UsageError
-from tileseg.web import _is_public, _seconds, _size
+from tileseg.server import _is_public
+from tileseg.web import _seconds, _size
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from stac import (
     planetary_computer,
 )
 
-from tileseg import catalog
+from tileseg import documents
 from tileseg.catalog import asset_href, scenes_of, stack_of
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.inputs import mosaic_of
@@ -202,7 +202,7 @@ def test_a_link_leads_out_of_the_folder_no_more_than_a_name(tmp_path):
 )
 def test_a_remote_item_names_addresses_only(monkeypatch, href, expected):
     item = make_item({"red": {"href": href, "type": GEOTIFF}})
-    monkeypatch.setattr(catalog, "_bytes", lambda _: json.dumps(item).encode())
+    monkeypatch.setattr(documents, "_bytes", lambda _: json.dumps(item).encode())
 
     if expected:
         assert stack_of("s3://maps/2024/item.json", ("red",))[0].href == expected

@@ -22,12 +22,13 @@ from test_products import SYSTEMS, TRANSFORMS
 
 from tileseg.area import lonlat_digits
 from tileseg.errors import OutputError, PreemptedError, UsageError
-from tileseg.features import Meaning, write_features
+from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.job import run
 from tileseg.join import join
 from tileseg.settings import Job
 from tileseg.stopping import StopSignal
+from tileseg.table import Meaning
 from tileseg.vectorize import polygonise
 
 FORMATS = ["gpkg", "parquet", "fgb", "geojson", "geojsonl"]

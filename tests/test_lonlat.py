@@ -13,10 +13,11 @@ from shapely.geometry import shape
 from test_polygonize import write
 
 from tileseg.errors import OutputError
-from tileseg.features import Meaning, write_features
+from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.join import join
 from tileseg.polygonize import Wish, polygonize
+from tileseg.table import Meaning
 from tileseg.vectorize import polygonise
 
 SIDE = 10.0  # metres, of a pixel

@@ -155,7 +155,7 @@ def test_a_stopped_night_says_who_waits(night, monkeypatch):
     def stop(*_args, **_more):
         raise PreemptedError("SIGTERM: stopped; the same command resumes")
 
-    monkeypatch.setattr(job, "_process", stop)
+    monkeypatch.setattr(job, "carry_out", stop)
 
     code, lines, summary = night()
 

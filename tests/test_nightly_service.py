@@ -273,7 +273,7 @@ def test_who_goes_on_after_a_kill_has_the_hours_that_were_left(
             nights.now += timedelta(minutes=50)
     assert nights.run("--plan")[2]["deadline"] == first
     with monkeypatch.context() as patch:
-        patch.setattr(job, "_process", stop_in_hand(PreemptedError("SIGTERM")))
+        patch.setattr(job, "carry_out", stop_in_hand(PreemptedError("SIGTERM")))
         assert nights.run()[2]["deadline"] == first
     assert nights.run("--plan")[2]["deadline"] == first
     assert states(nights.run()[2]) == {"c": "done"}
@@ -492,7 +492,7 @@ def test_without_overwrite_results_of_other_plans_stay(nights, archive):
 
 def stop_in_hand(error):
     """Return what does a scene's first shards, then ends with an error."""
-    real = job._process
+    real = job.carry_out
 
     def process(task, ledger, staff, record, progress, **more):
         def stop(done, total):
@@ -515,7 +515,7 @@ def test_a_stopped_scene_goes_on_and_comes_first(
     """At the deadline that is as it should be; the rest waits."""
     (archive / "a.tif").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(job, "_process", stop_in_hand(error))
+        patch.setattr(job, "carry_out", stop_in_hand(error))
         first = nights.run("--scenes-may-fail")
     assert first[0] == code == first[2]["exit_code"]
     assert states(first[2]) == {"b": "waiting", "c": "waiting"}
@@ -540,7 +540,7 @@ def test_what_a_killed_night_began_is_planned_by_what_is_left(
         (archive / f"{name}.tif").unlink()
     make_scene(archive / "c.tif", random_pixels(200, 190))
     with monkeypatch.context() as patch:
-        patch.setattr(job, "_process", stop_in_hand(PreemptedError("SIGTERM")))
+        patch.setattr(job, "carry_out", stop_in_hand(PreemptedError("SIGTERM")))
         nights.run()
     (nights.output / "night-state.json").unlink()
     make_scene(archive / "d.tif", random_pixels(20, 20))
@@ -1283,13 +1283,13 @@ LATER = """
 import sys, time
 from tileseg import job
 from tileseg.cli import main
-real = job._process
+real = job.carry_out
 def process(task, ledger, staff, record, progress, **more):
     def slow(done, total):
         progress(done, total)
         time.sleep(0.3)
     return real(task, ledger, staff, record, slow, **more)
-job._process = process
+job.carry_out = process
 main(sys.argv[1:])
 """
 """A night whose scenes take a while, and say how far they are."""

@@ -24,11 +24,12 @@ from shapely.geometry import shape
 
 from tileseg.cli import main
 from tileseg.errors import ExitCode, InputError, OtherPlanError, UsageError
-from tileseg.features import Meaning, write_features
+from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.join import join
 from tileseg.polygonize import Wish, polygonize, windows
 from tileseg.publish import staging_file
+from tileseg.table import Meaning
 from tileseg.vectorize import polygonise
 from tileseg.window import Window
 
@@ -482,7 +483,7 @@ def test_a_stopped_one_leaves_no_file(tmp_path, monkeypatch, suffix):
     def stopped(*_):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("tileseg.polygonize._read", stopped)
+    monkeypatch.setattr("tileseg.class_raster.read_window", stopped)
     result = CliRunner().invoke(main, [*args, "--workers", "1"])
 
     assert result.exit_code == ExitCode.PREEMPTED
@@ -495,7 +496,7 @@ def test_processes_end_with_the_one_that_started_them():
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from tileseg.polygonize import _serve
+from tileseg.processes import _serve
 pool = ProcessPoolExecutor(1, get_context("spawn"), _serve)
 print(pool.submit(os.getpid).result(), flush=True)
 os.abort()

@@ -28,7 +28,7 @@ from making import NORTH_UP, after, digests, make_scene, random_pixels
 from obstore.store import from_url
 from proxy import stand_before
 
-import tileseg.web
+import tileseg.server
 from tileseg import gate, glance, remote
 from tileseg.address import allow, keep
 from tileseg.errors import (
@@ -106,7 +106,7 @@ def _fresh(monkeypatch):
     """Know nothing of earlier tests; fetch small blocks, and be impatient."""
     remote.fetcher.cache_clear()
     remote._gate.cache_clear()
-    tileseg.web._netrc.cache_clear()
+    tileseg.server._netrc.cache_clear()
     monkeypatch.setattr(remote, "_BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(remote, "_STALL_SECONDS", 0.4)
     monkeypatch.setattr(remote, "_WAIT_SECONDS", 0.02)

@@ -22,7 +22,7 @@ from test_vectorize import masks, shapes_of, whole
 
 from tileseg.area import pixel_lean
 from tileseg.errors import UsageError
-from tileseg.features import Meaning, write_features
+from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run
 from tileseg.job import run
@@ -30,6 +30,7 @@ from tileseg.join import join
 from tileseg.polygonize import Wish, polygonize
 from tileseg.settings import Job
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
+from tileseg.table import Meaning
 from tileseg.vectorize import Areas
 from tileseg.window import Window
 

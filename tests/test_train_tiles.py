@@ -19,8 +19,9 @@ from tileseg.split import TRAINING, VALIDATION, Split
 from tileseg.storage import Disk
 from tileseg.survey import _scaling, _statistics, survey
 from tileseg.team import Team
+from tileseg.train_ground import count_classes
 from tileseg.train_settings import Training
-from tileseg.train_tiles import _Lots, count_classes
+from tileseg.train_tiles import _Lots
 from tileseg.window import Window
 
 SHAPE = 211, 170

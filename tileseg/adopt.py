@@ -170,13 +170,7 @@ def _described(found: Found, told: Told, source: Path, folder_name: str) -> Card
             "which, in their order: --bands blue,green,red"
         )
         raise UsageError(msg)
-    tile = int(value("tile") or _TILE)
-    if not _LEAST_TILE <= tile <= _MOST_TILE:
-        msg = (
-            f"its tile is of {tile} pixels, wanted {_LEAST_TILE} to {_MOST_TILE}: "
-            "say another with --tile"
-        )
-        raise UsageError(msg)
+    tile = _tile(value("tile"))
     halo = told.halo
     if halo is None:
         halo = _halo(tile, found.architecture.multiple, found.says.get("halo"))
@@ -205,6 +199,22 @@ def _described(found: Found, told: Told, source: Path, folder_name: str) -> Card
             **told.about,
         },
     )
+
+
+def _tile(wanted: int | None) -> int:
+    """Return a tile's side: what is said, or one that fits most.
+
+    Raises:
+        UsageError: nothing could be told from such a tile, or no memory holds it.
+    """
+    tile = int(wanted or _TILE)
+    if not _LEAST_TILE <= tile <= _MOST_TILE:
+        msg = (
+            f"its tile is of {tile} pixels, wanted {_LEAST_TILE} to {_MOST_TILE}: "
+            "say another with --tile"
+        )
+        raise UsageError(msg)
+    return tile
 
 
 def _classes(

@@ -4,21 +4,16 @@ An Item is as hostile as any input: it may name files only below its own folder,
 addresses; whether those may be read is decided where they are opened.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from math import inf
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from tileseg.address import is_address, keep, shown
-from tileseg.calls import call
+from tileseg.documents import features_of, parts_of, read_document
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
-from tileseg.names import DOCUMENT, SUFFIXES, is_api_item
-from tileseg.remote import fetcher
+from tileseg.names import SUFFIXES
 from tileseg.times import of_properties
 
 if TYPE_CHECKING:
@@ -26,18 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["asset_href", "items_of", "scenes_of", "stack_of"]
 
-_MOST_BYTES = 16 << 20  # of a document
-_MOST_ITEMS = 10_000
 _MOST_BANDS = 10_000  # of an Item
 _PICTURES = {"overview", "thumbnail", "visual"}  # made to be looked at
 _RASTERS = ("image/tiff", "image/geotiff", "image/vnd.stac.geotiff")
+_LISTS = ("raster:bands", "eo:bands", "bands")
+_SCALE = ("raster:scale", "scale")
+_OFFSET = ("raster:offset", "offset")
+_INHERITED = ("nodata", "raster:scale", "raster:offset")  # by an asset's bands
+_NARROWER = {"nir": ("nir08",)}
+"""What else STAC calls a band that will do where there is no wider one: Landsat's."""
 
 # What pystac raises where a value is of another kind than it takes it for.
 _BROKEN = ArithmeticError, AttributeError, LookupError, TypeError, ValueError
-
-_MOMENT = 300.0  # seconds: signatures live for longer
-_said: dict[str, tuple[float, bytes]] = {}
-"""Address of an API's Item -> when it was read, and what it said."""
 
 _Names = Callable[["_Place"], set[str]]
 
@@ -80,11 +75,11 @@ def items_of(source: str) -> dict[str, dict[str, Any]]:
         InputError: it is missing or damaged, or no Item or ItemCollection.
         UsageError: two Items have one id.
     """
-    document, item = _parts(source)
-    value = _document(document)
+    document, item = parts_of(source)
+    value = read_document(document)
     if value.get("type") == "Feature":
         return {source: value}
-    features = _features(document, value)
+    features = features_of(document, value)
     if item:
         found = [each for each in features if str(each.get("id")) == item]
         return {source: found[0] if len(found) == 1 else {}}
@@ -152,20 +147,14 @@ def asset_href(source: str, key: str) -> str:
     return _href(source, item.assets[key])
 
 
-def _parts(source: str) -> tuple[str, str | None]:
-    """Return the document, and which of its Items; None for the only one."""
-    found = DOCUMENT.fullmatch(source)
-    return (found["document"], found["item"]) if found else (source, None)
-
-
 def _item(source: str) -> "Item":
     from pystac import Item
     from pystac.errors import STACError, STACTypeError
 
-    document, name = _parts(source)
-    value = _document(document)
+    document, name = parts_of(source)
+    value = read_document(document)
     if name is not None:
-        features = _features(document, value)
+        features = features_of(document, value)
         found = [each for each in features if str(each.get("id")) == name]
         if len(found) != 1:
             msg = f"{document}: has {len(found)} items with the id {name!r}, wanted one"
@@ -186,78 +175,6 @@ def _item(source: str) -> "Item":
     raise InputError(msg)
 
 
-def _document(address: str) -> dict[str, Any]:
-    """Return a JSON object from a file or an address."""
-    try:
-        value = json.loads(_bytes(address))
-    except (ValueError, RecursionError) as err:
-        msg = f"{address}: cannot be read as JSON: {err}"
-        raise InputError(msg) from err
-    if not isinstance(value, dict) or value.get("type") not in (
-        "Feature",
-        "FeatureCollection",
-    ):
-        msg = f"{address}: wanted a STAC Item or ItemCollection"
-        raise InputError(msg)
-    return value
-
-
-def _bytes(address: str) -> bytes:
-    if is_address(address):
-        if "?" in address:
-            msg = f"{shown(address)}: wanted a STAC document without a query"
-            raise UsageError(msg)
-        if is_api_item(address):
-            return _said_by_api(address)
-        source = fetcher(keep(address))
-        size = source.look().size
-        _check_size(address, size)
-        return source.read(0, size)
-    try:
-        with Path(address).open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except (OSError, ValueError) as err:
-        reason = getattr(err, "strerror", None) or err
-        msg = f"{address}: cannot be read: {reason}"
-        raise InputError(msg) from err
-    _check_size(address, len(data))
-    return data
-
-
-def _said_by_api(address: str) -> bytes:
-    """Return an Item as its API has it now, or had it a moment ago.
-
-    It gives no ranges. It may sign hrefs anew for every answer, and a job that reads
-    its Item twice is to see one scene.
-    """
-    at, data = _said.get(address, (-inf, b""))
-    if monotonic() - at < _MOMENT:
-        return data
-    answer = call(address)
-    if not answer.is_good:
-        msg = f"{address}: the server does not give it ({answer.status})"
-        raise InputError(msg)
-    _check_size(address, len(answer.data))
-    _said.clear()  # of a night's thousand Items one is in hand
-    _said[address] = monotonic(), answer.data
-    return answer.data
-
-
-def _check_size(address: str, size: int) -> None:
-    if size > _MOST_BYTES:
-        msg = f"{address}: wanted a STAC document of at most {_MOST_BYTES} bytes"
-        raise RefusedError(msg)
-
-
-def _features(document: str, value: dict[str, Any]) -> list[dict[str, Any]]:
-    features: Any = value.get("features", [value])
-    is_good = isinstance(features, list) and all(isinstance(x, dict) for x in features)
-    if not is_good or len(features) > _MOST_ITEMS:
-        msg = f"{document}: wanted a list of at most {_MOST_ITEMS} STAC Items"
-        raise InputError(msg)
-    return list(features)
-
-
 def _places(source: str, item: "Item") -> Iterator[_Place]:
     """Yield every band of every asset that may be read as data."""
     for key, asset in item.assets.items():
@@ -273,10 +190,6 @@ def _places(source: str, item: "Item") -> Iterator[_Place]:
             for bands in said:
                 facts |= bands[at] if at < len(bands) else {}
             yield _Place(source, key, at, facts, count == 1, "data" in roles)
-
-
-_LISTS = ("raster:bands", "eo:bands", "bands")
-_INHERITED = ("nodata", "raster:scale", "raster:offset")
 
 
 def _values(asset: "Asset") -> dict[str, Any]:
@@ -338,10 +251,6 @@ _WAYS: tuple[_Names, ...] = (
 )
 
 
-_NARROWER = {"nir": ("nir08",)}
-"""What else STAC calls a band that will do where there is no wider one: Landsat's."""
-
-
 def _facts(place: _Place, name: str | None, *, with_scale: bool) -> BandFacts:
     """Return what an Item says of a band; of scale and offset one implies the other."""
     scale, offset = _number(place, *_SCALE), _number(place, *_OFFSET)
@@ -356,10 +265,6 @@ def _facts(place: _Place, name: str | None, *, with_scale: bool) -> BandFacts:
         scale=scale,
         offset=offset,
     )
-
-
-_SCALE = ("raster:scale", "scale")
-_OFFSET = ("raster:offset", "offset")
 
 
 def _number(place: _Place, *keys: str) -> float | None:
@@ -396,7 +301,7 @@ def _href(source: str, asset: "Asset") -> str:
     """
     from pystac.utils import make_absolute_href
 
-    document, _ = _parts(source)
+    document, _ = parts_of(source)
     named = asset.href
     if not named or "\0" in named:
         _refuse(source, named)

@@ -24,6 +24,7 @@ from tileseg.changecard import as_picture
 from tileseg.changepage import as_page
 from tileseg.codes import Codes, Writer, raster
 from tileseg.errors import BusyError, UsageError
+from tileseg.geobox import GeoBox
 from tileseg.ground import authority_code
 from tileseg.hysteresis import COUNTS, Patch, Rule, settle
 from tileseg.identity import Identity
@@ -162,15 +163,21 @@ def change(wish: Wish) -> dict[str, Any]:
                 **tally.as_dict(),
                 "polygons": count,
             }
-            write_whole(folder / _PICTURE, as_picture(found, codes, tally.map))
-            beside = {it.name: it.stat().st_size for it in sorted(folder.iterdir())}
-            page = as_page(found, codes, tally, pair.box, beside)
-            write_whole(folder / _PAGE, page)
+            _show(found, codes, tally, pair.box, folder)
             ids = {"status": "complete", "request_id": request, "plan_id": request}
             record = {**ids, **found, "outputs": list_outputs(folder)}
             text = json.dumps(record, indent=1, allow_nan=False)
             write_whole(folder / RECORD, text.encode())
     return record
+
+
+def _show(
+    found: dict[str, Any], codes: Codes, tally: Tally, box: GeoBox, folder: Path
+) -> None:
+    """Make the picture and the page of what was found."""
+    write_whole(folder / _PICTURE, as_picture(found, codes, tally.map))
+    beside = {it.name: it.stat().st_size for it in sorted(folder.iterdir())}
+    write_whole(folder / _PAGE, as_page(found, codes, tally, box, beside))
 
 
 # What is asked

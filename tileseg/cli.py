@@ -54,8 +54,8 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
     begin(options)
-    from tileseg.job import Staff
     from tileseg.monitor import Monitor
+    from tileseg.staff import Staff
 
     monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:

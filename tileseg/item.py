@@ -230,14 +230,7 @@ def from_stac(item: dict[str, Any]) -> Card:
             f"loaded for a network of kind {architecture.kind}; others can run code"
         )
         raise RefusedError(msg)
-    classes = tuple(
-        LandClass(
-            int(entry["value"]),
-            str(entry.get("title", entry["name"])),
-            str(entry["color_hint"]),
-        )
-        for entry in outputs["classification:classes"]
-    )
+    classes = tuple(map(_class, outputs["classification:classes"]))
     bands = tuple(
         str(band["name"] if isinstance(band, dict) else band)
         for band in inputs["bands"]
@@ -272,6 +265,11 @@ def from_stac(item: dict[str, Any]) -> Card:
         temperature=_number(properties, "tileseg:temperature"),
         about=dict(properties.get("tileseg:about", {})),
     )
+
+
+def _class(entry: dict[str, Any]) -> LandClass:
+    name = str(entry.get("title", entry["name"]))
+    return LandClass(int(entry["value"]), name, str(entry["color_hint"]))
 
 
 def _statistics(

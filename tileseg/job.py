@@ -1,137 +1,41 @@
 """The whole job told once: one scene and a model in, a published mask out."""
 
-import gc
 import logging
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, closing, suppress
-from importlib.util import find_spec
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Never, Self
+from typing import Any
 
 from tileseg import publish
 from tileseg.bucket import open_place
 from tileseg.errors import (
     BusyError,
-    DeviceMemoryError,
     ExitCode,
     InterruptedRunError,
     ParkedError,
     RolledBackError,
     StorageError,
     TilesegError,
-    UsageError,
 )
+from tileseg.execution import Progress, carry_out
 from tileseg.fit import doubts
-from tileseg.grid import Run, Shard
 from tileseg.inspection import inspect, inspect_again
-from tileseg.ledger import Ledger, Plan, Receipt, forget, plans
+from tileseg.ledger import Plan, forget, plans
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.preflight import preflight
-from tileseg.products import build, present, warm_up
+from tileseg.products import build, present
 from tileseg.record import Record
-from tileseg.resolve import device_of, halved, resolve
+from tileseg.resolve import device_of, resolve
 from tileseg.settings import Job, is_remote
-from tileseg.stopping import Stop
+from tileseg.staff import Staff, check_engine
 from tileseg.storage import write_whole
 from tileseg.task import Task, prepare
 
-if TYPE_CHECKING:
-    from tileseg.engine import Engine
-
-__all__ = ["Progress", "Staff", "carry_out", "check_engine", "run"]
+__all__ = ["Staff", "carry_out", "check_engine", "run"]
 
 logger = logging.getLogger(__name__)
 
 _LAST_ATTEMPT = "last-attempt.json"
-_ENOUGH_BAD = 20  # failed shards after which one that may not have any gives up
-
-Progress = Callable[[int, int], None]
-"""Called with tiles done and tiles in all, every second or so."""
-
-
-class Staff:
-    """The engine that jobs share; hired when the first of them needs one.
-
-    Late, so that a job with nothing to do starts neither torch nor Ray.
-    """
-
-    def __init__(self, stop: Stop | None = None, *, is_shared: bool = False) -> None:
-        """Hire nobody yet; work until somebody asks to `stop`."""
-        self.stop = stop or Stop()
-        self.is_shared = is_shared
-        """Whether there are several jobs to do."""
-        self._engine: Engine | None = None
-        self._shares: dict[object, float] = {}
-
-    def engine(self, job: Job) -> "Engine":
-        """Return the engine; the first job's options say which."""
-        if self._engine is None:
-            self._engine = _hire(job)
-        return self._engine
-
-    def ask(self, task: Task, plan: Plan) -> float:
-        """Return the share of golden labels given again; each device is asked once."""
-        from tileseg.canary import read_canary
-
-        canary, device = read_canary(task.job.gates.canary), device_of(plan)
-        ensemble = task.ensemble
-        canary.check(ensemble, task.job.gates.canary)
-        key = canary.sha256, device
-        if key not in self._shares:
-            self._shares[key] = self.engine(task.job).agree(canary, ensemble, device)
-        return self._shares[key]
-
-    def __enter__(self) -> Self:
-        """Hire nobody yet."""
-        return self
-
-    def __exit__(
-        self,
-        _type: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        """Let the workers go."""
-        self.close()
-
-    def close(self) -> None:
-        """Let the workers go."""
-        if self._engine:
-            self._engine.close()
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether this process is of no more use."""
-        return self._engine is not None and self._engine.is_broken
-
-
-def check_engine(job: Job) -> None:
-    """Refuse an engine or a device that is not here, whatever the scene.
-
-    Raises:
-        UsageError: it is not.
-        ModelError: a GPU cannot be used.
-    """
-    if job.engine_kind == "ray" and find_spec("ray") is None:
-        msg = "engine ray: Ray is not installed; pip install 'tileseg[ray]'"
-        raise UsageError(msg)
-    if job.engine_kind == "local" and job.device == "cuda":
-        from tileseg.device import resolve_device
-
-        resolve_device(job.device)
-
-
-def _hire(job: Job) -> "Engine":
-    check_engine(job)
-    if job.engine_kind == "local":
-        from tileseg.engine import LocalEngine
-
-        return LocalEngine(job.workers, job.patience)
-    from tileseg.cluster import RayEngine
-
-    return RayEngine(job)
 
 
 def run(
@@ -305,132 +209,6 @@ def _while(lock: Hold, progress: Progress) -> Progress:
         progress(done, total)
 
     return checked
-
-
-def carry_out(  # noqa: PLR0913  (a job's five, and what it may begin with)
-    task: Task,
-    plan: Plan,
-    staff: Staff,
-    record: Record,
-    progress: Progress,
-    *,
-    held: dict[str, Any] | None = None,
-) -> tuple[Ledger, dict[Shard, Receipt]]:
-    """Make every shard, with smaller batches where the device's memory demands it.
-
-    Args:
-        task: the job.
-        plan: what is done.
-        staff: who does it.
-        record: told of it.
-        progress: likewise, while it goes on.
-        held: the record of what is published, for a job that is `incremental`.
-    """
-    while True:
-        ledger = Ledger(open_storage(task.job.workplace), plan)
-        try:
-            receipts = _begin(task, ledger, record, held)
-            return ledger, _process(
-                task, ledger, staff, record, progress, receipts=receipts
-            )
-        except DeviceMemoryError as err:
-            plan = halved(plan, err)
-        # Not within `except`: the error's frames hold what filled the memory, and what
-        # is left of the crew does, in cycles.
-        gc.collect()
-        engine = staff.engine(task.job)
-        record.add_plan(plan, task, engine.kind, engine.workers(device_of(plan)))
-
-
-def _begin(
-    task: Task, ledger: Ledger, record: Record, held: dict[str, Any] | None
-) -> dict[Shard, Receipt]:
-    """Return receipts of the shards that need no network."""
-    receipts = ledger.open()
-    record.reused, record.distrusted = frozenset(receipts), ledger.distrusted
-    if not (held and task.job.incremental):
-        return receipts
-    from tileseg.incremental import find, unchanged
-    from tileseg.worker import Recipe
-
-    before = find(task, ledger.plan, held)
-    if before is None:
-        return receipts
-    maker = Recipe.of(task, ledger, device_of(ledger.plan)).maker()
-    with record.stage("compare"):
-        for receipt in unchanged(task, maker, before, frozenset(receipts)):
-            task.identity.check_unchanged()
-            ledger.record(receipt)
-            receipts[receipt.shard] = receipt
-    record.unchanged = frozenset(receipts) - record.reused
-    logger.info("%s: %d shards as before", task.job.href, len(record.unchanged))
-    return receipts
-
-
-def _process(  # noqa: PLR0913  (see `carry_out`)
-    task: Task,
-    ledger: Ledger,
-    staff: Staff,
-    record: Record,
-    progress: Progress,
-    *,
-    receipts: dict[Shard, Receipt],
-) -> dict[Shard, Receipt]:
-    """Make every shard without a receipt; return all receipts."""
-    from tileseg.crew import Failure
-    from tileseg.worker import Recipe
-
-    engine, stop = staff.engine(task.job), staff.stop
-    shards = list(Run(task.grid.shape))
-    todo = [shard for shard in shards if shard not in receipts]
-    device = device_of(ledger.plan)
-    runs = task.runs(todo, len(engine.workers(device)))
-    logger.info("%s: %d shards, %d to do", task.job.href, len(shards), len(todo))
-    total = task.grid.tiles.size
-    before = total - sum(task.grid.cores(run).size for run in runs)
-
-    def pulse(tiles: int) -> None:
-        progress(min(before + tiles, total), total)
-        if stop.obey(task.job.grace_seconds):
-            engine.wind_down()
-
-    if todo:
-        warm_up()
-    recipe, allow_partial = Recipe.of(task, ledger, device), task.job.allow_partial
-    outcomes = engine.outcomes(recipe, runs, pulse) if todo else _nothing()
-    try:
-        with record.stage("work"), stop.patient(), closing(outcomes):
-            for outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    _log_shard(
-                        logging.WARNING, outcome.shard, f"given up: {outcome.error}"
-                    )
-                    record.add_failure(outcome, task.grid)
-                    if len(record.failures) >= _ENOUGH_BAD and not allow_partial:
-                        break
-                    continue
-                task.identity.check_unchanged()  # else another file's pixels
-                ledger.record(outcome)
-                receipts[outcome.shard] = outcome
-                _log_shard(logging.DEBUG, outcome.shard, "done")
-    finally:
-        if todo:
-            record.add_usage(engine.usage())
-        record.add_receipts(receipts, task)
-        ledger.flush()
-    if record.failures and not (allow_partial and receipts):
-        raise record.failures[0].error
-    return receipts
-
-
-def _log_shard(level: int, shard: Shard, text: str) -> None:
-    """Log what became of a shard."""
-    logger.log(level, "shard %s: %s", shard.name, text, extra={"shard": shard.name})
-
-
-def _nothing() -> Generator[Never]:
-    """Yield no outcome, and need no worker for it."""
-    yield from ()
 
 
 def _close(

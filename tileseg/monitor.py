@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_fd_to_metric_families
 
 from tileseg.errors import ExitCode, TilesegError, worst
-from tileseg.job import Progress
+from tileseg.execution import Progress
 from tileseg.metrics import METRICS, Sample, of_end, of_night, of_run
 from tileseg.record import Record
 from tileseg.stopping import StopSignal

@@ -3,41 +3,31 @@
 Windows of whole blocks take the place of shards; the file does not depend on them.
 """
 
-import json
 import logging
-import os
-import re
-import signal
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tileseg.area import check_lonlat, check_metres
-from tileseg.attributes import Attribute, Origin, fault
+from tileseg.attributes import Attribute, fault
 from tileseg.borders import Borders, Gauge, borders_of
+from tileseg.class_raster import ClassRaster, describe, read_window
 from tileseg.eliminate import eliminate, settled
-from tileseg.errors import InputError, LostError, UsageError
-from tileseg.features import FORMATS, Meaning, is_lonlat, write_features
-from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
+from tileseg.errors import UsageError
+from tileseg.features import FORMATS, is_lonlat, write_features
 from tileseg.geobox import GeoBox
 from tileseg.join import join
+from tileseg.processes import Spread, side_by_side
 from tileseg.publish import check_new, staging_file
-from tileseg.reference import class_tags
 from tileseg.settings import MOST_METRES
 from tileseg.simplify import Manner, polygonise_simply, tolerance_of
-from tileseg.times import last, of_properties, of_tags
+from tileseg.table import Meaning
 from tileseg.vectorize import Pieces
 from tileseg.window import Window
 
@@ -48,12 +38,7 @@ logger = logging.getLogger(__name__)
 _SIDE, _LEAST_SIDE = 1536, 256  # pixels of a window, or some more: whole blocks
 _ROW_PIXELS = 1 << 26  # of windows beside each other: all their pieces are held
 _CLASS_TYPES = "uint8", "uint16"
-_MASKED = -1  # no class has it
 _MANY = 200  # values in a window, from where they are hardly classes
-
-
-_Spread = Callable[[Callable[[Any], Any], Iterator[list[Any]]], Iterator[list[Any]]]
-"""Makes something of each item of rows, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,25 +69,6 @@ class Wish:
     """Whether a file of that name may be replaced."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Raster:
-    """What a raster of classes says of itself."""
-
-    box: GeoBox
-    bands: int
-    """How many there are, but for an alpha band."""
-    block: tuple[int, int]
-    dtype: str
-    nodata: float | None
-    is_masked: bool
-    names: dict[int, str]
-    has_colors: bool
-    origin: Origin | None
-    """None if it does not say where it comes from."""
-    fields: frozenset[int]
-    """Classes that are agricultural fields."""
-
-
 def polygonize(wish: Wish) -> int:
     """Make the file; return the number of its features.
 
@@ -113,13 +79,13 @@ def polygonize(wish: Wish) -> int:
         InputError: a raster cannot be read.
         OutputError: the file cannot be written.
     """
-    raster = _look(wish.mask, wish.band or 1)
+    raster = describe(wish.mask, wish.band or 1)
     _check(wish, raster)
     check_new(wish.output, overwrite=wish.overwrite)
     _tell_of_photograph(wish, raster)
     tagged, most = raster.names, np.iinfo(raster.dtype).max
     names = {value: tagged.get(value, str(value)) for value in range(most + 1)}
-    with staging_file(wish.output) as made, _crew(wish.workers) as spread:
+    with staging_file(wish.output) as made, side_by_side(wish.workers) as spread:
         rows, eliminated = _rows(wish, raster, spread)
         meaning = Meaning(
             names,
@@ -160,78 +126,7 @@ def _cut(box: GeoBox, high: int, wide: int) -> Iterator[list[Window]]:
         ]
 
 
-def _look(path: str, band: int = 1) -> _Raster:
-    """Return what a raster says of itself and of a band.
-
-    Raises:
-        InputError: it cannot be read.
-        UsageError: it has no such band.
-    """
-    try:
-        with gdal_env(), open_dataset(path) as dataset:
-            if not 1 <= band <= dataset.count:
-                msg = f"{path}: has no band {band}, wanted 1 to {dataset.count}"
-                raise UsageError(msg)
-            kinds = dataset.colorinterp
-            crs = dataset.crs.to_wkt() if dataset.crs else None
-            tags = dataset.tags()
-            return _Raster(
-                box=GeoBox(dataset.height, dataset.width, dataset.transform, crs),
-                bands=sum(kind.name != "alpha" for kind in kinds),
-                block=dataset.block_shapes[band - 1],
-                dtype=dataset.dtypes[band - 1],
-                nodata=dataset.nodatavals[band - 1],
-                is_masked=any(
-                    flag.name == "per_dataset"
-                    for flag in dataset.mask_flag_enums[band - 1]
-                ),
-                names=class_tags(tags),
-                has_colors=kinds[band - 1].name == "palette",
-                origin=_origin(path, {**tags, **dataset.tags(ns="IMAGERY")}),
-                fields=_fields(tags.get("FIELDS", "")),
-            )
-    except (*GDAL_ERRORS, ValueError) as err:  # the second of a CRS
-        msg = f"{path}: cannot be read as a raster of classes: {err}"
-        raise InputError(msg) from err
-
-
-def _fields(text: str) -> frozenset[int]:
-    """Return the classes that a mask of ours calls fields; none of other words."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        return frozenset()
-    return frozenset(map(int, text.split(",")))
-
-
-def _origin(path: str, tags: Mapping[str, str]) -> Origin | None:
-    """Return what a raster's tags say of where it comes from, and the Item beside it.
-
-    A run's `mask.tif` has its model in a tag, its scene and date in `item.json`.
-    """
-    item = _item_beside(path)
-    said = of_properties(item.get("properties", {}))
-    found = Origin(
-        scene=tags.get("SCENE") or item.get("id"),
-        taken=last(said or of_tags(tags)),
-        model=tags.get("MODEL"),
-    )
-    return None if found == Origin() else found
-
-
-def _item_beside(path: str) -> dict[str, Any]:
-    """Return the STAC Item of a run's mask; nothing of another one, or without."""
-    beside = Path(path).with_name("item.json")
-    if Path(path).name != "mask.tif" or not beside.is_file():
-        return {}
-    try:
-        item = json.loads(beside.read_bytes())
-    except (OSError, ValueError) as err:
-        msg = f"{beside}: cannot be read as the STAC Item of {path}: {err}"
-        raise InputError(msg) from err
-    is_item = isinstance(item, dict) and item.get("type") == "Feature"
-    return item if is_item and isinstance(item.get("id"), str) else {}
-
-
-def _check(wish: Wish, raster: _Raster) -> None:
+def _check(wish: Wish, raster: ClassRaster) -> None:
     """Refuse what cannot be made, before anything is read."""
     if raster.bands > 1 and wish.band is None:
         msg = (
@@ -245,7 +140,7 @@ def _check(wish: Wish, raster: _Raster) -> None:
         msg = f"{wish.mask}: wanted classes of type {known}, got {raster.dtype}"
         raise UsageError(msg)
     for value in wish.without:
-        if not _is_class(value, raster.dtype):
+        if not raster.can_hold(value):
             msg = f"--without {value}: no pixel of {raster.dtype} has this value"
             raise UsageError(msg)
     suffix = wish.output.suffix
@@ -259,20 +154,20 @@ def _check(wish: Wish, raster: _Raster) -> None:
         raise UsageError(msg)
     _check_metres(wish, raster.box)
     if wish.confidence is not None:
-        other = _look(wish.confidence)
+        other = describe(wish.confidence)
         if (other.box, other.dtype) != (raster.box, "uint8"):
             msg = f"{wish.confidence}: is not a confidence raster of {wish.mask}"
             raise UsageError(msg)
 
 
-def _tell_of_photograph(wish: Wish, raster: _Raster) -> None:
+def _tell_of_photograph(wish: Wish, raster: ClassRaster) -> None:
     """Warn of values that are hardly classes, by a look into the middle."""
     if raster.names or raster.has_colors:
         return
     box = raster.box
     top, left = ((side - _SIDE) // 2 for side in (box.height, box.width))
     window = Window(top, left, _SIDE, _SIDE).intersect(box.window)
-    found = len(np.unique(_read(wish.mask, window, wish.band or 1)))
+    found = len(np.unique(read_window(wish.mask, window, raster.band)))
     if found >= _MANY:
         text = (
             "%s: has %d values within %d x %d pixels, no colour table and no CLASS_ "
@@ -300,7 +195,7 @@ def _check_metres(wish: Wish, box: GeoBox) -> None:
 
 
 def _rows(
-    wish: Wish, raster: _Raster, spread: _Spread
+    wish: Wish, raster: ClassRaster, spread: Spread
 ) -> tuple[Iterator[list[Pieces]], str]:
     """Return the pieces of each row of windows, and what was done with small ones."""
     if wish.min_area is None:
@@ -318,7 +213,7 @@ def _rows(
     return rows, found.told(wish.min_area)
 
 
-def _windows(wish: Wish, raster: _Raster) -> Iterator[list[Window]]:
+def _windows(wish: Wish, raster: ClassRaster) -> Iterator[list[Window]]:
     """Return the windows that pieces are made of, row by row."""
     if wish.simplify is None:
         return windows(raster.box, raster.block)
@@ -326,53 +221,7 @@ def _windows(wish: Wish, raster: _Raster) -> Iterator[list[Window]]:
     return _cut(raster.box, _rows_of(raster.box), _SIDE)
 
 
-@contextmanager
-def _crew(workers: int) -> Iterator[_Spread]:
-    """Yield what makes something of each item of rows, by so many processes."""
-    if workers == 1:
-        yield lambda make, rows: ([make(item) for item in row] for row in rows)
-        return
-    with ExitStack() as stack:
-        # Not forked: GDAL and pyarrow have threads, which would be lost half-way.
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _serve)
-        stack.callback(pool.shutdown, cancel_futures=True)
-        yield partial(_made, pool, workers)
-
-
-def _serve() -> None:
-    """Leave signals to the process that started this one, and end when that is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal it comes to all
-    Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    parent = parent_process()
-    assert parent, "somebody started this process"
-    parent.join()
-    os._exit(1)
-
-
-def _made(
-    pool: ProcessPoolExecutor,
-    ahead: int,
-    make: Callable[[Any], Any],
-    rows: Iterator[list[Any]],
-) -> Iterator[list[Any]]:
-    """Yield what is made of each row; the next one is being made meanwhile."""
-    pending: deque[list[Future[Any]]] = deque()
-    try:
-        for row in rows:
-            pending.append([pool.submit(make, item) for item in row])
-            while sum(map(len, list(pending)[1:])) >= 2 * ahead:
-                yield [item.result() for item in pending.popleft()]
-        while pending:
-            yield [item.result() for item in pending.popleft()]
-    except BrokenProcessPool as err:
-        msg = "a worker was killed, maybe for want of memory: use fewer --workers"
-        raise LostError(msg) from err
-
-
-def _borders(wish: Wish, raster: _Raster, part: tuple[Window, Gauge]) -> Borders:
+def _borders(wish: Wish, raster: ClassRaster, part: tuple[Window, Gauge]) -> Borders:
     """Return what decides which pieces of one window are small."""
     window, gauge = part
     plain = replace(wish, confidence=None)
@@ -380,7 +229,7 @@ def _borders(wish: Wish, raster: _Raster, part: tuple[Window, Gauge]) -> Borders
 
 
 def _settled(
-    wish: Wish, raster: _Raster, change: tuple[Window, NDArray[Any]]
+    wish: Wish, raster: ClassRaster, change: tuple[Window, NDArray[Any]]
 ) -> Pieces:
     """Return the pieces of one window when small ones are merged."""
     window, classes = change
@@ -388,51 +237,23 @@ def _settled(
     return settled(pieces, classes, _manner(wish, raster, window))
 
 
-def _traced(wish: Wish, raster: _Raster, window: Window) -> Pieces:
+def _traced(wish: Wish, raster: ClassRaster, window: Window) -> Pieces:
     """Return the pieces of one window, of all classes and with all corners."""
     return _pieces(replace(wish, without=(), simplify=None), raster, window)
 
 
-def _manner(wish: Wish, raster: _Raster, window: Window) -> Manner:
+def _manner(wish: Wish, raster: ClassRaster, window: Window) -> Manner:
     """Return how the pieces of one window are made."""
-    nodata = list[int]()
-    if raster.nodata is not None and _is_class(raster.nodata, raster.dtype):
-        nodata.append(int(raster.nodata))
-    if raster.is_masked:
-        nodata.append(_MASKED)
     return Manner(
-        nodata=nodata,
+        nodata=raster.unclassed,
         left_out=wish.without,
         tolerance=tolerance_of(wish.simplify, raster.box.crop(window)),
     )
 
 
-def _pieces(wish: Wish, raster: _Raster, window: Window) -> Pieces:
+def _pieces(wish: Wish, raster: ClassRaster, window: Window) -> Pieces:
     """Return the pieces of one window."""
-    band = wish.band or 1
-    labels = _read(wish.mask, window, band)
-    if raster.is_masked:
-        is_valid = _read(wish.mask, window, band, masks=True)
-        labels = np.where(is_valid, labels.astype(np.int32), _MASKED)
-    confidence = _read(wish.confidence, window) if wish.confidence else None
+    labels = raster.labels(window)
+    confidence = read_window(wish.confidence, window) if wish.confidence else None
     manner = _manner(wish, raster, window)
     return polygonise_simply(labels, confidence, window, manner)
-
-
-def _is_class(value: float, dtype: str) -> bool:
-    """Return whether pixels of a type can have a value."""
-    return 0 <= value <= np.iinfo(dtype).max and value % 1 == 0
-
-
-def _read(
-    path: str, window: Window, band: int = 1, *, masks: bool = False
-) -> NDArray[Any]:
-    """Return a window of a band, or of its mask."""
-    try:
-        with gdal_env(), open_dataset(path) as dataset:
-            read = dataset.read_masks if masks else dataset.read
-            pixels: NDArray[Any] = read(band, window=window.slices)
-    except GDAL_ERRORS as err:
-        msg = f"{path}: {window} cannot be read: {err}"
-        raise InputError(msg) from err
-    return pixels

@@ -146,8 +146,9 @@ def _vectorize(
     task: Task, ledger: Ledger, receipts: dict[Shard, Receipt], folder: Path
 ) -> None:
     """Make the file of polygons in `folder`."""
-    from tileseg.features import Meaning, write_features
+    from tileseg.features import write_features
     from tileseg.join import join
+    from tileseg.table import Meaning
 
     path = folder / f"polygons.{task.job.polygons}"
     logger.info("%s: joining %s", task.job.href, path.name)

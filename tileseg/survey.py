@@ -25,16 +25,10 @@ from tileseg.reference import named_classes
 from tileseg.scene import Band, Scene, open_scene
 from tileseg.split import PARTS, TRAINING, Counts, Split, split
 from tileseg.storage import Storage
+from tileseg.train_ground import Ground, Place, View, check_scales, count_classes
 from tileseg.train_overlap import boxes_in
 from tileseg.train_settings import Settled, with_colors
-from tileseg.train_tiles import (
-    Ground,
-    Place,
-    Samples,
-    View,
-    check_scales,
-    count_classes,
-)
+from tileseg.train_tiles import Samples
 
 __all__ = ["Survey", "survey"]
 
@@ -98,29 +92,12 @@ def survey(training: Settled, base: Card | None, work: Storage) -> Survey:
     bands = training.bands or (base.bands if base else _band_names(scenes[0]))
     classes = _classes(training, base)
     names = tuple(name for name, _ in classes)
-    places = tuple(
-        Place(scene, _scaled(scene.select(bands), training, scene.href), labels)
-        for scene, labels in zip(scenes, training.labels, strict=True)
-    )
-    if training.unit == "reflectance" and training.scale is None:
-        for place in places:
-            check_scales(place)
+    places = _places(training, scenes, bands)
     renamed = tuple(training.renaming.items())
     ground = Ground(places, names, renamed, training.column, training.unit)
     with ground.open() as view:
-        counts = tuple(
-            _counted(view, at, place, training.block, len(names))
-            for at, place in enumerate(places)
-        )
-        _check_classes(names, counts)
-        parts = split(
-            [_grid(place.scene) for place in places],
-            counts,
-            (training.validation, training.test),
-            training.seed,
-        )
-        closed = _closed(places, parts, training.block)
-        cut = Split(training.block, training.keep, tuple(parts), closed)
+        counts = _counts(view, places, training.block, names)
+        cut = _cut(training, places, counts)
         _check_room(view, cut, counts, names, training.tile)
         values = _values(view, cut, counts, training.seed)
     statistics = _statistics(bands, values)
@@ -151,6 +128,32 @@ def survey(training: Settled, base: Card | None, work: Storage) -> Survey:
         files=files,
         key=_key(facts, counts),
     )
+
+
+def _places(
+    training: Settled, scenes: Sequence[Scene], bands: tuple[str, ...]
+) -> tuple[Place, ...]:
+    """Return each scene with its labels and scaled bands."""
+    places = tuple(
+        Place(scene, _scaled(scene.select(bands), training, scene.href), labels)
+        for scene, labels in zip(scenes, training.labels, strict=True)
+    )
+    if training.unit == "reflectance" and training.scale is None:
+        for place in places:
+            check_scales(place)
+    return places
+
+
+def _cut(training: Settled, places: Sequence[Place], counts: Sequence[Counts]) -> Split:
+    """Return which blocks are for what."""
+    parts = split(
+        [_grid(place.scene) for place in places],
+        counts,
+        (training.validation, training.test),
+        training.seed,
+    )
+    closed = _closed(places, parts, training.block)
+    return Split(training.block, training.keep, tuple(parts), closed)
 
 
 def _key(facts: dict[str, Any], counts: Sequence[Counts]) -> str:
@@ -251,6 +254,28 @@ def _classes(training: Settled, base: Card | None) -> tuple[tuple[str, str], ...
     return with_colors(tuple(found))
 
 
+def _counts(
+    view: View, places: Sequence[Place], block: int, names: Sequence[str]
+) -> tuple[Counts, ...]:
+    """Return how much of each class is in each block of each scene.
+
+    Raises:
+        UsageError: there is nothing of a scene, or of a class.
+    """
+    counts = tuple(
+        _counted(view, at, place, block, len(names)) for at, place in enumerate(places)
+    )
+    total = np.sum([some.sum(axis=(0, 1)) for some in counts], axis=0)
+    for name, pixels in zip(names, total.tolist(), strict=True):
+        if not pixels:
+            msg = (
+                f"no labels of class {name!r} where a scene has data; label some, or "
+                "leave the class out"
+            )
+            raise UsageError(msg)
+    return counts
+
+
 def _counted(view: View, at: int, place: Place, block: int, classes: int) -> Counts:
     """Return how much of each class is in each block, telling how far it is."""
     href, total, seen = place.scene.href, place.scene.geobox.window.size, 0
@@ -266,17 +291,6 @@ def _counted(view: View, at: int, place: Place, block: int, classes: int) -> Cou
         msg = f"{place.labels}: says nothing of any pixel of {href} that has data"
         raise UsageError(msg)
     return counts
-
-
-def _check_classes(names: Sequence[str], counts: Sequence[Counts]) -> None:
-    total = np.sum([some.sum(axis=(0, 1)) for some in counts], axis=0)
-    for name, pixels in zip(names, total.tolist(), strict=True):
-        if not pixels:
-            msg = (
-                f"no labels of class {name!r} where a scene has data; label some, or "
-                "leave the class out"
-            )
-            raise UsageError(msg)
 
 
 def _check_room(

@@ -215,18 +215,7 @@ def draft(job: Job, ensemble: Ensemble, scene: Scene) -> Task:
         )
         raise RefusedError(msg)
     _tell_of_place(scene)
-    if not can_write(scene.geobox.crs):
-        msg = (
-            f"{job.href}: a GeoTIFF cannot say its CRS as it is: give the scene one "
-            "with an EPSG code, or ask for another (crs in a job file)"
-        )
-        raise UsageError(msg)
-    if job.polygons in ("geojson", "geojsonl"):
-        check_lonlat(scene.geobox, job.href)
-    measures = {"--simplify": job.simplify, "--min-area": job.min_area}
-    for option, value in measures.items():
-        if value is not None:
-            check_metres(scene.geobox, job.href, option)
+    _check_place(job, scene.geobox)
     for card in ensemble.cards:
         _compare_scales(scene, card)
     card, wanted = ensemble.card, ensemble.bands
@@ -344,6 +333,22 @@ def _rule(job: Job, text: str) -> Rule:
         raise UsageError(msg)
     href = asset_href(job.inputs[0], rule.source.removeprefix(_ASSET))
     return replace(rule, source=href)
+
+
+def _check_place(job: Job, box: GeoBox) -> None:
+    """Refuse a place on the ground that the products cannot say or be measured at."""
+    if not can_write(box.crs):
+        msg = (
+            f"{job.href}: a GeoTIFF cannot say its CRS as it is: give the scene one "
+            "with an EPSG code, or ask for another (crs in a job file)"
+        )
+        raise UsageError(msg)
+    if job.polygons in ("geojson", "geojsonl"):
+        check_lonlat(box, job.href)
+    measures = {"--simplify": job.simplify, "--min-area": job.min_area}
+    for option, value in measures.items():
+        if value is not None:
+            check_metres(box, job.href, option)
 
 
 def _tell_of_place(scene: Scene) -> None:

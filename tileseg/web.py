@@ -1,26 +1,16 @@
-"""What web servers give, ranges of files above all; the only owner of urllib3.
+"""What web servers give, ranges of files above all, and what their answers mean."""
 
-Which server a connection leads to is looked at where it is made: the name that an
-address has may lead anywhere.
-"""
-
-import logging
-import os
 import ssl
 import time
-from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
-from ipaddress import IPv6Address, ip_address, ip_network
-from netrc import NetrcParseError, netrc
-from socket import EAI_NONAME, SOCK_STREAM, gaierror, getaddrinfo, socket
+from socket import EAI_NONAME, gaierror
 from typing import NoReturn
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
-import certifi
-from urllib3 import BaseHTTPResponse, HTTPConnectionPool, HTTPSConnectionPool, Timeout
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3 import BaseHTTPResponse
 from urllib3.exceptions import (
     HTTPError,
     LocationValueError,
@@ -34,22 +24,18 @@ from urllib3.exceptions import (
 from tileseg import __version__
 from tileseg.address import is_allowed, netloc, shown, split, whole
 from tileseg.errors import InputError, RefusedError, UsageError
+from tileseg.server import judge, server
 from tileseg.source import Later, Part, Version
 
-__all__ = ["WebFile"]
+__all__ = ["WebFile", "judge"]
 
-_CONNECT_SECONDS = 10
 _ANSWER_TIMES = 3  # what an answer may take, while bytes come, in waits for one
-_CONNECTIONS = 16  # kept, of one server
 _REDIRECTS = 5
 _PIECE_BYTES = 1 << 18
 _NO_BODY = 1 << 16  # what is read of an answer that is no use, to keep its connection
 _LATER = {408, 425, 429}
 _MANY = {429, 503}
 _MOVED = {301, 302, 303, 307, 308}
-# Of IPv6, which Python calls global: another address is hidden in it (RFC 6052 and
-# 8215), or it is of a site (RFC 3879).
-_NOT_PUBLIC = tuple(map(ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")))
 _SIZE_DIGITS = 18
 
 
@@ -76,28 +62,20 @@ class WebFile:
         self._shown = shown(handle)
         self._handle = handle
         try:
-            self._server = _server(parts.scheme, host, port)
+            self._server = server(parts.scheme, host, port)
         except LocationValueError:
             self._refuse_name()
 
     def get(self, start: int, stop: int, seen: Version | None, wait: float) -> Part:
         """See `Source`."""
-        headers = {
-            "Range": f"bytes={start}-{stop - 1}",
-            "Accept-Encoding": "identity",
-            "User-Agent": f"tileseg/{__version__}",
-            **self._server.login(),
-        }
+        headers = {"Range": f"bytes={start}-{stop - 1}", **self._headers()}
         if seen and seen.tag and seen.tag[0] == '"':
             headers["If-Match"] = seen.tag
         end = time.monotonic() + _ANSWER_TIMES * wait
         try:
             answer = self._follow(headers, wait, end)
-            try:
+            with _closed_on_error(answer):
                 return self._part(answer, start, stop, end)
-            except BaseException:
-                answer.close()
-                raise
         except HTTPError as err:
             self._explain(err, wait)
 
@@ -111,27 +89,26 @@ class WebFile:
             RefusedError: it has more than `most` bytes, or leads to another server.
             InputError: there is no such host.
         """
-        asked = {
-            "Accept-Encoding": "identity",
-            "User-Agent": f"tileseg/{__version__}",
-            **self._server.login(),
-            **headers,
-        }
+        asked = {**self._headers(), **headers}
         end = time.monotonic() + _ANSWER_TIMES * wait
         try:
             if body is None:
                 answer = self._follow(asked, wait, end)
             else:
                 answer = self._server.post(whole(self._handle), asked, wait, body)
-            try:
+            with _closed_on_error(answer):
                 if answer.status in _LATER or answer.status >= 500:  # noqa: PLR2004
                     self._refuse(answer)
                 return answer.status, self._whole_body(answer, most, end)
-            except BaseException:
-                answer.close()
-                raise
         except HTTPError as err:
             self._explain(err, wait)
+
+    def _headers(self) -> dict[str, str]:
+        return {
+            "Accept-Encoding": "identity",
+            "User-Agent": f"tileseg/{__version__}",
+            **self._server.login(),
+        }
 
     def _whole_body(self, answer: BaseHTTPResponse, most: int, end: float) -> bytes:
         left = answer.length_remaining
@@ -249,6 +226,16 @@ class WebFile:
         raise InputError(msg) from None
 
 
+@contextmanager
+def _closed_on_error(answer: BaseHTTPResponse) -> Iterator[None]:
+    """Give up the connection of an answer that is not read to its end."""
+    try:
+        yield
+    except BaseException:
+        answer.close()
+        raise
+
+
 def _body(answer: BaseHTTPResponse, size: int, end: float) -> bytes:
     """Return so many bytes of an answer, and let its connection serve again."""
     data = bytearray()
@@ -301,155 +288,3 @@ def _seconds(said: str) -> float:
         return 0
     aware = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (aware - datetime.now(UTC)).total_seconds())
-
-
-class _Plain(HTTPConnection):
-    """A connection that says nothing to a server that may not be read."""
-
-    def _new_conn(self) -> socket:
-        judge(self.host, self.port)
-        return _checked(super()._new_conn(), self.host, self.port)
-
-
-class _Secure(HTTPSConnection):
-    """The same."""
-
-    def _new_conn(self) -> socket:
-        judge(self.host, self.port)
-        return _checked(super()._new_conn(), self.host, self.port)
-
-
-def judge(host: str, port: int) -> None:
-    """Refuse a host that leads within before it sees so much as a connection.
-
-    Raises:
-        RefusedError: it does, and nobody named it.
-    """
-    try:
-        found = getaddrinfo(host, port, type=SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return  # whoever connects says so
-    addresses = {str(where[0]) for *_, where in found}
-    if not (is_allowed(host.lower(), port) or all(map(_is_public, addresses))):
-        raise _refusal(host, port)
-
-
-def _checked(line: socket, host: str, port: int) -> socket:
-    """Return a connection, if it leads to the public or to a host that was named.
-
-    Again, since a name may lead elsewhere by now.
-    """
-    if is_allowed(host.lower(), port) or _is_public(line.getpeername()[0]):
-        return line
-    line.close()
-    raise _refusal(host, port)
-
-
-def _refusal(host: str, port: int) -> RefusedError:
-    msg = (
-        f"{host}: is an address of this machine or its network, which are read only "
-        f'where they are named: hosts = ["{host}:{port}"] in a job file'
-    )
-    return RefusedError(msg)
-
-
-def _is_public(address: str) -> bool:
-    ip = ip_address(address.partition("%")[0])
-    if isinstance(ip, IPv6Address):
-        if any(ip in net for net in _NOT_PUBLIC) or ip.sixtofour or ip.teredo:
-            return False
-        ip = ip.ipv4_mapped or ip
-    return ip.is_global and not ip.is_multicast
-
-
-class _Server:
-    """The connections to one server, which all its files share."""
-
-    def __init__(self, scheme: str, host: str, port: int) -> None:
-        self._origin = scheme, host, port
-        # Its debug messages say whole addresses.
-        logging.getLogger("urllib3").setLevel(logging.WARNING)
-        self._pool = self._make()
-
-    def _make(self) -> HTTPConnectionPool:
-        scheme, host, port = self._origin
-        if scheme == "http":
-            plain = HTTPConnectionPool(host, port, maxsize=_CONNECTIONS)
-            plain.ConnectionCls = _Plain
-            return plain
-        trust = ssl.create_default_context()
-        if not trust.get_ca_certs():  # a slim container has none of its own
-            trust.load_verify_locations(certifi.where())
-        pool = HTTPSConnectionPool(host, port, maxsize=_CONNECTIONS, ssl_context=trust)
-        pool.ConnectionCls = _Secure
-        return pool
-
-    def get(
-        self, address: str, headers: dict[str, str], wait: float
-    ) -> BaseHTTPResponse:
-        return self._open("GET", address, headers, wait)
-
-    def post(
-        self, address: str, headers: dict[str, str], wait: float, body: bytes
-    ) -> BaseHTTPResponse:
-        return self._open("POST", address, headers, wait, body)
-
-    def _open(
-        self,
-        method: str,
-        address: str,
-        headers: dict[str, str],
-        wait: float,
-        body: bytes | None = None,
-    ) -> BaseHTTPResponse:
-        parts = urlsplit(address)
-        target = parts.path or "/"
-        return self._pool.urlopen(
-            method,
-            f"{target}?{parts.query}" if parts.query else target,
-            body=body,
-            headers=headers,
-            redirect=False,
-            retries=False,
-            preload_content=False,
-            decode_content=False,
-            timeout=Timeout(connect=min(_CONNECT_SECONDS, wait), read=wait),
-        )
-
-    def has(self, address: str) -> bool:
-        """Return whether an address is one of this server."""
-        try:
-            parts = urlsplit(address)
-            return (parts.scheme, *netloc(parts)) == self._origin
-        except (KeyError, ValueError):
-            return False
-
-    def renew(self) -> None:
-        """Connect anew from now on; what is under way ends on its own connection."""
-        self._pool = self._make()
-
-    def login(self) -> dict[str, str]:
-        """Return what ~/.netrc (or the file that NETRC names) says for this host.
-
-        Over https alone, whose certificate proves the host, on any port.
-        """
-        found = _netrc() if self._origin[0] == "https" else None
-        known = found and found.hosts.get(self._origin[1])
-        if not known:
-            return {}
-        user, _, password = known
-        word = b64encode(f"{user}:{password}".encode()).decode()
-        return {"Authorization": f"Basic {word}"}
-
-
-@cache
-def _server(scheme: str, host: str, port: int) -> _Server:
-    return _Server(scheme, host, port)
-
-
-@cache
-def _netrc() -> netrc | None:
-    try:
-        return netrc(os.environ.get("NETRC"))
-    except (OSError, NetrcParseError):
-        return None
