@@ -155,17 +155,22 @@ def test_what_is_taken_later_than_until_is_no_search():
 
 
 def test_work_is_not_where_results_go(tmp_path):
-    """However the two are spelt; the one may lie in the other."""
+    """However the two are spelt; nor does the one lie in the other."""
     (tmp_path / "link").symlink_to(tmp_path)
     for output, work in (
         ("m11", "m11"),
+        ("m", "m/work"),
+        ("w/maps", "w"),
         ("s3://a/b/", "s3://a/b"),
+        ("s3://a/b", "s3://a/b/work"),
+        ("s3://a/b/maps", "s3://a/b"),
         (f"{tmp_path}/m", f"{tmp_path}/link/m"),
+        (f"{tmp_path}/m", f"{tmp_path}/link/m/w"),
     ):
         target = f'output = "{output}"\nwork = "{work}"'
         with pytest.raises(UsageError, match=r"toml: \[target\] work: got "):
             read_night(write(tmp_path, "", target=target))
-    read_night(write(tmp_path, "", target='output = "m"\nwork = "m/work"'))
+    read_night(write(tmp_path, "", target='output = "m"\nwork = "m.work"'))
 
 
 def test_what_the_command_line_states_is_not_the_files_fault(tmp_path):
@@ -173,7 +178,7 @@ def test_what_the_command_line_states_is_not_the_files_fault(tmp_path):
 
     for job, target, said in (
         ({"workers": 0}, {}, "workers: got 0, wanted 1 or more"),
-        ({}, {"work": "maps"}, "work: got 'maps', wanted another"),
+        ({}, {"work": "maps"}, "work: got 'maps', wanted a place beside"),
     ):
         with pytest.raises(UsageError) as caught:
             read_night(path, job, target)

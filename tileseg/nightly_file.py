@@ -14,7 +14,7 @@ from typing import Any
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
 from tileseg.fields import checked, read_toml, written
-from tileseg.settings import Job, is_bbox, is_nested, is_remote, within
+from tileseg.settings import Job, is_bbox, is_remote, lies_in, within
 
 __all__ = [
     "OF_A_NIGHT",
@@ -137,13 +137,15 @@ class Target:
 
     def __post_init__(self) -> None:
         """Refuse what is no place."""
-        output = within("output", self.output, _ANY)
-        within("work", self.work, _ANY)
+        for name in ("output", "work"):
+            within(name, getattr(self, name), _ANY)
         if not self.output.strip("/."):
             msg = f"output: got {self.output!r}, wanted a directory or address"
             raise UsageError(msg)
-        if is_nested(within("work", self.workplace, _ANY), output):
-            msg = f"work: got {self.workplace!r}, wanted another place than output's"
+        # Else a scene of that name would have its results where others' work is.
+        places = self.workplace, self.output
+        if lies_in(*places) or lies_in(*reversed(places)):
+            msg = f"work: got {self.workplace!r}, wanted a place beside output's"
             raise UsageError(msg)
 
     @property
