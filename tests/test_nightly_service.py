@@ -965,40 +965,61 @@ def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
     ]
 
 
+def live(folder, request, status="complete"):
+    """Return a record of what a person made live, as far as nights read it."""
+    outputs = [{"path": f"{folder}/item.json"}]
+    return {"request_id": request, "status": status, "outputs": outputs}
+
+
 def test_the_night_links_what_a_person_made_live():
     """In a store each version has its own folder; a plain run of tonight has no say."""
     state = State(night="2026-06-01", is_told=True)
     entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
-    facts = {"item": "new/item.json", "products": ("new/item.json",)}
+    new, old = "new/item.json", "old/item.json"
+    facts = {"item": new, "products": (new,), "request": "2"}
     for name, kind in (("a", "done"), ("b", "parked")):
         outcome = Outcome(state=kind, exit_code=3 * (name == "b"), **facts)
         state.add(name, entry, outcome, Schedule(retries=0))
     state.is_told = True
 
-    assert not state.turn("c", "item.json", [], is_released=False)
-    assert not state.turn("a", "new/item.json", ["new/item.json"], is_released=False)
+    assert not state.turn("c", live("new", "2"), new, is_released=False)
+    assert not state.turn("a", live("new", "2"), new, is_released=False)
     assert state.is_told
     for name in "ab":
-        assert state.turn(name, "old/item.json", ["old/mask.tif"], is_released=False)
-    assert {it.item for it in state.scenes.values()} == {"old/item.json"}
+        assert state.turn(name, live("old", "1"), old, is_released=False)
+    assert {it.item for it in state.scenes.values()} == {old}
+    assert [it.state for it in state.scenes.values()] == ["kept", "parked"]
     assert state.scenes["b"].given_up
     assert not state.is_told
-    assert state.turn("b", "new/item.json", ["new/item.json"], is_released=True)
+    assert state.turn("b", live("new", "2"), new, is_released=True)
     known = state.scenes["b"]
     assert (known.state, known.exit_code, known.given_up) == ("released", 0, False)
 
 
-def test_a_scene_that_was_kept_is_looked_at_when_a_person_switched_again():
-    """The reason was what was live before."""
-    state = State(night="2026-06-01", is_told=True)
+@pytest.mark.parametrize(
+    ("kind", "status", "seconds"),
+    [
+        ("done", "complete", 9.0),
+        ("unchanged", "complete", None),
+        ("partial", "partial", 9.0),
+    ],
+)
+def test_what_is_known_of_a_scene_is_of_what_is_live(kind, status, seconds):
+    """However often a person switches: `kept` while another's plan is live."""
+    state = State(night="2026-06-01")
     entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
-    state.add("a", entry, Outcome(state="kept", error="rolled back"), Schedule())
-    state.is_told = True
+    code = 10 * (kind == "partial")
+    made = Outcome(state=kind, request="3", exit_code=code, seconds=seconds)
+    state.add("a", entry, made, Schedule(retries=0))
 
-    assert state.turn("a", "item.json", ["item.json"], is_released=False)
-
-    assert "a" not in state.scenes
-    assert not state.is_told
+    for request, told in (("2", "kept"), ("1", "kept"), ("3", kind), ("1", "kept")):
+        item = f"{request}/item.json"
+        assert state.turn("a", live(request, request, status), item, is_released=False)
+        known = state.scenes["a"]
+        assert (known.state, known.given_up) == (told, False)
+        assert (known.exit_code, bool(known.error)) == (
+            (8, True) if told == "kept" else (code, False)
+        )
 
 
 def spend(nights, act):
@@ -1056,7 +1077,7 @@ def test_a_rollback_while_a_night_runs_stays(nights):
         result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
         assert result.exit_code == 0, result.stderr
 
-    assert states(spend(nights, roll_back)) == {"one": "unchanged", "two": "done"}
+    assert states(spend(nights, roll_back)) == {"one": "kept", "two": "done"}
 
     assert products(nights.output / "one") == before
     told = (nights.output / "collection.json").read_bytes()
@@ -1397,14 +1418,22 @@ def test_what_a_person_rolled_back_stays_and_the_collection_follows(nights):
     nights.take_another_model()
     nights.now += DAY
     nights.run()
-    result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
-    assert result.exit_code == 0, result.stderr
+    words = ["rollback", str(nights.output / "one")]
+    for tonight, known in (("kept", "kept"), ("done", "unchanged"), ("kept", "kept")):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.stderr
+        assert whys(nights.run("--plan")[2])["one"] == known
+        assert states(nights.run()[2])["one"] == tonight
 
     nights.now += DAY
-    code, lines, summary = nights.run()
+    code, lines, summary = nights.run("--retry", "one")
 
+    assert (code, [it["exit_code"] for it in lines]) == (0, [8])
+    nights.now += DAY
+    assert whys(nights.run("--plan")[2]) == {"one": "kept", "two": "unchanged"}
+    code, lines, summary = nights.run()
     assert (code, lines) == (0, [])
-    assert states(summary) == {"one": "unchanged", "two": "unchanged"}
+    assert states(summary) == {"one": "kept", "two": "unchanged"}
     assert products(nights.output / "one") == before
     told = (nights.output / "collection.json").read_bytes()
     (nights.output / "collection.json").unlink()

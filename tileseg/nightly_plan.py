@@ -177,7 +177,7 @@ def chosen(
             why = "double"
         elif why == "new" and name in works and tiles_done(work.below(name)):
             why = "begun"  # by a night that was killed before it took note
-        elif why == "unchanged" and name not in folders:
+        elif why in ("unchanged", "kept") and name not in folders:
             why = "gone"
         if hosts.get(name) == scene.href:
             del hosts[name]

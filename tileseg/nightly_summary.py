@@ -183,6 +183,7 @@ def outcome_of(record: Record) -> Outcome:
         size=sum(item["bytes"] for item in outputs),
         item=_item(record),
         products=tuple(str(item["path"]) for item in outputs),
+        request=values["request_id"] or "",
     )
 
 
