@@ -736,6 +736,27 @@ def test_what_is_parked_costs_nothing_until_it_is_released(nights):
     assert states(nights.run()[2]) == {"one": "unchanged"}
 
 
+def test_plan_and_retry_know_what_is_parked(nights):
+    """In the night that parked it, too: no failure, and a retry only judges."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
+    nights._job += "\ngates = {nodata = 0.0}"
+    nights.run()
+    words = ["nightly", "--config", str(nights.path), "--plan"]
+
+    told = CliRunner().invoke(main, words).stderr
+    retried = nights.run("--plan", "--retry", "all")[2]
+    summary = nights.run("--retry", "one")[2]
+
+    assert "parked at a gate: tileseg release, or --retry; next try 2026-06-01" in told
+    assert whys(nights.run("--plan")[2]) == {"one": "parked"}
+    (row,) = retried["scenes"]
+    assert (row["why"], row["tiles"], row["runs"]) == ("judged", 0, True)
+    assert (states(summary), summary["tiles"]) == ({"one": "parked"}, 0)
+    assert summary["scenes"][0]["attempts"] == 1
+    nights.take_another_model()
+    assert whys(nights.run("--plan", "--retry", "one")[2]) == {"one": "options"}
+
+
 def test_a_night_without_results_links_no_collection(nights, archive):
     for name in "bc":
         (archive / f"{name}.tif").unlink()

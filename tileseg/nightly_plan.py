@@ -58,8 +58,8 @@ class Choice:
     why: str
     """To be done: `new`, `changed`, `options`, `gone` (its results are), `begun`,
     `again` (it failed), `judged` (parked at a gate, which may let it pass). Not:
-    `unchanged`, `kept`, `later`, `parked` (judged often enough), `given_up`,
-    `double`."""
+    `unchanged`, `kept`, `later`, `parked` (judged on a later night, or often enough),
+    `given_up`, `double`."""
     known: Entry | None = None
     """What is known of it."""
     is_guest: bool = False
@@ -229,13 +229,13 @@ def _why(
     is_other = known.state in ("failed", "partial") and known.how != wanted[1]
     if known.asked != wanted[0] or is_other:
         return "options"
-    if known.given_up:
-        return "parked" if known.state == "parked" else "given_up"
-    if known.state in FAILED:
-        # Who was last tried on a night to come was so by a clock that was wrong.
-        is_later = known.next and known.next > tonight >= known.night
-        return "later" if is_later else {"parked": "judged"}.get(known.state, "again")
-    return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
+    if known.state not in FAILED:
+        return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
+    # Who was last tried on a night to come was so by a clock that was wrong.
+    is_later = known.next and known.next > tonight >= known.night
+    if known.state == "parked":
+        return "parked" if known.given_up or is_later else "judged"
+    return "given_up" if known.given_up else "later" if is_later else "again"
 
 
 def ordered(choices: Iterable[Choice], night: Schedule) -> list[Choice]:

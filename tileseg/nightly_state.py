@@ -292,6 +292,8 @@ class State:
     def retry(self, who: Iterable[str]) -> frozenset[str]:
         """Forget scenes, so that they are looked at and done as new ones.
 
+        Those that are parked are not: their results are there, to be judged anew.
+
         Args:
             who: their names, or what records call them; `all` for all that failed.
 
@@ -314,7 +316,11 @@ class State:
                 raise UsageError(msg)
             found.update(hits)
         for key in found:
+            known = self.scenes[key]
             self.forget(key)
+            if known.state == "parked" and not known.claim:
+                known = replace(known, attempts=0, next=None, given_up=False)
+                self.scenes[key] = known
         return frozenset(found)
 
     def _failed(self, entry: Entry, night: Schedule) -> Entry:
