@@ -288,6 +288,8 @@ def test_who_goes_on_after_a_kill_has_the_hours_that_were_left(
     [
         ('gates = {canary = "none.npz"}', ExitCode.INPUT, "canary none.npz: no such"),
         ('aoi = "none.gpkg"', ExitCode.INPUT, "--aoi none.gpkg: "),
+        ('mask = ["no.tif in 3"]', ExitCode.INPUT, "tileseg: mask no.tif: cannot be "),
+        ('resolution = "card"', ExitCode.USAGE, "does not say it (tileseg:gsd)"),
         ('device = "cuda"', ExitCode.USAGE, "device cuda: this machine shows no"),
         ("workers = 0", ExitCode.USAGE, "nightly.toml: [job] workers: got 0"),
     ],

@@ -21,7 +21,7 @@ from tileseg.objects import open_storage
 from tileseg.redact import redact
 from tileseg.settings import Job, within
 from tileseg.storage import Storage
-from tileseg.task import Task, draft, meet, versions
+from tileseg.task import Task, check_shared, draft, meet, versions
 
 __all__ = ["Choice", "Cost", "asked", "chosen", "measured", "ordered", "rows", "span",
            "turns"]  # fmt: skip
@@ -111,10 +111,11 @@ def asked(job: Mapping[str, Any]) -> str:
     """Return a digest of all that is asked of every scene: what changes its products.
 
     Raises:
-        TilesegError: the models, golden tiles or area cannot be used: all would fail.
+        TilesegError: models, golden tiles, area or mask cannot be used: all would fail.
     """
     whole = Job(**{**job, "input": "scene.tif"})
     ensemble = read_ensemble(whole)
+    check_shared(whole, ensemble)
     if path := whole.gates.canary:
         from tileseg.canary import read_canary
 
