@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tileseg.cost import in_words, total
-from tileseg.errors import ExitCode, OtherPlanError, worst
+from tileseg.errors import ExitCode, NobodyError, OtherPlanError, worst
 from tileseg.nightly_state import Entry, Outcome
 from tileseg.publish import PARKED
 from tileseg.record import Record
@@ -192,7 +192,8 @@ def _state(record: Record) -> str:
     code = record.values["exit_code"]
     if isinstance(record.error, OtherPlanError):
         return "kept"  # of an older version or other options; no work of tonight
-    if record.values["status"] in ("interrupted", "dry-run"):
+    is_stopped = record.values["status"] in ("interrupted", "dry-run")
+    if is_stopped or isinstance(record.error, NobodyError):
         return "waiting"
     if record.values["status"] == PARKED:
         return PARKED  # at a gate; what was live there still is
