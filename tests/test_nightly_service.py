@@ -197,6 +197,19 @@ def test_a_clock_that_was_wrong_puts_off_no_scene(nights, archive):
     assert whys(nights.run("--plan")[2]) == {"a": "again"}
 
 
+def test_a_warning_is_said_once(nights, caplog):
+    """Whether the night is done or only planned."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(30, 40))
+    nights.run()
+    (nights.folder / "scenes/one.tif").unlink()
+
+    for words in ((), ("--plan",)):
+        caplog.clear()
+        command = ["nightly", "--config", str(nights.path), *words]
+        told = CliRunner().invoke(main, command).stderr
+        assert (caplog.text + told).count("is it mounted?") == 1
+
+
 def test_a_source_that_is_empty_all_at_once_is_said(nights, archive, caplog):
     """It may be a disk that is not mounted; a quiet night all the same."""
     for name in "bc":

@@ -142,9 +142,11 @@ def summary(  # noqa: PLR0913  (what a night is)
 
 
 def in_lines(night: Mapping[str, Any]) -> str:
-    """Return a line for each scene that needs a person, and one with the counts."""
-    lines = [f"warning: {it}" for it in night["warnings"]]
-    lines += [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
+    """Return a line for each scene that needs a person, and one with the counts.
+
+    Of warnings the log told when they came up.
+    """
+    lines = [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
     counts = night["counts"]
     told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
     last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
