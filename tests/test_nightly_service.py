@@ -248,6 +248,26 @@ def test_a_night_whose_time_was_over_before_says_so(nights, archive, caplog):
     assert told["warnings"]
 
 
+def test_a_night_that_begins_late_says_until_when_it_goes_on(nights, archive, caplog):
+    """After its deadline, in the morning say; one in the evening is in time."""
+    (archive / "a.tif").unlink()
+    late, early = nights.now + timedelta(hours=-1), nights.now + timedelta(hours=8)
+    for clock, is_late in ((early, False), (late, True)):
+        nights.more = f'[night]\ndeadline = "{clock:%H:%M}"'
+        caplog.clear()
+        plan = nights.run("--plan")[2]
+        until = f"{late:%H:%M}: it goes on until the next one, {plan['deadline']}"
+        assert (until in caplog.text) == is_late
+    assert plan["deadline"] == (late + DAY).isoformat()
+
+    first, again = nights.run()[2], nights.run()[2]
+
+    assert first == again == json.loads((nights.output / "night.json").read_bytes())
+    assert [until in it for it in first["warnings"]] == [True]
+    nights.more = "[night]\nhours = 20"
+    assert nights.run()[2]["warnings"] == []
+
+
 def test_hours_are_each_runs_own(nights, archive):
     """One that ended by itself takes nothing from the one that is started later."""
     (archive / "a.tif").unlink()

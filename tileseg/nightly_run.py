@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path, PurePosixPath
 from time import monotonic
@@ -22,7 +22,7 @@ from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
 from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
 from tileseg.nightly_source import find
-from tileseg.nightly_state import STATE, Entry, hold_state, read_state
+from tileseg.nightly_state import STATE, Entry, hold_state, night_of, read_state
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.preflight import check_writable
@@ -126,6 +126,13 @@ class Tonight:
         self._told_end = self._deadline()
 
     def _warnings(self) -> Iterator[str]:
+        if self.end and self.file.night.hours is None:
+            before = self.end - timedelta(days=1)
+            if night_of(before) == self.state.night:
+                yield (
+                    f"the night began after its deadline, {before:%H:%M}: it goes on "
+                    f"until the next one, {self._deadline()}"
+                )
         if self.state.scenes and not self.choices:
             source, known = self.file.source, len(self.state.scenes)
             where = source.scenes or source.stac
