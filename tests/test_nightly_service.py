@@ -444,9 +444,10 @@ def test_a_summary_has_one_shape(nights, archive):
 def test_retry_names_scenes_that_are_known(nights):
     nights.run()
 
-    code, lines, _ = nights.run("--retry", "all")
+    for word in ("all", "a", "a.tif", nights.folder / "scenes/a.tif"):
+        code, lines, _ = nights.run("--retry", word)
+        assert (code, len(lines)) == (3, 1)
 
-    assert (code, len(lines)) == (3, 1)
     words = ["nightly", "--config", str(nights.path), "--retry", "d"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == ExitCode.USAGE
@@ -721,6 +722,19 @@ def test_a_plan_tells_what_cannot_be_opened(nights, archive):
     good = [rows[name] for name in "bc"]
     assert [row["error"] for row in good] == [None, None]
     assert plan["device_minutes"] == sum(row["device_minutes"] for row in good) > 0
+
+
+def test_an_error_calls_a_scene_as_the_source_does(nights, monkeypatch):
+    """Not by where it lies on this machine."""
+    monkeypatch.chdir(nights.folder)
+    nights.source = 'scenes = "scenes"'
+    make_scene(Path("scenes/bad.tif"), random_pixels(60, 51))
+    Path("scenes/bad.tif").write_bytes(Path("scenes/bad.tif").read_bytes()[:3000])
+
+    for row in (nights.run("--plan")[2], nights.run()[2]):
+        (told,) = row["scenes"]
+        assert told["scene"] == "scenes/bad.tif"
+        assert told["error"].startswith("scenes/bad.tif: cannot be read as a GeoTIFF")
 
 
 def test_a_first_plan_measures_a_few_tiles_and_later_ones_do_not(nights, archive):

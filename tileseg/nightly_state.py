@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
+from pathlib import PurePosixPath
 from statistics import linear_regression
 from time import monotonic, sleep
 from typing import Any
@@ -295,7 +296,8 @@ class State:
         Those that are parked are not: their results are there, to be judged anew.
 
         Args:
-            who: their names, or what records call them; `all` for all that failed.
+            who: their names, their files', or what records call them; `all` for all
+                that failed.
 
         Returns:
             their names.
@@ -308,7 +310,7 @@ class State:
             hits = [
                 key
                 for key, entry in self.scenes.items()
-                if name in (key, entry.scene)
+                if name in (key, entry.scene, PurePosixPath(entry.scene).name)
                 or (name == "all" and entry.state in FAILED)
             ]
             if not hits and name != "all":

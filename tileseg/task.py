@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -264,11 +265,11 @@ def meet(job: Job) -> tuple[Ensemble, Scene]:
     allow(job.hosts)
     ensemble = read_ensemble(job)
     wish = _wish(job, ensemble)
-    paths = locate(mosaic_of(job, wish.bands), wish)
-    _refuse_telling(job, paths)
+    names = locate(mosaic_of(job, wish.bands), wish)
+    _refuse_telling(job, names)
     work = open_storage(job.workplace)
-    if not job.trusted and (files := unknown(paths, work)):
-        examine(files)
+    if not job.trusted and (paths := unknown(names, work)):
+        examine({path: names[path] for path in paths})
     return ensemble, _open(job, ensemble)
 
 
@@ -411,7 +412,7 @@ def refuse_vanishing(**places: str) -> None:
             raise UsageError(msg)
 
 
-def _refuse_telling(job: Job, paths: list[str]) -> None:
+def _refuse_telling(job: Job, paths: Iterable[str]) -> None:
     """Refuse to send a secret through Ray, which shows what it is given."""
     if job.engine_kind == "ray" and any(map(has_secret, paths)):
         msg = (
