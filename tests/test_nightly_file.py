@@ -393,18 +393,20 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
 
 
 def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
+    """Which says no more of the address than its host."""
     site.be(hook=410)
 
     assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)
     assert not notify(Schedule(webhook="env:NO_SUCH_NAME"), SUMMARY)
-    assert not notify(Schedule(webhook="http://127.0.0.2:9/path-hush"), SUMMARY)
+    plain = "http://127.0.0.2:9/hush?key=hush"
+    assert not notify(Schedule(webhook=plain), SUMMARY)
     for hook in ("https://a:hush@127.0.0.2/hush", "https://127.0.0.2/a: hush"):
         monkeypatch.setenv("HOOK", hook)
         assert not notify(Schedule(webhook="env:HOOK"), SUMMARY)
 
-    assert "it answers 410" in caplog.text
+    assert "the webhook at 127.0.0.1 was not told: it answers 410" in caplog.text
+    assert "the webhook at 127.0.0.2 was not told: plain http" in caplog.text
     assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
-    assert "plain http is for hosts that are named" in caplog.text
     assert caplog.text.count("wanted an https address without user") == 2
     assert "hush" not in caplog.text
 
