@@ -1270,15 +1270,19 @@ def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
 
 
 @pytest.mark.usefixtures("archive")
-def test_one_night_at_a_time(nights):
+@pytest.mark.parametrize("other", [[], ["--work", "elsewhere"], ["--output", "else"]])
+def test_one_night_at_a_time(nights, other, monkeypatch):
+    """At one output, or with one place for work; and then nothing of it stays."""
+    monkeypatch.chdir(nights.folder)
     file = read_night(str(nights.path))
-    words = ["nightly", "--config", str(nights.path)]
 
     with hold_night(file):
+        words = ["nightly", "--config", str(nights.path), *other]
         result = CliRunner().invoke(main, words)
 
     assert result.exit_code == ExitCode.BUSY
-    assert not nights.output.exists()
+    names = {item.name for item in nights.folder.iterdir()}
+    assert names == {"nightly.toml", "scenes"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', '{"version": 1}'])

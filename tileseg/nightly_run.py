@@ -7,7 +7,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path, PurePosixPath
@@ -60,20 +60,20 @@ def check_target(file: NightFile) -> None:
 
 @contextmanager
 def hold_night(file: NightFile) -> Iterator[None]:
-    """Let no other night go to the same target meanwhile.
+    """Let no other night go to the same output, or work in the same place, meanwhile.
 
     Raises:
         BusyError: one does already.
         TilesegError: output or work cannot be written.
     """
     check_target(file)
-    work = open_storage(file.target.workplace)
-    try:
-        with hold(work.below(_LOCK), "night"):
-            yield
-    finally:
-        work.below(_LOCK).vacate()
-        work.vacate()
+    with ExitStack() as stack:
+        for place in (file.target.output, file.target.workplace):
+            storage = open_storage(place)
+            stack.callback(storage.vacate)
+            stack.callback(storage.below(_LOCK).vacate)
+            stack.enter_context(hold(storage.below(_LOCK), "night"))
+        yield
 
 
 class Tonight:
