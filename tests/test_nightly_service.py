@@ -34,7 +34,6 @@ from tileseg.cli_nightly import run_one
 from tileseg.console import deadline
 from tileseg.errors import DeadlineError, ExitCode, OutputError, PreemptedError
 from tileseg.monitor import Monitor
-from tileseg.nightly_events import KINDS
 from tileseg.nightly_file import Schedule, read_night
 from tileseg.nightly_page import page
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
@@ -1210,32 +1209,6 @@ def test_the_series_reads_only_what_is_new(nights, archive):
     update(Disk(nights.output), "maps", dict.fromkeys("bcd", "item.json"))
     assert told == (nights.output / "collection.json").read_bytes()
     assert len(json.loads(told)["links"]) == 3
-
-
-@pytest.mark.usefixtures("archive")
-def test_events_tell_a_night_as_it_goes(nights):
-    told, file = [], read_night(str(nights.path))
-    night = Tonight(file, listeners=[told.append, lambda _event: 1 / 0])
-    with job.Staff() as staff:
-        for each in night.turns():
-            night.add(each, run_one(each.facts, staff, Monitor()))
-    assert night.leave()
-
-    kinds = [(event.kind, event.scene) for event in told]
-    assert kinds[0] == ("night_begun", None)
-    assert kinds[1:3] == [("scene_begun", "c"), ("scene_ended", "c")]
-    assert kinds[-1] == ("night_ended", None)
-    assert {kind for kind, _ in kinds} <= set(KINDS)
-    last = told[-1].facts
-    assert last["counts"] == {
-        **dict.fromkeys(STATES, 0),
-        "scenes": 3,
-        "done": 2,
-        "failed": 1,
-    }
-    assert last["tiles"] == sum(row["tiles"] or 0 for row in last["scenes"]) > 0
-    assert last["device_minutes"] > 0
-    assert last["bytes"] > 0
 
 
 def test_metrics_say_how_long_the_night_took(nights, monkeypatch):

@@ -6,7 +6,7 @@ Whoever runs it does the scenes: `turns` says which, `add` is told how each ende
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from math import inf
@@ -17,7 +17,6 @@ from typing import Any
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.job import check_engine
 from tileseg.lock import hold
-from tileseg.nightly_events import Event, Listener
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
 from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 _LOCK = ".night"
 _SAVE_SECONDS = 10.0  # at most: what a killed night may forget, and then finds done
 _SAVE_PAUSE = 20  # times as long as saving took: it may have thousands of scenes
-Clock = Callable[[], datetime]
 
 
 def _now() -> datetime:
@@ -84,23 +82,19 @@ class Tonight:
         file: NightFile,
         *,
         retry: Sequence[str] = (),
-        listeners: Sequence[Listener] = (),
-        clock: Clock | None = None,
     ) -> None:
         """Look at source and target; write nothing.
 
         Args:
             file: what is asked.
             retry: scenes to take as new ones; see `State.retry`.
-            listeners: who is told of events.
-            clock: the time; None for the system's.
 
         Raises:
             TilesegError: one of them cannot be read, or the models cannot be used.
         """
-        self.file, self._clock, self._listeners = file, clock or _now, listeners
+        self.file = file
         self._storage = open_storage(file.target.output)
-        self._start, self._save_at = self._clock(), -inf
+        self._start, self._save_at = _now(), -inf
         self.state = read_state(self._storage)
         self._unsaved = set(self.state.retry(retry))
         self.state.begin(self._start, file.night.hours)
@@ -153,7 +147,7 @@ class Tonight:
 
     def left(self) -> float | None:
         """Return the seconds until the deadline; None without one."""
-        return None if self.end is None else (self.end - self._clock()).total_seconds()
+        return None if self.end is None else (self.end - _now()).total_seconds()
 
     def plan(self) -> dict[str, Any]:
         """Return what would be done, and why the rest is not, as JSON values."""
@@ -176,13 +170,9 @@ class Tonight:
 
     def turns(self) -> Iterator[Choice]:
         """Yield the scenes to be done, each when its turn has come."""
-        facts = {"scenes": len(self.choices), "deadline": self._deadline()}
-        self._tell("night_begun", None, facts)
         due = ordered(self.choices, self.file.night)
         whole, is_begun = span(self.state, self.end), False
         for choice, has_time in turns(due, lambda: self.state.speed, self.left, whole):
-            name = choice.found.name
-            self._tell("scene_begun" if has_time else "scene_waits", name, {})
             if has_time:
                 if self.state.run and not is_begun:
                     self._write()  # who goes on after a kill has these hours, no more
@@ -202,9 +192,6 @@ class Tonight:
         else:
             self.state.add(name, choice.known, outcome, self.file.night)
         self.save()
-        self._tell("scene_ended", name, self._row(choice))
-        if (known := self.state.scenes.get(name)) and known.given_up:
-            self._tell("scene_given_up", name, self._row(choice))
 
     def save(self) -> None:
         """Write what became of scenes, with what others changed, now and then.
@@ -248,14 +235,13 @@ class Tonight:
             there = self._there()
             if is_news := not (self.state.is_told and self._is_said(there)):
                 self.state.run = "" if self._is_over else self.state.run
-                spent = (self._clock() - self._start).total_seconds()
+                spent = (_now() - self._start).total_seconds()
                 self.state.seconds += max(0.0, spent)  # a clock may be put back
                 self._publish()
                 self.state.is_told = True
                 self._storage.write(STATE, self.state.as_bytes())
             else:
                 self._told_end = there["deadline"]
-        self._tell("night_ended", None, self.summary())
         return is_news
 
     def _there(self) -> dict[str, Any]:
@@ -342,14 +328,6 @@ class Tonight:
                 f"otherwise, or say --retry {choice.found.name} to replace them"
             )
         return _row(choice, "failed", error=text, night=self.state.night, **facts)
-
-    def _tell(self, kind: str, scene: str | None, facts: dict[str, Any]) -> None:
-        event = Event(kind, self._clock(), scene, facts)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:  # whoever watches must not end what is watched
-                logger.warning("%s: a listener failed", kind, exc_info=True)
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
