@@ -234,7 +234,7 @@ def test_a_secret_is_somewhere_else(tmp_path, monkeypatch):
     assert secret("env:HOOK") == "https://a.org/1"
     assert secret(f"file:{tmp_path / 'hook'}") == "https://a.org/2"
     assert secret("https://a.org/3") == "https://a.org/3"
-    with pytest.raises(InputError, match="env:NONE: there is no such thing"):
+    with pytest.raises(InputError, match="env:NONE: no such environment variable"):
         secret("env:NONE")
     for text in ("a\r\nX-Header: b", "t\N{SNOWMAN}ken"):  # no header can hold it
         monkeypatch.setenv("HOOK", text)
@@ -406,7 +406,7 @@ def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
 
     assert "the webhook at 127.0.0.1 was not told: it answers 410" in caplog.text
     assert "the webhook at 127.0.0.2 was not told: plain http" in caplog.text
-    assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
+    assert "env:NO_SUCH_NAME: no such environment variable" in caplog.text
     assert caplog.text.count("wanted an https address without user") == 2
     assert "hush" not in caplog.text
 
@@ -414,8 +414,14 @@ def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("night", "said"),
     [
-        ({"webhook": "env:NO_SUCH_NAME"}, "webhook: env:NO_SUCH_NAME: there is no"),
-        ({"webhook_token": "file:none"}, "webhook_token: file:none: there is no"),
+        (
+            {"webhook": "env:NO_SUCH_NAME"},
+            "webhook: env:NO_SUCH_NAME: no such environment",
+        ),
+        (
+            {"webhook_token": "file:none"},
+            "webhook_token: file:none: cannot be read: No such file",
+        ),
         ({"webhook": "http://a.org/hush"}, "webhook: plain http is for hosts that"),
         ({"webhook": "https://10.0.0.7/hush"}, "webhook: is an address of this"),
         ({"webhook": "env:HOOK"}, "webhook: wanted an https address"),

@@ -359,7 +359,7 @@ def test_a_webhook_that_cannot_be_is_said_before_the_night(nights):
         command = ["nightly", "--config", str(nights.path), *words]
         result = CliRunner().invoke(main, command)
         assert result.exit_code == ExitCode.USAGE
-        assert "[night] webhook: env:NO_SUCH_NAME: there is no" in result.stderr
+        assert "[night] webhook: env:NO_SUCH_NAME: no such env" in result.stderr
         assert not nights.output.exists()
 
 

@@ -129,8 +129,8 @@ class Source:
 class Target:
     """Where results go."""
 
-    output: str
-    """Directory or address; a directory each in it."""
+    output: str = ""
+    """Directory or address; a directory each in it. It must be said."""
     work: str = ""
     """Where unfinished work lives; empty for `<output>.work`, of a bucket
     `out/<its last part>.work` on the disk."""
@@ -272,9 +272,6 @@ def _table(path: str, name: str, values: dict[str, Any], stated: dict[str, Any])
     told = checked(f"{path}: [{name}]", values, kind)
     try:
         return kind(**{**told, **stated})
-    except TypeError as err:
-        msg = f"{path}: [{name}]: output: wanted a directory or address"
-        raise UsageError(msg) from err
     except UsageError as err:
         raise _placed(err, f"{path}: [{name}]", stated) from None
 
@@ -312,8 +309,12 @@ def secret(said: str) -> str:
         return said
     try:
         value = os.environ[name] if kind == "env" else Path(name).read_text("utf-8")
-    except (KeyError, OSError, ValueError) as err:
-        msg = f"{said}: there is no such thing, or it cannot be read"
+    except KeyError:
+        msg = f"{said}: no such environment variable"
+        raise InputError(msg) from None
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or "not a text"
+        msg = f"{said}: cannot be read: {reason}"
         raise InputError(msg) from err
     value = value.strip()
     if not (value.isascii() and value.isprintable()):
