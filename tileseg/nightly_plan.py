@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tileseg.ensemble import read_ensemble
+from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import TilesegError
 from tileseg.ledger import digest, tiles_done
 from tileseg.nightly_file import NightFile, Schedule
@@ -115,15 +115,7 @@ def asked(job: Mapping[str, Any]) -> str:
     """
     whole = Job(**{**job, "input": "scene.tif"})
     ensemble = read_ensemble(whole)
-    check_shared(whole, ensemble)
-    if path := whole.gates.canary:
-        from tileseg.canary import read_canary
-
-        read_canary(path).check(ensemble, path)
-    if whole.aoi:
-        from tileseg.region import read_polygons
-
-        read_polygons(whole.aoi)
+    _check(whole, ensemble)
     given = {k: v for k, v in whole.given().items() if k not in _NO_PRODUCTS}
     area = Path(whole.aoi) if whole.aoi else None
     return digest(
@@ -135,6 +127,19 @@ def asked(job: Mapping[str, Any]) -> str:
             "versions": versions(polygons=bool(whole.polygons)),
         }
     )
+
+
+def _check(job: Job, ensemble: Ensemble) -> None:
+    """Refuse what all scenes would fail of alike."""
+    check_shared(job, ensemble)
+    if path := job.gates.canary:
+        from tileseg.canary import read_canary
+
+        read_canary(path).check(ensemble, path)
+    if job.aoi:
+        from tileseg.region import read_polygons
+
+        read_polygons(job.aoi)
 
 
 def _how(file: NightFile) -> str:
