@@ -11,10 +11,12 @@ from test_cluster import cluster, use  # noqa: F401  (a fixture)
 
 from tileseg.cli import main
 
-pytest.importorskip("ray")
+ray = pytest.importorskip("ray")
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
-from benchmark import simulate
+from ray.util import placement_group, remove_placement_group  # noqa: E402
+
+from benchmark import simulate  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -34,6 +36,7 @@ workers = 2
 shard = 48
 precision = "fp32"
 grace = 2
+wait = {wait}
 """
 SECONDS = 90  # in which two workers come, and do not do 1,600 tiles at 5 a second each
 
@@ -46,10 +49,10 @@ def night(tmp_path):
     make_scene(tmp_path / "scenes/long.tif", random_pixels(960, 950, seed=1))
     make_model(tmp_path / "model")
 
-    def run(output="maps", *, engine="ray", hours=9.0):
+    def run(output="maps", *, engine="ray", hours=9.0, wait=600):
         path = tmp_path / "nightly.toml"
         facts = {"folder": tmp_path, "output": output, "engine": engine}
-        path.write_text(NIGHT.format(**facts, hours=hours))
+        path.write_text(NIGHT.format(**facts, hours=hours, wait=wait))
         result = CliRunner().invoke(main, ["nightly", "--config", str(path)])
         assert "Traceback" not in result.stderr, result.stderr
         *lines, summary = map(json.loads, result.stdout.splitlines())
@@ -60,6 +63,25 @@ def night(tmp_path):
 
 def states(summary):
     return {row["name"]: row["state"] for row in summary["scenes"]}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_cluster_without_workers_ends_the_night_and_no_scene_failed(night, tmp_path):
+    """It is said once, no attempt counts, and the next night begins where it stood."""
+    taken = placement_group([{"CPU": 4}])
+    ray.get(taken.ready())
+
+    code, lines, summary = night(wait=2)
+
+    remove_placement_group(taken)
+    assert (code, len(lines)) == (12, 1)
+    assert "no worker with" in lines[0]["error"]
+    assert states(summary) == {"small": "waiting", "long": "waiting"}
+    assert summary["exit_code"] == 12
+    assert [row["attempts"] for row in summary["scenes"]] == [0, 0]
+    known = json.loads((tmp_path / "maps/night-state.json").read_bytes())["scenes"]
+    assert {name: it["state"] for name, it in known.items()} == {"small": "waiting"}
 
 
 @pytest.mark.slow

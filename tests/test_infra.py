@@ -313,6 +313,31 @@ def test_the_nightly_pod_ends_with_the_job_and_as_it_did(end, tmp_path):
     assert judged.returncode == (end == "Failed")
 
 
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_the_nightly_pod_ends_at_once_if_the_job_is_refused(is_refused, tmp_path):
+    """By KubeRay, for how it is written; it says why. Such a job has no end."""
+    environment = {"HOME": str(tmp_path), "KUBECONFIG": os.devnull}
+    environment["KUBE_FEATURE_WatchListClient"] = "false"
+    status = {"jobDeploymentStatus": "Initializing", "message": ""}
+    status["startTime"] = "2026-06-01T01:00:00Z"
+    if is_refused:
+        status = {"jobDeploymentStatus": "ValidationFailed", "message": "no entrypoint"}
+    with kube_api.serve() as cluster:
+        words = [kubectl(), "--server", cluster.address, "--namespace", "tileseg"]
+        pipe = subprocess.PIPE
+        command = [*words, *waiting("seen")]
+        pod = subprocess.Popen(command, env=environment, stdout=pipe, text=True)
+        cluster.wait_for_a_watcher()
+        cluster.say(**status)
+        said, _ = pod.communicate(timeout=60)
+        words += waiting("accepted")
+        accepted = subprocess.run(words, env=environment, timeout=60, check=False)
+
+    assert pod.returncode == 0
+    assert said.split(" ", 1) == [status["jobDeploymentStatus"], status["message"]]
+    assert accepted.returncode == is_refused
+
+
 def test_everything_is_denied_that_is_not_allowed():
     denied = [item["spec"] for item in POLICIES if item["spec"]["podSelector"] == {}]
 

@@ -190,7 +190,6 @@ ORDER = (
     "job",
     "check",
     "series",
-    "nightly_events",
     "nightly_file",
     "nightly_search",
     "nightly_source",

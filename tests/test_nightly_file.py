@@ -155,17 +155,22 @@ def test_what_is_taken_later_than_until_is_no_search():
 
 
 def test_work_is_not_where_results_go(tmp_path):
-    """However the two are spelt; the one may lie in the other."""
+    """However the two are spelt; nor does the one lie in the other."""
     (tmp_path / "link").symlink_to(tmp_path)
     for output, work in (
         ("m11", "m11"),
+        ("m", "m/work"),
+        ("w/maps", "w"),
         ("s3://a/b/", "s3://a/b"),
+        ("s3://a/b", "s3://a/b/work"),
+        ("s3://a/b/maps", "s3://a/b"),
         (f"{tmp_path}/m", f"{tmp_path}/link/m"),
+        (f"{tmp_path}/m", f"{tmp_path}/link/m/w"),
     ):
         target = f'output = "{output}"\nwork = "{work}"'
         with pytest.raises(UsageError, match=r"toml: \[target\] work: got "):
             read_night(write(tmp_path, "", target=target))
-    read_night(write(tmp_path, "", target='output = "m"\nwork = "m/work"'))
+    read_night(write(tmp_path, "", target='output = "m"\nwork = "m.work"'))
 
 
 def test_what_the_command_line_states_is_not_the_files_fault(tmp_path):
@@ -173,7 +178,7 @@ def test_what_the_command_line_states_is_not_the_files_fault(tmp_path):
 
     for job, target, said in (
         ({"workers": 0}, {}, "workers: got 0, wanted 1 or more"),
-        ({}, {"work": "maps"}, "work: got 'maps', wanted another"),
+        ({}, {"work": "maps"}, "work: got 'maps', wanted a place beside"),
     ):
         with pytest.raises(UsageError) as caught:
             read_night(path, job, target)
@@ -229,7 +234,7 @@ def test_a_secret_is_somewhere_else(tmp_path, monkeypatch):
     assert secret("env:HOOK") == "https://a.org/1"
     assert secret(f"file:{tmp_path / 'hook'}") == "https://a.org/2"
     assert secret("https://a.org/3") == "https://a.org/3"
-    with pytest.raises(InputError, match="env:NONE: there is no such thing"):
+    with pytest.raises(InputError, match="env:NONE: no such environment variable"):
         secret("env:NONE")
     for text in ("a\r\nX-Header: b", "t\N{SNOWMAN}ken"):  # no header can hold it
         monkeypatch.setenv("HOOK", text)
@@ -388,18 +393,20 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
 
 
 def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
+    """Which says no more of the address than its host."""
     site.be(hook=410)
 
     assert not notify(Schedule(webhook=f"{site.address}/hook"), SUMMARY)
     assert not notify(Schedule(webhook="env:NO_SUCH_NAME"), SUMMARY)
-    assert not notify(Schedule(webhook="http://127.0.0.2:9/path-hush"), SUMMARY)
+    plain = "http://127.0.0.2:9/hush?key=hush"
+    assert not notify(Schedule(webhook=plain), SUMMARY)
     for hook in ("https://a:hush@127.0.0.2/hush", "https://127.0.0.2/a: hush"):
         monkeypatch.setenv("HOOK", hook)
         assert not notify(Schedule(webhook="env:HOOK"), SUMMARY)
 
-    assert "it answers 410" in caplog.text
-    assert "env:NO_SUCH_NAME: there is no such thing" in caplog.text
-    assert "plain http is for hosts that are named" in caplog.text
+    assert "the webhook at 127.0.0.1 was not told: it answers 410" in caplog.text
+    assert "the webhook at 127.0.0.2 was not told: plain http" in caplog.text
+    assert "env:NO_SUCH_NAME: no such environment variable" in caplog.text
     assert caplog.text.count("wanted an https address without user") == 2
     assert "hush" not in caplog.text
 
@@ -407,8 +414,14 @@ def test_a_webhook_that_fails_is_a_warning(site, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("night", "said"),
     [
-        ({"webhook": "env:NO_SUCH_NAME"}, "webhook: env:NO_SUCH_NAME: there is no"),
-        ({"webhook_token": "file:none"}, "webhook_token: file:none: there is no"),
+        (
+            {"webhook": "env:NO_SUCH_NAME"},
+            "webhook: env:NO_SUCH_NAME: no such environment",
+        ),
+        (
+            {"webhook_token": "file:none"},
+            "webhook_token: file:none: cannot be read: No such file",
+        ),
         ({"webhook": "http://a.org/hush"}, "webhook: plain http is for hosts that"),
         ({"webhook": "https://10.0.0.7/hush"}, "webhook: is an address of this"),
         ({"webhook": "env:HOOK"}, "webhook: wanted an https address"),

@@ -35,7 +35,6 @@ from tileseg.cli_nightly import run_one
 from tileseg.console import deadline
 from tileseg.errors import DeadlineError, ExitCode, OutputError, PreemptedError
 from tileseg.monitor import Monitor
-from tileseg.nightly_events import KINDS
 from tileseg.nightly_file import Schedule, read_night
 from tileseg.nightly_page import page
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
@@ -199,6 +198,19 @@ def test_a_clock_that_was_wrong_puts_off_no_scene(nights, archive):
     assert whys(nights.run("--plan")[2]) == {"a": "again"}
 
 
+def test_a_warning_is_said_once(nights, caplog):
+    """Whether the night is done or only planned."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(30, 40))
+    nights.run()
+    (nights.folder / "scenes/one.tif").unlink()
+
+    for words in ((), ("--plan",)):
+        caplog.clear()
+        command = ["nightly", "--config", str(nights.path), *words]
+        told = CliRunner().invoke(main, command).stderr
+        assert (caplog.text + told).count("is it mounted?") == 1
+
+
 def test_a_source_that_is_empty_all_at_once_is_said(nights, archive, caplog):
     """It may be a disk that is not mounted; a quiet night all the same."""
     for name in "bc":
@@ -235,6 +247,26 @@ def test_a_night_whose_time_was_over_before_says_so(nights, archive, caplog):
     nights.now += DAY
     assert states(nights.run()[2])["d"] == "done"
     assert told["warnings"]
+
+
+def test_a_night_that_begins_late_says_until_when_it_goes_on(nights, archive, caplog):
+    """After its deadline, in the morning say; one in the evening is in time."""
+    (archive / "a.tif").unlink()
+    late, early = nights.now + timedelta(hours=-1), nights.now + timedelta(hours=8)
+    for clock, is_late in ((early, False), (late, True)):
+        nights.more = f'[night]\ndeadline = "{clock:%H:%M}"'
+        caplog.clear()
+        plan = nights.run("--plan")[2]
+        until = f"{late:%H:%M}: it goes on until the next one, {plan['deadline']}"
+        assert (until in caplog.text) == is_late
+    assert plan["deadline"] == (late + DAY).isoformat()
+
+    first, again = nights.run()[2], nights.run()[2]
+
+    assert first == again == json.loads((nights.output / "night.json").read_bytes())
+    assert [until in it for it in first["warnings"]] == [True]
+    nights.more = "[night]\nhours = 20"
+    assert nights.run()[2]["warnings"] == []
 
 
 def test_hours_are_each_runs_own(nights, archive):
@@ -290,6 +322,8 @@ def test_who_goes_on_after_a_kill_has_the_hours_that_were_left(
     [
         ('gates = {canary = "none.npz"}', ExitCode.INPUT, "canary none.npz: no such"),
         ('aoi = "none.gpkg"', ExitCode.INPUT, "--aoi none.gpkg: "),
+        ('mask = ["no.tif in 3"]', ExitCode.INPUT, "tileseg: mask no.tif: cannot be "),
+        ('resolution = "card"', ExitCode.USAGE, "does not say it (tileseg:gsd)"),
         ('device = "cuda"', ExitCode.USAGE, "device cuda: this machine shows no"),
         ("workers = 0", ExitCode.USAGE, "nightly.toml: [job] workers: got 0"),
     ],
@@ -327,7 +361,7 @@ def test_a_webhook_that_cannot_be_is_said_before_the_night(nights):
         command = ["nightly", "--config", str(nights.path), *words]
         result = CliRunner().invoke(main, command)
         assert result.exit_code == ExitCode.USAGE
-        assert "[night] webhook: env:NO_SUCH_NAME: there is no" in result.stderr
+        assert "[night] webhook: env:NO_SUCH_NAME: no such env" in result.stderr
         assert not nights.output.exists()
 
 
@@ -411,9 +445,10 @@ def test_a_summary_has_one_shape(nights, archive):
 def test_retry_names_scenes_that_are_known(nights):
     nights.run()
 
-    code, lines, _ = nights.run("--retry", "all")
+    for word in ("all", "a", "a.tif", nights.folder / "scenes/a.tif"):
+        code, lines, _ = nights.run("--retry", word)
+        assert (code, len(lines)) == (3, 1)
 
-    assert (code, len(lines)) == (3, 1)
     words = ["nightly", "--config", str(nights.path), "--retry", "d"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == ExitCode.USAGE
@@ -690,6 +725,19 @@ def test_a_plan_tells_what_cannot_be_opened(nights, archive):
     assert plan["device_minutes"] == sum(row["device_minutes"] for row in good) > 0
 
 
+def test_an_error_calls_a_scene_as_the_source_does(nights, monkeypatch):
+    """Not by where it lies on this machine."""
+    monkeypatch.chdir(nights.folder)
+    nights.source = 'scenes = "scenes"'
+    make_scene(Path("scenes/bad.tif"), random_pixels(60, 51))
+    Path("scenes/bad.tif").write_bytes(Path("scenes/bad.tif").read_bytes()[:3000])
+
+    for row in (nights.run("--plan")[2], nights.run()[2]):
+        (told,) = row["scenes"]
+        assert told["scene"] == "scenes/bad.tif"
+        assert told["error"].startswith("scenes/bad.tif: cannot be read as a GeoTIFF")
+
+
 def test_a_first_plan_measures_a_few_tiles_and_later_ones_do_not(nights, archive):
     """Where a night told how long devices take, that counts; of nothing nobody asks."""
     (archive / "a.tif").unlink()
@@ -736,6 +784,27 @@ def test_what_is_parked_costs_nothing_until_it_is_released(nights):
     assert "<b>0</b> made tonight" in html
     nights.now += DAY
     assert states(nights.run()[2]) == {"one": "unchanged"}
+
+
+def test_plan_and_retry_know_what_is_parked(nights):
+    """In the night that parked it, too: no failure, and a retry only judges."""
+    make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
+    nights._job += "\ngates = {nodata = 0.0}"
+    nights.run()
+    words = ["nightly", "--config", str(nights.path), "--plan"]
+
+    told = CliRunner().invoke(main, words).stderr
+    retried = nights.run("--plan", "--retry", "all")[2]
+    summary = nights.run("--retry", "one")[2]
+
+    assert "parked at a gate: tileseg release, or --retry; next try 2026-06-01" in told
+    assert whys(nights.run("--plan")[2]) == {"one": "parked"}
+    (row,) = retried["scenes"]
+    assert (row["why"], row["tiles"], row["runs"]) == ("judged", 0, True)
+    assert (states(summary), summary["tiles"]) == ({"one": "parked"}, 0)
+    assert summary["scenes"][0]["attempts"] == 1
+    nights.take_another_model()
+    assert whys(nights.run("--plan", "--retry", "one")[2]) == {"one": "options"}
 
 
 def test_a_night_without_results_links_no_collection(nights, archive):
@@ -967,40 +1036,61 @@ def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
     ]
 
 
+def live(folder, request, status="complete"):
+    """Return a record of what a person made live, as far as nights read it."""
+    outputs = [{"path": f"{folder}/item.json"}]
+    return {"request_id": request, "status": status, "outputs": outputs}
+
+
 def test_the_night_links_what_a_person_made_live():
     """In a store each version has its own folder; a plain run of tonight has no say."""
     state = State(night="2026-06-01", is_told=True)
     entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
-    facts = {"item": "new/item.json", "products": ("new/item.json",)}
+    new, old = "new/item.json", "old/item.json"
+    facts = {"item": new, "products": (new,), "request": "2"}
     for name, kind in (("a", "done"), ("b", "parked")):
         outcome = Outcome(state=kind, exit_code=3 * (name == "b"), **facts)
         state.add(name, entry, outcome, Schedule(retries=0))
     state.is_told = True
 
-    assert not state.turn("c", "item.json", [], is_released=False)
-    assert not state.turn("a", "new/item.json", ["new/item.json"], is_released=False)
+    assert not state.turn("c", live("new", "2"), new, is_released=False)
+    assert not state.turn("a", live("new", "2"), new, is_released=False)
     assert state.is_told
     for name in "ab":
-        assert state.turn(name, "old/item.json", ["old/mask.tif"], is_released=False)
-    assert {it.item for it in state.scenes.values()} == {"old/item.json"}
+        assert state.turn(name, live("old", "1"), old, is_released=False)
+    assert {it.item for it in state.scenes.values()} == {old}
+    assert [it.state for it in state.scenes.values()] == ["kept", "parked"]
     assert state.scenes["b"].given_up
     assert not state.is_told
-    assert state.turn("b", "new/item.json", ["new/item.json"], is_released=True)
+    assert state.turn("b", live("new", "2"), new, is_released=True)
     known = state.scenes["b"]
     assert (known.state, known.exit_code, known.given_up) == ("released", 0, False)
 
 
-def test_a_scene_that_was_kept_is_looked_at_when_a_person_switched_again():
-    """The reason was what was live before."""
-    state = State(night="2026-06-01", is_told=True)
+@pytest.mark.parametrize(
+    ("kind", "status", "seconds"),
+    [
+        ("done", "complete", 9.0),
+        ("unchanged", "complete", None),
+        ("partial", "partial", 9.0),
+    ],
+)
+def test_what_is_known_of_a_scene_is_of_what_is_live(kind, status, seconds):
+    """However often a person switches: `kept` while another's plan is live."""
+    state = State(night="2026-06-01")
     entry = Entry(scene="a.tif", mark="", asked="", state="", night="")
-    state.add("a", entry, Outcome(state="kept", error="rolled back"), Schedule())
-    state.is_told = True
+    code = 10 * (kind == "partial")
+    made = Outcome(state=kind, request="3", exit_code=code, seconds=seconds)
+    state.add("a", entry, made, Schedule(retries=0))
 
-    assert state.turn("a", "item.json", ["item.json"], is_released=False)
-
-    assert "a" not in state.scenes
-    assert not state.is_told
+    for request, told in (("2", "kept"), ("1", "kept"), ("3", kind), ("1", "kept")):
+        item = f"{request}/item.json"
+        assert state.turn("a", live(request, request, status), item, is_released=False)
+        known = state.scenes["a"]
+        assert (known.state, known.given_up) == (told, False)
+        assert (known.exit_code, bool(known.error)) == (
+            (8, True) if told == "kept" else (code, False)
+        )
 
 
 def spend(nights, act):
@@ -1058,7 +1148,7 @@ def test_a_rollback_while_a_night_runs_stays(nights):
         result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
         assert result.exit_code == 0, result.stderr
 
-    assert states(spend(nights, roll_back)) == {"one": "unchanged", "two": "done"}
+    assert states(spend(nights, roll_back)) == {"one": "kept", "two": "done"}
 
     assert products(nights.output / "one") == before
     told = (nights.output / "collection.json").read_bytes()
@@ -1123,32 +1213,6 @@ def test_the_series_reads_only_what_is_new(nights, archive):
     assert len(json.loads(told)["links"]) == 3
 
 
-@pytest.mark.usefixtures("archive")
-def test_events_tell_a_night_as_it_goes(nights):
-    told, file = [], read_night(str(nights.path))
-    night = Tonight(file, listeners=[told.append, lambda _event: 1 / 0])
-    with job.Staff() as staff:
-        for each in night.turns():
-            night.add(each, run_one(each.facts, staff, Monitor()))
-    assert night.leave()
-
-    kinds = [(event.kind, event.scene) for event in told]
-    assert kinds[0] == ("night_begun", None)
-    assert kinds[1:3] == [("scene_begun", "c"), ("scene_ended", "c")]
-    assert kinds[-1] == ("night_ended", None)
-    assert {kind for kind, _ in kinds} <= set(KINDS)
-    last = told[-1].facts
-    assert last["counts"] == {
-        **dict.fromkeys(STATES, 0),
-        "scenes": 3,
-        "done": 2,
-        "failed": 1,
-    }
-    assert last["tiles"] == sum(row["tiles"] or 0 for row in last["scenes"]) > 0
-    assert last["device_minutes"] > 0
-    assert last["bytes"] > 0
-
-
 def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
     """This run of it, too."""
     (nights.folder / "scenes/a.tif").write_text("not a raster")
@@ -1181,15 +1245,19 @@ def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
 
 
 @pytest.mark.usefixtures("archive")
-def test_one_night_at_a_time(nights):
+@pytest.mark.parametrize("other", [[], ["--work", "elsewhere"], ["--output", "else"]])
+def test_one_night_at_a_time(nights, other, monkeypatch):
+    """At one output, or with one place for work; and then nothing of it stays."""
+    monkeypatch.chdir(nights.folder)
     file = read_night(str(nights.path))
-    words = ["nightly", "--config", str(nights.path)]
 
     with hold_night(file):
+        words = ["nightly", "--config", str(nights.path), *other]
         result = CliRunner().invoke(main, words)
 
     assert result.exit_code == ExitCode.BUSY
-    assert not nights.output.exists()
+    names = {item.name for item in nights.folder.iterdir()}
+    assert names == {"nightly.toml", "scenes"}
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"version": 2}', '{"version": 1}'])
@@ -1399,14 +1467,22 @@ def test_what_a_person_rolled_back_stays_and_the_collection_follows(nights):
     nights.take_another_model()
     nights.now += DAY
     nights.run()
-    result = CliRunner().invoke(main, ["rollback", str(nights.output / "one")])
-    assert result.exit_code == 0, result.stderr
+    words = ["rollback", str(nights.output / "one")]
+    for tonight, known in (("kept", "kept"), ("done", "unchanged"), ("kept", "kept")):
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.stderr
+        assert whys(nights.run("--plan")[2])["one"] == known
+        assert states(nights.run()[2])["one"] == tonight
 
     nights.now += DAY
-    code, lines, summary = nights.run()
+    code, lines, summary = nights.run("--retry", "one")
 
+    assert (code, [it["exit_code"] for it in lines]) == (0, [8])
+    nights.now += DAY
+    assert whys(nights.run("--plan")[2]) == {"one": "kept", "two": "unchanged"}
+    code, lines, summary = nights.run()
     assert (code, lines) == (0, [])
-    assert states(summary) == {"one": "unchanged", "two": "unchanged"}
+    assert states(summary) == {"one": "kept", "two": "unchanged"}
     assert products(nights.output / "one") == before
     told = (nights.output / "collection.json").read_bytes()
     (nights.output / "collection.json").unlink()

@@ -42,6 +42,11 @@ print(json.dumps([values["exit_code"], values["error"], cpu, mb, own]))
 """
 
 
+def look(*paths):
+    """Look at files that are called as where they lie."""
+    examine({path: path for path in paths})
+
+
 def refuse(path, tmp_path, **facts):
     """Run a job that must be refused, soon and in little memory."""
     facts |= {"input": str(path), "output": str(tmp_path / "out")}
@@ -99,11 +104,11 @@ def test_what_is_on_the_web_is_handed_over(site, tmp_path):
     (folder / "broken.tif").write_bytes(tiff(strips(0, 0), b"\0" * 8))
     good, broken = f"{server.address}/good.tif", f"{server.address}/broken.tif"
 
-    examine([str(here), good])
+    look(str(here), good)
     with pytest.raises(InputError, match=r"broken\.tif: cannot be read as a GeoTIFF"):
-        examine([good, str(here), broken])
+        look(good, str(here), broken)
     with pytest.raises(InputError, match=r"missing\.tif"):
-        examine([f"{server.address}/missing.tif"])
+        look(f"{server.address}/missing.tif")
 
 
 def test_a_sparse_scene_of_many_gigabytes_passes(tmp_path):
@@ -114,7 +119,7 @@ def test_a_sparse_scene_of_many_gigabytes_passes(tmp_path):
         pass
 
     assert path.stat().st_size < 5_000_000
-    examine([str(path)])
+    look(str(path))
 
 
 @pytest.mark.parametrize("compress", ["deflate", "zstd", "lzw", "lzma", None])
@@ -125,7 +130,7 @@ def test_what_a_codec_makes_passes(tmp_path, compress, interleave):
         tmp_path / "scene.tif", pixels, compress=compress, interleave=interleave
     )
 
-    examine([str(path)])
+    look(str(path))
 
 
 def test_a_damaged_block_passes(tmp_path):
@@ -135,7 +140,7 @@ def test_a_damaged_block_passes(tmp_path):
     data[700:2700] = bytes(2000)  # of the first block
     path.write_bytes(data)
 
-    examine([str(path)])
+    look(str(path))
     with rasterio.open(path) as dataset, pytest.raises(RasterioIOError):
         dataset.read()
 
@@ -147,11 +152,11 @@ def test_a_block_as_large_as_allowed_is_read(tmp_path):
     path = tmp_path / "large.tif"
     path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
 
-    examine([str(path)])
+    look(str(path))
     side += 16
     path.write_bytes(tiff(tiles(side, side, side, codec=DEFLATE, data=data), data))
     with pytest.raises(RefusedError, match="blocks of"):
-        examine([str(path)])
+        look(str(path))
 
 
 def test_the_blocks_of_every_band_are_looked_at(site):
@@ -169,7 +174,7 @@ def test_the_blocks_of_every_band_are_looked_at(site):
         ]
     server.be()
 
-    examine([f"{server.address}/p.tif"])
+    look(f"{server.address}/p.tif")
 
     said = [entry["range"].removeprefix("bytes=").split("-") for entry in server.log()]
     ranges = [range(int(start), int(stop) + 1) for start, stop in said]
@@ -185,10 +190,10 @@ def test_more_names_than_a_command_line_holds_are_looked_at(tmp_path):
     paths = 600 * [str(path)]
     assert sum(map(len, paths)) > 1 << 21  # what Linux takes
 
-    examine(paths)
+    look(*paths)
     path.write_bytes(BOMBS["a tile of 4 GB"])
     with pytest.raises(RefusedError, match="blocks of"):
-        examine(paths)
+        look(*paths)
 
 
 def test_of_many_files_the_one_is_named(tmp_path, bomb):
@@ -196,7 +201,7 @@ def test_of_many_files_the_one_is_named(tmp_path, bomb):
     path = bomb("a strip of 16 GiB that is there")
 
     with pytest.raises(RefusedError, match="bomb"):
-        examine([str(scene), str(path)])
+        look(str(scene), str(path))
 
 
 def test_a_file_that_leads_to_another_as_its_overviews_is_refused(tmp_path):
@@ -207,7 +212,7 @@ def test_a_file_that_leads_to_another_as_its_overviews_is_refused(tmp_path):
         dataset.update_tags(ns="OVERVIEWS", OVERVIEW_FILE=str(other))
 
     with pytest.raises(RefusedError, match="names another file as its overviews"):
-        examine([str(path)])
+        look(str(path))
     with pytest.raises(RefusedError, match="names another file as its overviews"):
         prepare(Job(input=str(path), trusted=True))
 
@@ -228,7 +233,7 @@ def test_the_folder_that_is_worked_in_lends_no_modules(tmp_path, monkeypatch):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
 
-    examine([str(scene)])
+    look(str(scene))
 
     assert not (tmp_path / "ran").exists()
 
@@ -248,7 +253,7 @@ def test_a_trusted_scene_and_one_that_is_known_are_not_looked_at(
     prepare(Job(**facts, trusted=True))
     assert looks == []
     run(Job(**facts))
-    assert looks == [[str(scene_path)]]
+    assert looks == [{str(scene_path): str(scene_path)}]
     prepare(Job(**facts))  # known: the last run read the very same file
     assert len(looks) == 1
     scene_path.touch()
@@ -269,6 +274,6 @@ def test_what_is_no_raster_is_told_by_the_process_too(tmp_path):
     path.write_bytes(tiff(strips(0, 0), b"\0" * 8))
 
     with pytest.raises(InputError, match="cannot be read as a GeoTIFF"):
-        examine([str(path)])
+        look(str(path))
     with pytest.raises(TilesegError):
         prepare(Job(input=str(path)))

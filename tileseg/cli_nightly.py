@@ -18,7 +18,13 @@ from tileseg.console import (
     signals,
     tell,
 )
-from tileseg.errors import DeadlineError, ExitCode, TilesegError, UsageError
+from tileseg.errors import (
+    DeadlineError,
+    ExitCode,
+    NobodyError,
+    TilesegError,
+    UsageError,
+)
 from tileseg.intake import job_file, one_each, stated
 from tileseg.logs import about
 from tileseg.options import job_options, watch_options
@@ -287,7 +293,7 @@ def run_one(
 def is_over(record: "Record", staff: "Staff") -> bool:
     """Return whether no further scene is to be begun by this process."""
     is_stopped = record.values["exit_code"] in _STOPPED or staff.stop.error is not None
-    return is_stopped or staff.is_broken
+    return is_stopped or staff.is_broken or isinstance(record.error, NobodyError)
 
 
 def _print_estimate(job: "Job", values: dict[str, Any]) -> None:

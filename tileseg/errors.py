@@ -18,6 +18,7 @@ __all__ = [
     "InterruptedRunError",
     "LostError",
     "ModelError",
+    "NobodyError",
     "OtherPlanError",
     "OutputError",
     "ParkedError",
@@ -123,6 +124,10 @@ class LostError(TilesegError):
     """A shard cost too many workers, or there are none left."""
 
     exit_code = ExitCode.SHARDS
+
+
+class NobodyError(LostError):
+    """No worker came at all: no scene's fault, and no other scene can do better."""
 
 
 class BusyError(TilesegError):

@@ -14,7 +14,7 @@ from typing import Any
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
 from tileseg.fields import checked, one_of, read_toml, written
-from tileseg.settings import Job, is_bbox, is_nested, is_remote, within
+from tileseg.settings import Job, is_bbox, is_remote, lies_in, within
 
 __all__ = [
     "OF_A_NIGHT",
@@ -129,21 +129,23 @@ class Source:
 class Target:
     """Where results go."""
 
-    output: str
-    """Directory or address; a directory each in it."""
+    output: str = ""
+    """Directory or address; a directory each in it. It must be said."""
     work: str = ""
     """Where unfinished work lives; empty for `<output>.work`, of a bucket
     `out/<its last part>.work` on the disk."""
 
     def __post_init__(self) -> None:
         """Refuse what is no place."""
-        output = within("output", self.output, _ANY)
-        within("work", self.work, _ANY)
+        for name in ("output", "work"):
+            within(name, getattr(self, name), _ANY)
         if not self.output.strip("/."):
             msg = f"output: got {self.output!r}, wanted a directory or address"
             raise UsageError(msg)
-        if is_nested(within("work", self.workplace, _ANY), output):
-            msg = f"work: got {self.workplace!r}, wanted another place than output's"
+        # Else a scene of that name would have its results where others' work is.
+        places = self.workplace, self.output
+        if lies_in(*places) or lies_in(*reversed(places)):
+            msg = f"work: got {self.workplace!r}, wanted a place beside output's"
             raise UsageError(msg)
 
     @property
@@ -270,9 +272,6 @@ def _table(path: str, name: str, values: dict[str, Any], stated: dict[str, Any])
     told = checked(f"{path}: [{name}]", values, kind)
     try:
         return kind(**{**told, **stated})
-    except TypeError as err:
-        msg = f"{path}: [{name}]: output: wanted a directory or address"
-        raise UsageError(msg) from err
     except UsageError as err:
         raise _placed(err, f"{path}: [{name}]", stated) from None
 
@@ -310,8 +309,12 @@ def secret(said: str) -> str:
         return said
     try:
         value = os.environ[name] if kind == "env" else Path(name).read_text("utf-8")
-    except (KeyError, OSError, ValueError) as err:
-        msg = f"{said}: there is no such thing, or it cannot be read"
+    except KeyError:
+        msg = f"{said}: no such environment variable"
+        raise InputError(msg) from None
+    except (OSError, ValueError) as err:
+        reason = getattr(err, "strerror", None) or "not a text"
+        msg = f"{said}: cannot be read: {reason}"
         raise InputError(msg) from err
     value = value.strip()
     if not (value.isascii() and value.isprintable()):

@@ -11,7 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from tileseg.ensemble import read_ensemble
+from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import TilesegError
 from tileseg.ledger import digest, tiles_done
 from tileseg.nightly_file import NightFile, Schedule
@@ -21,7 +21,7 @@ from tileseg.objects import open_storage
 from tileseg.redact import redact
 from tileseg.settings import Job, within
 from tileseg.storage import Storage
-from tileseg.task import Task, draft, meet, versions
+from tileseg.task import Task, check_shared, draft, meet, versions
 
 __all__ = ["Choice", "Cost", "asked", "chosen", "measured", "ordered", "rows", "span",
            "turns"]  # fmt: skip
@@ -58,8 +58,8 @@ class Choice:
     why: str
     """To be done: `new`, `changed`, `options`, `gone` (its results are), `begun`,
     `again` (it failed), `judged` (parked at a gate, which may let it pass). Not:
-    `unchanged`, `kept`, `later`, `parked` (judged often enough), `given_up`,
-    `double`."""
+    `unchanged`, `kept`, `later`, `parked` (judged on a later night, or often enough),
+    `given_up`, `double`."""
     known: Entry | None = None
     """What is known of it."""
     is_guest: bool = False
@@ -111,18 +111,11 @@ def asked(job: Mapping[str, Any]) -> str:
     """Return a digest of all that is asked of every scene: what changes its products.
 
     Raises:
-        TilesegError: the models, golden tiles or area cannot be used: all would fail.
+        TilesegError: models, golden tiles, area or mask cannot be used: all would fail.
     """
     whole = Job(**{**job, "input": "scene.tif"})
     ensemble = read_ensemble(whole)
-    if path := whole.gates.canary:
-        from tileseg.canary import read_canary
-
-        read_canary(path).check(ensemble, path)
-    if whole.aoi:
-        from tileseg.region import read_polygons
-
-        read_polygons(whole.aoi)
+    _check(whole, ensemble)
     given = {k: v for k, v in whole.given().items() if k not in _NO_PRODUCTS}
     area = Path(whole.aoi) if whole.aoi else None
     return digest(
@@ -134,6 +127,19 @@ def asked(job: Mapping[str, Any]) -> str:
             "versions": versions(polygons=bool(whole.polygons)),
         }
     )
+
+
+def _check(job: Job, ensemble: Ensemble) -> None:
+    """Refuse what all scenes would fail of alike."""
+    check_shared(job, ensemble)
+    if path := job.gates.canary:
+        from tileseg.canary import read_canary
+
+        read_canary(path).check(ensemble, path)
+    if job.aoi:
+        from tileseg.region import read_polygons
+
+        read_polygons(job.aoi)
 
 
 def _how(file: NightFile) -> str:
@@ -177,7 +183,7 @@ def chosen(
             why = "double"
         elif why == "new" and name in works and tiles_done(work.below(name)):
             why = "begun"  # by a night that was killed before it took note
-        elif why == "unchanged" and name not in folders:
+        elif why in ("unchanged", "kept") and name not in folders:
             why = "gone"
         if hosts.get(name) == scene.href:
             del hosts[name]
@@ -229,13 +235,13 @@ def _why(
     is_other = known.state in ("failed", "partial") and known.how != wanted[1]
     if known.asked != wanted[0] or is_other:
         return "options"
-    if known.given_up:
-        return "parked" if known.state == "parked" else "given_up"
-    if known.state in FAILED:
-        # Who was last tried on a night to come was so by a clock that was wrong.
-        is_later = known.next and known.next > tonight >= known.night
-        return "later" if is_later else {"parked": "judged"}.get(known.state, "again")
-    return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
+    if known.state not in FAILED:
+        return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")
+    # Who was last tried on a night to come was so by a clock that was wrong.
+    is_later = known.next and known.next > tonight >= known.night
+    if known.state == "parked":
+        return "parked" if known.given_up or is_later else "judged"
+    return "given_up" if known.given_up else "later" if is_later else "again"
 
 
 def ordered(choices: Iterable[Choice], night: Schedule) -> list[Choice]:

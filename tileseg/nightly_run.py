@@ -6,9 +6,9 @@ Whoever runs it does the scenes: `turns` says which, `add` is told how each ende
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path, PurePosixPath
 from time import monotonic
@@ -17,12 +17,11 @@ from typing import Any
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
 from tileseg.job import check_engine
 from tileseg.lock import hold
-from tileseg.nightly_events import Event, Listener
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
 from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
 from tileseg.nightly_source import find
-from tileseg.nightly_state import STATE, Entry, hold_state, read_state
+from tileseg.nightly_state import STATE, Entry, hold_state, night_of, read_state
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.preflight import check_writable
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 _LOCK = ".night"
 _SAVE_SECONDS = 10.0  # at most: what a killed night may forget, and then finds done
 _SAVE_PAUSE = 20  # times as long as saving took: it may have thousands of scenes
-Clock = Callable[[], datetime]
 
 
 def _now() -> datetime:
@@ -60,20 +58,20 @@ def check_target(file: NightFile) -> None:
 
 @contextmanager
 def hold_night(file: NightFile) -> Iterator[None]:
-    """Let no other night go to the same target meanwhile.
+    """Let no other night go to the same output, or work in the same place, meanwhile.
 
     Raises:
         BusyError: one does already.
         TilesegError: output or work cannot be written.
     """
     check_target(file)
-    work = open_storage(file.target.workplace)
-    try:
-        with hold(work.below(_LOCK), "night"):
-            yield
-    finally:
-        work.below(_LOCK).vacate()
-        work.vacate()
+    with ExitStack() as stack:
+        for place in (file.target.output, file.target.workplace):
+            storage = open_storage(place)
+            stack.callback(storage.vacate)
+            stack.callback(storage.below(_LOCK).vacate)
+            stack.enter_context(hold(storage.below(_LOCK), "night"))
+        yield
 
 
 class Tonight:
@@ -84,23 +82,19 @@ class Tonight:
         file: NightFile,
         *,
         retry: Sequence[str] = (),
-        listeners: Sequence[Listener] = (),
-        clock: Clock | None = None,
     ) -> None:
         """Look at source and target; write nothing.
 
         Args:
             file: what is asked.
             retry: scenes to take as new ones; see `State.retry`.
-            listeners: who is told of events.
-            clock: the time; None for the system's.
 
         Raises:
             TilesegError: one of them cannot be read, or the models cannot be used.
         """
-        self.file, self._clock, self._listeners = file, clock or _now, listeners
+        self.file = file
         self._storage = open_storage(file.target.output)
-        self._start, self._save_at = self._clock(), -inf
+        self._start, self._save_at = _now(), -inf
         self.state = read_state(self._storage)
         self._unsaved = set(self.state.retry(retry))
         self.state.begin(self._start, file.night.hours)
@@ -126,6 +120,13 @@ class Tonight:
         self._told_end = self._deadline()
 
     def _warnings(self) -> Iterator[str]:
+        if self.end and self.file.night.hours is None:
+            before = self.end - timedelta(days=1)
+            if night_of(before) == self.state.night:
+                yield (
+                    f"the night began after its deadline, {before:%H:%M}: it goes on "
+                    f"until the next one, {self._deadline()}"
+                )
         if self.state.scenes and not self.choices:
             source, known = self.file.source, len(self.state.scenes)
             where = source.scenes or source.stac
@@ -146,7 +147,7 @@ class Tonight:
 
     def left(self) -> float | None:
         """Return the seconds until the deadline; None without one."""
-        return None if self.end is None else (self.end - self._clock()).total_seconds()
+        return None if self.end is None else (self.end - _now()).total_seconds()
 
     def plan(self) -> dict[str, Any]:
         """Return what would be done, and why the rest is not, as JSON values."""
@@ -169,13 +170,9 @@ class Tonight:
 
     def turns(self) -> Iterator[Choice]:
         """Yield the scenes to be done, each when its turn has come."""
-        facts = {"scenes": len(self.choices), "deadline": self._deadline()}
-        self._tell("night_begun", None, facts)
         due = ordered(self.choices, self.file.night)
         whole, is_begun = span(self.state, self.end), False
         for choice, has_time in turns(due, lambda: self.state.speed, self.left, whole):
-            name = choice.found.name
-            self._tell("scene_begun" if has_time else "scene_waits", name, {})
             if has_time:
                 if self.state.run and not is_begun:
                     self._write()  # who goes on after a kill has these hours, no more
@@ -195,9 +192,6 @@ class Tonight:
         else:
             self.state.add(name, choice.known, outcome, self.file.night)
         self.save()
-        self._tell("scene_ended", name, self._row(choice))
-        if (known := self.state.scenes.get(name)) and known.given_up:
-            self._tell("scene_given_up", name, self._row(choice))
 
     def save(self) -> None:
         """Write what became of scenes, with what others changed, now and then.
@@ -241,14 +235,13 @@ class Tonight:
             there = self._there()
             if is_news := not (self.state.is_told and self._is_said(there)):
                 self.state.run = "" if self._is_over else self.state.run
-                spent = (self._clock() - self._start).total_seconds()
+                spent = (_now() - self._start).total_seconds()
                 self.state.seconds += max(0.0, spent)  # a clock may be put back
                 self._publish()
                 self.state.is_told = True
                 self._storage.write(STATE, self.state.as_bytes())
             else:
                 self._told_end = there["deadline"]
-        self._tell("night_ended", None, self.summary())
         return is_news
 
     def _there(self) -> dict[str, Any]:
@@ -335,14 +328,6 @@ class Tonight:
                 f"otherwise, or say --retry {choice.found.name} to replace them"
             )
         return _row(choice, "failed", error=text, night=self.state.night, **facts)
-
-    def _tell(self, kind: str, scene: str | None, facts: dict[str, Any]) -> None:
-        event = Event(kind, self._clock(), scene, facts)
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:  # whoever watches must not end what is watched
-                logger.warning("%s: a listener failed", kind, exc_info=True)
 
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""

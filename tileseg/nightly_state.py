@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
+from pathlib import PurePosixPath
 from statistics import linear_regression
 from time import monotonic, sleep
 from typing import Any
@@ -38,6 +39,9 @@ STATE = "night-state.json"
 
 FAILED = ("failed", "partial", "parked")
 """States of a scene that is tried again, unless it is given up."""
+
+_LIVE = ("done", "released", "unchanged", "kept", "partial")
+"""Of one whose last try left what is live, or would have replaced it."""
 
 _LOCK = ".night-state"
 _PATIENCE_SECONDS = 30.0  # for others, who need moments
@@ -80,6 +84,8 @@ class Outcome:
     """Path of its STAC Item in its folder; empty without one."""
     products: tuple[str, ...] = ()
     """Paths of all products in its folder."""
+    request: str = ""
+    """Id of what was asked for; empty where it was not even known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +118,7 @@ class Entry:
     spent: dict[str, Any] | None = None
     item: str = ""
     products: tuple[str, ...] = ()
+    request: str = ""
     claim: str = ""
     """Another scene of its name that was refused its place, and the version of that."""
 
@@ -227,14 +234,14 @@ class State:
         return entry
 
     def turn(
-        self, name: str, item: str, products: Iterable[str], *, is_released: bool
+        self, name: str, live: Mapping[str, Any], item: str, *, is_released: bool
     ) -> bool:
         """Take note that a person made another result of a scene live.
 
         Args:
             name: of its results.
+            live: the record of the one that is.
             item: path of its STAC Item there; empty without one.
-            products: paths of all.
             is_released: whether it is the one that was parked.
 
         Returns:
@@ -242,13 +249,9 @@ class State:
         """
         if (before := self.scenes.get(name)) is None:
             return False
-        if before.state == "kept":  # because of what was live before: no longer true
-            self.forget(name)
-            return True
-        entry = replace(before, item=item, products=tuple(products))
-        if is_released and entry.state == "parked":
-            entry = replace(entry, state="released", exit_code=0, error=None)
-            entry = replace(entry, attempts=0, next=None, given_up=False)
+        products = tuple(str(it["path"]) for it in live["outputs"])
+        known = _turned(before, live, is_released=is_released)
+        entry = replace(before, item=item, products=products, **known)
         self.scenes[name] = entry
         self.is_told &= entry == before
         return forget(self.series, name) or entry != before
@@ -290,8 +293,11 @@ class State:
     def retry(self, who: Iterable[str]) -> frozenset[str]:
         """Forget scenes, so that they are looked at and done as new ones.
 
+        Those that are parked are not: their results are there, to be judged anew.
+
         Args:
-            who: their names, or what records call them; `all` for all that failed.
+            who: their names, their files', or what records call them; `all` for all
+                that failed.
 
         Returns:
             their names.
@@ -304,7 +310,7 @@ class State:
             hits = [
                 key
                 for key, entry in self.scenes.items()
-                if name in (key, entry.scene)
+                if name in (key, entry.scene, PurePosixPath(entry.scene).name)
                 or (name == "all" and entry.state in FAILED)
             ]
             if not hits and name != "all":
@@ -312,7 +318,11 @@ class State:
                 raise UsageError(msg)
             found.update(hits)
         for key in found:
+            known = self.scenes[key]
             self.forget(key)
+            if known.state == "parked" and not known.claim:
+                known = replace(known, attempts=0, next=None, given_up=False)
+                self.scenes[key] = known
         return frozenset(found)
 
     def _failed(self, entry: Entry, night: Schedule) -> Entry:
@@ -344,6 +354,25 @@ class State:
                 "series": self.series,
             }
         )
+
+
+def _turned(
+    before: Entry, live: Mapping[str, Any], *, is_released: bool
+) -> dict[str, Any]:
+    """Return what is another of a scene since a person made another result live."""
+    is_ours = live["request_id"] == before.request
+    well = {"exit_code": 0, "error": None, "attempts": 0, "next": None}
+    well["given_up"] = False
+    if is_released and before.state == "parked":
+        return {**well, "state": "released"}
+    if before.state in _LIVE and not is_ours:
+        text = "a person put another version back; tileseg versions lists them"
+        return {**well, "state": "kept", "exit_code": int(ExitCode.BUSY), "error": text}
+    if before.state != "kept":
+        return {}
+    if live["status"] == "partial":
+        return {**well, "state": "partial", "exit_code": int(ExitCode.PARTIAL)}
+    return {**well, "state": "unchanged" if before.seconds is None else "done"}
 
 
 @contextmanager

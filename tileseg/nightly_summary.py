@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from tileseg.cost import in_words, total
-from tileseg.errors import ExitCode, OtherPlanError, worst
+from tileseg.errors import ExitCode, NobodyError, OtherPlanError, worst
 from tileseg.nightly_state import Entry, Outcome
 from tileseg.publish import PARKED
 from tileseg.record import Record
@@ -142,9 +142,11 @@ def summary(  # noqa: PLR0913  (what a night is)
 
 
 def in_lines(night: Mapping[str, Any]) -> str:
-    """Return a line for each scene that needs a person, and one with the counts."""
-    lines = [f"warning: {it}" for it in night["warnings"]]
-    lines += [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
+    """Return a line for each scene that needs a person, and one with the counts.
+
+    Of warnings the log told when they came up.
+    """
+    lines = [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
     counts = night["counts"]
     told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
     last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
@@ -183,6 +185,7 @@ def outcome_of(record: Record) -> Outcome:
         size=sum(item["bytes"] for item in outputs),
         item=_item(record),
         products=tuple(str(item["path"]) for item in outputs),
+        request=values["request_id"] or "",
     )
 
 
@@ -191,7 +194,8 @@ def _state(record: Record) -> str:
     code = record.values["exit_code"]
     if isinstance(record.error, OtherPlanError):
         return "kept"  # of an older version or other options; no work of tonight
-    if record.values["status"] in ("interrupted", "dry-run"):
+    is_stopped = record.values["status"] in ("interrupted", "dry-run")
+    if is_stopped or isinstance(record.error, NobodyError):
         return "waiting"
     if record.values["status"] == PARKED:
         return PARKED  # at a gate; what was live there still is

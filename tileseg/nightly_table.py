@@ -16,8 +16,8 @@ _WHY = {
     "no time": "no time before the deadline",
     "unchanged": "unchanged",
     "kept": "keeps the result of another plan: overwrite is off, or it was rolled back",
-    "later": "failed; next try",
-    "parked": "parked at a gate; tileseg release, or --retry",
+    "later": "failed",
+    "parked": "parked at a gate: tileseg release, or --retry",
     "given_up": "given up; --retry takes it again",
     "double": "another scene has its name",
 }
@@ -55,8 +55,8 @@ def _aligned(row: list[str], widths: list[int]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
     why = _WHY[row["why"]]
-    if row["why"] == "later":
-        why = f"{why} {row['next']}"
+    if row["next"]:
+        why = f"{why}; next try {row['next']}"
     if row["runs"] and row["tiles"] is None:
         why = f"{why}; will fail: {row['error']}"
     unknown = "?" if row["runs"] else ""

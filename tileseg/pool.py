@@ -18,7 +18,7 @@ from ray import exceptions
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from tileseg.actor import Station
-from tileseg.errors import LostError, PreemptedError, TilesegError, UsageError
+from tileseg.errors import NobodyError, PreemptedError, TilesegError, UsageError
 from tileseg.settings import Job
 
 __all__ = [
@@ -97,7 +97,7 @@ class Pool:
         One that is gone for good is replaced, once.
 
         Raises:
-            LostError: none came.
+            NobodyError: none came.
         """
         self.fill()
         calls = {self.hello(name): name for name in self.actors}
@@ -151,7 +151,7 @@ class Patience:
         """Take note that nobody is.
 
         Raises:
-            LostError: it has been too long.
+            NobodyError: it has been too long.
         """
         now, limit = monotonic(), self._pool.job.wait
         if now - self._since > limit:
@@ -159,7 +159,7 @@ class Patience:
                 f"no worker with {self._pool.share} came in {limit:.0f} s; the same "
                 "command resumes"
             )
-            raise LostError(msg)
+            raise NobodyError(msg)
         if now - self._said > _SAY_SECONDS:
             self._said = now
             logger.info("Ray: waiting for a worker with %s", self._pool.share)

@@ -10,7 +10,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from math import ceil
 from pathlib import Path
@@ -19,7 +19,7 @@ from threading import Lock, Timer
 from time import process_time
 from typing import Any
 
-from tileseg.address import is_address, shown
+from tileseg.address import is_address
 from tileseg.environment import scrub
 from tileseg.errors import InputError, RefusedError, TilesegError
 from tileseg.gdal import GDAL_ERRORS, is_out_of_memory, look_at
@@ -40,12 +40,12 @@ _LONGEST_ANSWER = 4 << 20
 _ERRORS = {int(kind.exit_code): kind for kind in (RefusedError, InputError)}
 
 
-def examine(paths: Sequence[str]) -> None:
+def examine(names: Mapping[str, str]) -> None:
     """Look at files in another process; those that pass may be opened here.
 
     Args:
-        paths: of local files, and handles of remote ones, whose bytes are fetched here
-            for that process.
+        names: what they are called, by paths of local files and handles of remote ones,
+            whose bytes are fetched here for that process.
 
     Raises:
         RefusedError: a header asks for too much, or reading a file takes more memory
@@ -53,29 +53,32 @@ def examine(paths: Sequence[str]) -> None:
         InputError: one cannot be opened as a GeoTIFF.
         TilesegError: a remote one cannot be had.
     """
-    for at in range(0, len(paths), _BATCH):
-        _examine(paths[at : at + _BATCH])
+    files = list(names.items())
+    for at in range(0, len(files), _BATCH):
+        _examine(dict(files[at : at + _BATCH]))
 
 
-def _examine(paths: Sequence[str]) -> None:
+def _examine(names: Mapping[str, str]) -> None:
+    first = next(iter(names.values()))
     try:
-        code, said = _ask(paths)
+        code, said = _ask(list(names))
     except OSError as err:
         msg = (
-            f"{shown(paths[0])}: no process can be started to look at it: "
+            f"{first}: no process can be started to look at it: "
             f"{err.strerror}; trusted = true in a job file does without"
         )
         raise InputError(msg) from err
     if code == 0:
         return
     if code in _ERRORS:
-        raise _ERRORS[code](said)
-    if len(paths) > 1:  # one of them it was
-        for path in paths:
-            _examine([path])
+        path, _, reason = said.partition(": ")
+        raise _ERRORS[code](f"{names.get(path, path)}: {reason}")
+    if len(names) > 1:  # one of them it was
+        for each in names.items():
+            _examine(dict([each]))
         return
     msg = (
-        f"{shown(paths[0])}: two blocks of it could not be read with {_MEMORY >> 20} "
+        f"{first}: two blocks of it could not be read with {_MEMORY >> 20} "
         f"MiB in {_CPU_SECONDS} s ({said}); refused, as it may be hostile; "
         "trusted = true in a job file takes it as it is"
     )

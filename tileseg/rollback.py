@@ -110,13 +110,13 @@ def discard(output: str) -> str:
 def _tell(output: str, record: dict[str, Any], *, is_released: bool) -> None:
     """Have the series' Collection and its nights know which Item is live now."""
     storage, folder = series_of(output)
-    paths = [str(item["path"]) for item in record["outputs"]]
-    item = next((path for path in paths if PurePosixPath(path).name == ITEM), "")
+    paths = (PurePosixPath(item["path"]) for item in record["outputs"])
+    item = next((str(path) for path in paths if path.name == ITEM), "")
     if _has_collection(storage):
         name = PurePosixPath(storage.address).name
         update(storage, name, {folder: item} if item else {})
     state = _state(storage)
-    if state and state.turn(folder, item, paths, is_released=is_released):
+    if state and state.turn(folder, record, item, is_released=is_released):
         storage.write(STATE, state.as_bytes())
 
 

@@ -61,15 +61,17 @@ def open_scene(source: Mosaic | str, wish: Wish | None = None) -> Scene:
     return scene
 
 
-def locate(source: Mosaic | str, wish: Wish | None = None) -> list[str]:
-    """Return the path or handle of each of a scene's files; open none as a raster.
+def locate(source: Mosaic | str, wish: Wish | None = None) -> dict[str, str]:
+    """Return what each of a scene's files is called, by its path or handle.
+
+    None is opened as a raster.
 
     Raises:
         TilesegError: one does not begin like a TIFF, or cannot be had.
     """
     layers = [layer.href for stack in _mosaic(source) for layer in stack]
     masks = [rule.source for rule in (wish or Wish()).rules if not rule.band]
-    return [_find(href)[0] for href in (*layers, *masks)]
+    return {_find(href)[0]: shown(href) for href in (*layers, *masks)}
 
 
 def _mosaic(source: Mosaic | str) -> Mosaic:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from tileseg.catalog import asset_href
 from tileseg.compose import Target, Wish
 from tileseg.encode import SHARD_FORMAT, Look, can_write, looks
 from tileseg.ensemble import Ensemble, read_ensemble
-from tileseg.errors import InputError, RefusedError, UsageError
+from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Identities, identify, unknown
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAR",
     "Task",
+    "check_shared",
     "draft",
     "meet",
     "prepare",
@@ -252,11 +254,11 @@ def meet(job: Job) -> tuple[Ensemble, Scene]:
     allow(job.hosts)
     ensemble = read_ensemble(job)
     wish = _wish(job, ensemble)
-    paths = locate(mosaic_of(job, wish.bands), wish)
-    _refuse_telling(job, paths)
+    names = locate(mosaic_of(job, wish.bands), wish)
+    _refuse_telling(job, names)
     work = open_storage(job.workplace)
-    if not job.trusted and (files := unknown(paths, work)):
-        examine(files)
+    if not job.trusted and (paths := unknown(names, work)):
+        examine({path: names[path] for path in paths})
     return ensemble, _open(job, ensemble)
 
 
@@ -304,15 +306,7 @@ def _wish(job: Job, ensemble: Ensemble) -> Wish:
     Raises:
         UsageError: the cards do not say one resolution, or a mask is no rule.
     """
-    resolution, is_card = job.resolution, job.resolution == "card"
-    gsd = ensemble.card.gsd
-    if is_card and gsd is None:
-        msg = f"resolution card: {job.model_path} does not say it (tileseg:gsd)"
-        raise UsageError(msg)
-    if is_card and {gsd} != {card.gsd for card in ensemble.cards}:
-        msg = "resolution card: the models' cards say different ones; give a number"
-        raise UsageError(msg)
-    side = gsd if isinstance(resolution, str) else resolution
+    is_card, side = job.resolution == "card", _resolution(job, ensemble)
     return Wish(
         bands=job.bands or ensemble.bands,
         target=Target(job.crs, side, is_metres=is_card, method=job.resampling),
@@ -323,10 +317,44 @@ def _wish(job: Job, ensemble: Ensemble) -> Wish:
     )
 
 
+def check_shared(job: Job, ensemble: Ensemble) -> None:
+    """Refuse what all scenes would fail of alike.
+
+    Raises:
+        UsageError: the cards do not say the resolution that is asked for.
+        TilesegError: a mask that is of no scene alone is not there.
+    """
+    _resolution(job, ensemble)
+    rules = (rule for rule in map(parse_rule, job.mask) if not _is_asset(rule))
+    try:
+        locate((), Wish(rules=tuple(rules)))
+    except TilesegError as err:
+        raise type(err)(f"mask {err}") from err
+
+
+def _resolution(job: Job, ensemble: Ensemble) -> float | None:
+    """Return the side of a pixel that is asked for; None for the scene's own."""
+    if not isinstance(job.resolution, str):  # "card" is the only word there is
+        return job.resolution
+    gsd = ensemble.card.gsd
+    if gsd is None:
+        msg = f"resolution card: {job.model_path} does not say it (tileseg:gsd)"
+        raise UsageError(msg)
+    if {gsd} != {card.gsd for card in ensemble.cards}:
+        msg = "resolution card: the models' cards say different ones; give a number"
+        raise UsageError(msg)
+    return gsd
+
+
+def _is_asset(rule: Rule) -> bool:
+    """Return whether a mask is an asset of the scene's STAC Item."""
+    return rule.source.startswith(_ASSET)
+
+
 def _rule(job: Job, text: str) -> Rule:
     """Return a rule; a mask that is an asset of the scene's STAC Item as its file."""
     rule = parse_rule(text)
-    if not rule.source.startswith(_ASSET):
+    if not _is_asset(rule):
         return rule
     if len(job.inputs) > 1 or not is_catalog(job.inputs[0]):
         msg = f"mask: got {text!r}, wanted a file: the scene is no one STAC Item"
@@ -389,7 +417,7 @@ def refuse_vanishing(**places: str) -> None:
             raise UsageError(msg)
 
 
-def _refuse_telling(job: Job, paths: list[str]) -> None:
+def _refuse_telling(job: Job, paths: Iterable[str]) -> None:
     """Refuse to send a secret through Ray, which shows what it is given."""
     if job.engine_kind == "ray" and any(map(has_secret, paths)):
         msg = (
