@@ -5,8 +5,8 @@ python jobs/study.py --data DATA --write docs/models.md --model landcover-bgrn
 
 Each source is judged on blocks that training never saw, beside random forests that
 learnt from pixels of the same training blocks; then all scenes are segmented with other
-halos and blends. The tables, and pictures beside them, are written into the page, under
-the names of the model.
+halos and blends, in fp32, and a few tiles of each in bf16 too. The tables, and pictures
+beside them, are written into the page, under the names of the model.
 """
 
 import math
@@ -33,6 +33,7 @@ from landcover.page import (
     Setting,
     as_both,
     as_classes,
+    as_kept,
     as_scores,
     as_settings,
     draw_calibration,
@@ -40,19 +41,23 @@ from landcover.page import (
     write_between,
 )
 from landcover.sources import BANDS, EXAMPLE, POINTS, sources, training
+from tileseg import precision
 from tileseg.builtin import MODELS, default_model, model_folder
 from tileseg.card import NODATA, Card
 from tileseg.classes import LandClass
 from tileseg.console import one_line_errors
+from tileseg.device import resolve_device
 from tileseg.evaluate import Evaluation, Question, evaluate
 from tileseg.item import read_card, write_card
 from tileseg.reference import Points, open_reference
 from tileseg.scene import open_scene
 from tileseg.scores import Calibration, Confusion, count_pairs
 from tileseg.seams import add_up, look_at
+from tileseg.settings import Job
 from tileseg.split import TEST, TRAINING
 from tileseg.storage import Disk
 from tileseg.survey import survey
+from tileseg.task import prepare
 from tileseg.window import Window
 
 HALOS = 8, 16, 24, 32
@@ -117,10 +122,12 @@ def main(model: str, data: Path, page: Path) -> None:
             for blend in BLENDS
             for halo in HALOS
         ]
+        kept = {place.href: kept_by_bf16(place.href, folder) for place in places}
     tables = {
         "scores": as_scores(scores),
         "classes": as_classes(scores, names),
         "settings": as_settings(settings),
+        "bf16": as_kept(kept),
     }
     if card.bands != BANDS:
         tables["both"] = as_both(by_models(places, data, names), names)
@@ -197,7 +204,12 @@ def mapped(
         for n, href in enumerate(dict.fromkeys(place.href for place in places)):
             made = Path(home) / f"{n}"
             record = tileseg.segment(
-                href, model=model, output=str(made), blend=blend, confidence=True
+                href,
+                model=model,
+                output=str(made),
+                blend=blend,
+                confidence=True,
+                precision="fp32",  # whatever the machine has
             )
             maps[href] = Map(made, record["counts"]["tiles"])
         yield maps
@@ -245,6 +257,13 @@ def by_setting(
     macro_f1 = float(np.mean([score.confusion.macro_f1 for score in by_place]))
     ratio = add_up(seams).ratio or math.nan
     return Setting(blend, halo, ratio, macro_f1, tiles)
+
+
+def kept_by_bf16(scene: str, model: Path) -> float:
+    """Return the share of labels that bf16 leaves as they are, of tiles all over."""
+    task = prepare(Job(input=scene, model=str(model)))
+    device = precision.settle(task, resolve_device(precision="bf16"))
+    return precision.compare(task, device).agreement or math.nan
 
 
 def find_failures(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from making import digests, make_model, make_scene, random_pixels
 
@@ -26,7 +27,9 @@ def test_each_is_whole_and_called_as_its_folder(name):
 
     assert card.name == folder.name == name
     assert card.bands == BANDS[name]
-    assert sum(p.numel() for p in load_module(folder, card).parameters()) > 1_000_000
+    weights = list(load_module(folder, card).parameters())
+    assert sum(part.numel() for part in weights) > 1_000_000
+    assert all(torch.equal(part, part.bfloat16().float()) for part in weights)
     assert (folder / card.weights).stat().st_size < 10_000_000
 
 

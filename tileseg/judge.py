@@ -36,12 +36,8 @@ class Judged:
     labels: NDArray[np.uint8]
     """(n,)."""
 
-    def scores(self, temperature: float = 1.0) -> dict[str, Any]:
-        """Return what it comes to, as plain values.
-
-        Args:
-            temperature: by which logits are divided before they say how sure they are.
-        """
+    def scores(self) -> dict[str, Any]:
+        """Return what it comes to, as plain values."""
         table = self.confusion
         return {
             "places": table.total,
@@ -50,9 +46,7 @@ class Judged:
             "macro_iou": table.macro_iou,
             "f1": dict(zip(table.names, table.f1.tolist(), strict=True)),
             "confusion": table.counts.tolist(),
-            "calibration_error": calibration(
-                self.logits, self.labels, temperature
-            ).error,
+            "calibration_error": calibration(self.logits, self.labels).error,
         }
 
 

@@ -23,7 +23,7 @@ from tileseg.curve import draw_curve
 from tileseg.errors import OtherPlanError, UsageError
 from tileseg.item import read_card, write_card
 from tileseg.lock import hold
-from tileseg.model import load_module, save
+from tileseg.model import load_module, round_weights, save
 from tileseg.scores import plain
 from tileseg.split import TEST, VALIDATION
 from tileseg.stopping import Stop
@@ -290,7 +290,10 @@ def _finish(training: Settled, found: Survey, loop: Loop) -> None:
 def _metrics(
     training: Settled, found: Survey, loop: Loop
 ) -> tuple[dict[str, Any], float | None]:
-    """Return all that was measured, and the temperature that the logits now have."""
+    """Return all that was measured, and the temperature that the logits now have.
+
+    The scores are of the very weights that are left in the network: rounded, cooled.
+    """
     progress = loop.progress
     metrics: dict[str, Any] = {
         "key": found.key,
@@ -306,14 +309,16 @@ def _metrics(
             **asdict(training), "scenes": [shown(path) for path in training.scenes]
         },
     }  # fmt: skip
+    round_weights(loop.network)
     temperature = None
     if training.validation:
         seen = loop.judge(VALIDATION)
         temperature = round(fit_temperature(seen.logits, seen.labels), 4)
         cool(loop.network, temperature)
+        round_weights(loop.network)
         metrics["temperature"] = temperature
         metrics["calibration_error_before"] = seen.scores()["calibration_error"]
-        metrics["validation"] = seen.scores(temperature)
+        metrics["validation"] = loop.judge(VALIDATION).scores()
     if training.test:
         metrics["test"] = loop.judge(TEST).scores()
     return metrics, temperature

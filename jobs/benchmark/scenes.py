@@ -17,7 +17,7 @@ from tileseg.architecture import unet
 from tileseg.card import Card
 from tileseg.classes import LandClass
 from tileseg.item import to_stac
-from tileseg.model import save
+from tileseg.model import round_weights, save
 from tileseg.unet import UNet
 
 __all__ = ["Kind", "land_cover", "make_model", "make_scene", "own_model"]
@@ -161,12 +161,13 @@ def land_cover(
 
 def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) -> Path:
     """Return a model folder with lively random weights; write it if it is not there."""
-    path = folder / f"model_{width}_{bands}_{classes}"
+    path = folder / f"random_{width}_{bands}_{classes}"
     if (path / "card.json").exists():
         return path
     torch.manual_seed(width)
     module = UNet(bands, classes, width=width)
     _enliven(module, bands)
+    round_weights(module)  # as trained ones are, so that bf16 has the same chance
     data, sha256 = save(module)
     card = Card(
         name=f"random-{width}",

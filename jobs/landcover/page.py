@@ -21,6 +21,7 @@ __all__ = [
     "Setting",
     "as_both",
     "as_classes",
+    "as_kept",
     "as_scores",
     "as_settings",
     "as_table",
@@ -130,6 +131,15 @@ def as_settings(settings: Sequence[Setting]) -> str:
         for item in settings
     ]  # fmt: skip
     return as_table(["blend", "halo", "seams", "macro-F1", "cost"], lines)
+
+
+def as_kept(kept: Mapping[str, float]) -> str:
+    """Return a table: of each scene the share of labels that bf16 leaves."""
+    lines = [
+        [f"`{'/'.join(Path(href).parts[-2:])}`", f"{share:.4f}"]
+        for href, share in kept.items()
+    ]
+    return as_table(["scene", "labels as in fp32"], lines)
 
 
 def as_table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
