@@ -41,23 +41,19 @@ from landcover.page import (
     write_between,
 )
 from landcover.sources import BANDS, EXAMPLE, POINTS, sources, training
-from tileseg import precision
 from tileseg.builtin import MODELS, default_model, model_folder
 from tileseg.card import NODATA, Card
 from tileseg.classes import LandClass
 from tileseg.console import one_line_errors
-from tileseg.device import resolve_device
 from tileseg.evaluate import Evaluation, Question, evaluate
 from tileseg.item import read_card, write_card
 from tileseg.reference import Points, open_reference
 from tileseg.scene import open_scene
 from tileseg.scores import Calibration, Confusion, count_pairs
 from tileseg.seams import add_up, look_at
-from tileseg.settings import Job
 from tileseg.split import TEST, TRAINING
 from tileseg.storage import Disk
 from tileseg.survey import survey
-from tileseg.task import prepare
 from tileseg.window import Window
 
 HALOS = 8, 16, 24, 32
@@ -116,13 +112,13 @@ def main(model: str, data: Path, page: Path) -> None:
         with mapped(places, folder) as maps:
             found = [by_network(place, maps[place.href], names) for place in places]
             failures = find_failures(places, maps, card.classes)
+            kept = kept_by_bf16(places, maps, folder)
         scores = by_source([*found, *by_forests(places, names)])
         settings = [
             by_setting(places, folder, names, blend, halo)
             for blend in BLENDS
             for halo in HALOS
         ]
-        kept = {place.href: kept_by_bf16(place.href, folder) for place in places}
     tables = {
         "scores": as_scores(scores),
         "classes": as_classes(scores, names),
@@ -196,7 +192,10 @@ class Map:
 
 @contextmanager
 def mapped(
-    places: Iterable[Place], model: Path, blend: str = "crop"
+    places: Iterable[Place],
+    model: Path,
+    blend: str = "crop",
+    precision: str = "fp32",  # whatever the machine has
 ) -> Iterator[dict[str, Map]]:
     """Map each place's scene once; the maps go again."""
     with TemporaryDirectory() as home:
@@ -209,7 +208,7 @@ def mapped(
                 output=str(made),
                 blend=blend,
                 confidence=True,
-                precision="fp32",  # whatever the machine has
+                precision=precision,
             )
             maps[href] = Map(made, record["counts"]["tiles"])
         yield maps
@@ -259,11 +258,16 @@ def by_setting(
     return Setting(blend, halo, ratio, macro_f1, tiles)
 
 
-def kept_by_bf16(scene: str, model: Path) -> float:
-    """Return the share of labels that bf16 leaves as they are, of tiles all over."""
-    task = prepare(Job(input=scene, model=str(model)))
-    device = precision.settle(task, resolve_device(precision="bf16"))
-    return precision.compare(task, device).agreement or math.nan
+def kept_by_bf16(
+    places: Iterable[Place], maps: Mapping[str, Map], model: Path
+) -> dict[str, float]:
+    """Return the share of each scene's labels that bf16 leaves as they are."""
+    with mapped(places, model, precision="bf16") as fast:
+        pairs = {href: (maps[href].mask, made.mask) for href, made in fast.items()}
+    return {
+        href: float((other == labels)[labels != NODATA].mean())
+        for href, (labels, other) in pairs.items()
+    }
 
 
 def find_failures(
