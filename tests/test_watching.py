@@ -236,10 +236,10 @@ def test_the_log_is_json_if_asked_for(monkeypatch, capfd):
 
     configure_logging(0, is_quiet=False, log_format="json")
     logging.getLogger("tileseg.x").info("half of it", extra={"shard": "0001_0002"})
-    tell("tileseg: an error", err=True)
+    tell("an error", level=logging.ERROR)
     tell("a result")
     configure_logging(0, is_quiet=False)
-    tell("tileseg: a line", err=True)
+    tell("a line", level=logging.ERROR)
 
     out, err = capfd.readouterr()
     first, second, third = err.splitlines()
