@@ -20,10 +20,10 @@ from tileseg.console import configure_logging, tell
 from tileseg.cost import bill, in_words, total
 from tileseg.energy import EnergyMeter
 from tileseg.errors import DeadlineError, PreemptedError
-from tileseg.job import Staff
 from tileseg.logs import JsonLines, about
 from tileseg.monitor import Monitor
 from tileseg.settings import Job
+from tileseg.staff import Staff
 from tileseg.stopping import StopSignal
 
 
@@ -236,10 +236,10 @@ def test_the_log_is_json_if_asked_for(monkeypatch, capfd):
 
     configure_logging(0, is_quiet=False, log_format="json")
     logging.getLogger("tileseg.x").info("half of it", extra={"shard": "0001_0002"})
-    tell("tileseg: an error", err=True)
+    tell("an error", level=logging.ERROR)
     tell("a result")
     configure_logging(0, is_quiet=False)
-    tell("tileseg: a line", err=True)
+    tell("a line", level=logging.ERROR)
 
     out, err = capfd.readouterr()
     first, second, third = err.splitlines()

@@ -1,5 +1,6 @@
 """Arguments -> jobs, errors -> exit codes. Parses only; heavy imports come late."""
 
+import logging
 from typing import Any, NoReturn
 
 import click
@@ -91,7 +92,7 @@ def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
                 for finding in look_at(job):
                     tell(f"  {finding.topic:<6} {finding.text}")
             except TilesegError as err:
-                tell(f"tileseg: {err}", err=True)
+                tell(str(err), level=logging.ERROR)
                 codes.append(int(err.exit_code))
     leave(worst(codes), is_broken=False)
 

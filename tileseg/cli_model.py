@@ -1,6 +1,7 @@
 """Commands about model folders: looked at, and made of others' networks."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -199,7 +200,7 @@ def check_fit(*, as_json: bool, **options: Any) -> NoReturn:  # noqa: ANN401  (f
             try:
                 found = compare(job)
             except TilesegError as err:
-                tell(f"tileseg: {err}", err=True)
+                tell(str(err), level=logging.ERROR)
                 codes.append(int(err.exit_code))
                 continue
             tell(json.dumps(found.as_dict()) if as_json else str(found))

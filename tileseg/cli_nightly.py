@@ -1,6 +1,7 @@
 """The command of nights, and one scene after the other as commands do them."""
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -31,12 +32,12 @@ from tileseg.options import job_options, watch_options
 from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from tileseg.job import Staff
     from tileseg.monitor import Monitor
     from tileseg.nightly_file import NightFile
     from tileseg.nightly_run import Tonight
     from tileseg.record import Record
     from tileseg.settings import Job
+    from tileseg.staff import Staff
 
 __all__ = ["is_over", "nightly", "run_one"]
 
@@ -138,7 +139,7 @@ def _plan(file: "NightFile", retry: tuple[str, ...]) -> None:
     with signals():
         check_target(file)
         plan = Tonight(file, retry=retry).plan()
-    tell(table(plan), err=True)
+    tell(table(plan), level=logging.INFO)
     tell(json.dumps(plan))
 
 
@@ -146,9 +147,9 @@ def _spend(
     file: "NightFile", retry: tuple[str, ...], monitor: "Monitor"
 ) -> tuple["Tonight", bool]:
     """Do what a night's file asks; return the night, and whether workers are stuck."""
-    from tileseg.job import Staff
     from tileseg.nightly_hook import notify_failure
     from tileseg.nightly_run import Tonight, hold_night
+    from tileseg.staff import Staff
 
     with signals() as stop, ExitStack() as stack:
         try:
@@ -162,7 +163,7 @@ def _spend(
                 _work(night, staff, monitor)
             _end(night, file)
             monitor.sum_up(night.summary())  # after it: this run's seconds are in it
-    tell(str(night), err=True)
+    tell(str(night), level=logging.INFO)
     tell(json.dumps(night.summary()))
     return night, staff.is_broken
 
@@ -174,7 +175,7 @@ def _end(night: "Tonight", file: "NightFile") -> None:
     try:
         is_news = night.leave()
     except TilesegError as err:
-        tell(f"tileseg: {err}", err=True)
+        tell(str(err), level=logging.ERROR)
         night.stop(err)
         is_news = True
     if is_news:
@@ -195,8 +196,8 @@ def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
 
 def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
     """Do every scene that --scenes names; return whether workers are stuck."""
-    from tileseg.job import Staff
     from tileseg.nightly import Night
+    from tileseg.staff import Staff
 
     with signals() as stop, Staff(stop, is_shared=True) as staff:
         # What a person took back is not made again by whatever runs every night.
@@ -219,10 +220,10 @@ def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
             if not values.get("dry_run"):
                 night.leave(output)
         except TilesegError as err:
-            tell(f"tileseg: {err}", err=True)
+            tell(str(err), level=logging.ERROR)
             night.stop(err)
         monitor.sum_up(night.summary())
-    tell(str(night), err=True)
+    tell(str(night), level=logging.INFO)
     tell(json.dumps(night.summary()))
     return staff.is_broken
 
@@ -284,7 +285,8 @@ def run_one(
             record.fail(err)
         if record.error:
             is_due = isinstance(record.error, DeadlineError)  # as it should be
-            tell(f"{'' if is_due else 'tileseg: '}{record.values['error']}", err=True)
+            level = logging.INFO if is_due else logging.ERROR
+            tell(record.values["error"], level=level)
     monitor.add(record)
     tell(json.dumps(record.values))
     return record
@@ -304,7 +306,7 @@ def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
         f"{estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
         f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
         f"the results would go to {job.destination}",
-        err=True,
+        level=logging.INFO,
     )
 
 

@@ -176,17 +176,19 @@ def results() -> Iterator[None]:
         _results = None
 
 
-def tell(line: str, *, err: bool = False) -> None:
+def tell(line: str, *, level: int | None = None) -> None:
     """Print a line, no secret; a reader that is gone, or a full disk, stops no job.
 
-    On stderr, one that begins with `tileseg: ` is an error; as JSON its level says so.
+    Args:
+        line: to be printed.
+        level: of a line on stderr, where an error says whose it is; None: on stdout.
     """
-    stream = sys.stderr if err else _results or sys.stdout
-    if err and _json_lines:
-        text = line.removeprefix("tileseg: ")
-        level = logging.INFO if text == line else logging.ERROR
-        told = logging.LogRecord("tileseg", level, "", 0, text, None, None)
+    stream = _results or sys.stdout if level is None else sys.stderr
+    if level is not None and _json_lines:
+        told = logging.LogRecord("tileseg", level, "", 0, line, None, None)
         line = _json_lines.format(told)
+    elif level == logging.ERROR:
+        line = f"tileseg: {line}"
     try:
         click.echo(redact(line), file=stream)
     except OSError:
@@ -210,7 +212,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (TilesegError, StopSignal) as err:
         error = err.error if isinstance(err, StopSignal) else err
-        tell(f"tileseg: {error}", err=True)
+        tell(str(error), level=logging.ERROR)
         sys.exit(int(error.exit_code))
 
 
