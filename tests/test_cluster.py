@@ -23,11 +23,12 @@ from tileseg.canary import make_canary, save_canary
 from tileseg.card import NODATA
 from tileseg.errors import ExitCode, InputError
 from tileseg.identity import Identities
-from tileseg.job import Staff, run
+from tileseg.job import run
 from tileseg.leases import MAX_TRIES
 from tileseg.ledger import Ledger, Plan
 from tileseg.publish import file_sha256
 from tileseg.settings import Job
+from tileseg.staff import Staff
 from tileseg.storage import Disk
 from tileseg.task import prepare
 from tileseg.worker import Recipe

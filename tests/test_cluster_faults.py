@@ -22,9 +22,10 @@ from making import after, digests, make_scene, random_pixels, receipts_of
 from test_cluster import quiet, use
 
 from tileseg.errors import ExitCode
-from tileseg.job import Staff, run
+from tileseg.job import run
 from tileseg.leases import Leases
 from tileseg.settings import Job
+from tileseg.staff import Staff
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402

@@ -19,10 +19,11 @@ from rasterio.crs import CRS
 
 from tileseg.gdal import open_dataset
 from tileseg.grid import Grid, Run
-from tileseg.job import Staff, run
+from tileseg.job import run
 from tileseg.reader import Reader
 from tileseg.scene import open_scene
 from tileseg.settings import Job
+from tileseg.staff import Staff
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "corpus"))

@@ -12,8 +12,9 @@ from making import digests, make_model, make_scene, random_pixels, snapshot
 from tileseg.cli import main
 from tileseg.errors import ExitCode
 from tileseg.folder import Folder
-from tileseg.job import Staff, run
+from tileseg.job import run
 from tileseg.settings import Job
+from tileseg.staff import Staff
 
 HEIGHT, WIDTH = 130, 171
 TOO_FEW = {"nodata": 0.0}  # the scene has some

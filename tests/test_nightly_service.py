@@ -43,6 +43,7 @@ from tileseg.nightly_source import Found
 from tileseg.nightly_state import Entry, Outcome, Speed, State, night_of, read_state
 from tileseg.nightly_summary import STATES
 from tileseg.series import update
+from tileseg.staff import Staff
 from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
 
@@ -1096,7 +1097,7 @@ def test_what_is_known_of_a_scene_is_of_what_is_live(kind, status, seconds):
 def spend(nights, act):
     """Run a night as the command does; act when a scene has ended."""
     night = Tonight(read_night(str(nights.path)))
-    with job.Staff() as staff:
+    with Staff() as staff:
         for each in night.turns():
             night.add(each, run_one(each.facts, staff, Monitor(), pulse=night.save))
             act()
@@ -1230,7 +1231,7 @@ def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
 def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
     """Ray's ends with the engine."""
     told = []
-    for owner, name in ((Monitor, "sum_up"), (job.Staff, "close")):
+    for owner, name in ((Monitor, "sum_up"), (Staff, "close")):
         real = getattr(owner, name)
 
         def note(*args, real=real, name=name):

@@ -20,10 +20,10 @@ from tileseg.console import configure_logging, tell
 from tileseg.cost import bill, in_words, total
 from tileseg.energy import EnergyMeter
 from tileseg.errors import DeadlineError, PreemptedError
-from tileseg.job import Staff
 from tileseg.logs import JsonLines, about
 from tileseg.monitor import Monitor
 from tileseg.settings import Job
+from tileseg.staff import Staff
 from tileseg.stopping import StopSignal
 
 

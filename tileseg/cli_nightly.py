@@ -31,12 +31,12 @@ from tileseg.options import job_options, watch_options
 from tileseg.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from tileseg.job import Staff
     from tileseg.monitor import Monitor
     from tileseg.nightly_file import NightFile
     from tileseg.nightly_run import Tonight
     from tileseg.record import Record
     from tileseg.settings import Job
+    from tileseg.staff import Staff
 
 __all__ = ["is_over", "nightly", "run_one"]
 
@@ -146,9 +146,9 @@ def _spend(
     file: "NightFile", retry: tuple[str, ...], monitor: "Monitor"
 ) -> tuple["Tonight", bool]:
     """Do what a night's file asks; return the night, and whether workers are stuck."""
-    from tileseg.job import Staff
     from tileseg.nightly_hook import notify_failure
     from tileseg.nightly_run import Tonight, hold_night
+    from tileseg.staff import Staff
 
     with signals() as stop, ExitStack() as stack:
         try:
@@ -195,8 +195,8 @@ def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
 
 def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
     """Do every scene that --scenes names; return whether workers are stuck."""
-    from tileseg.job import Staff
     from tileseg.nightly import Night
+    from tileseg.staff import Staff
 
     with signals() as stop, Staff(stop, is_shared=True) as staff:
         # What a person took back is not made again by whatever runs every night.

@@ -27,11 +27,11 @@ from tileseg.products import build, present
 from tileseg.record import Record
 from tileseg.resolve import device_of, resolve
 from tileseg.settings import Job, is_remote
-from tileseg.staff import Staff, check_engine
+from tileseg.staff import Staff
 from tileseg.storage import write_whole
 from tileseg.task import Task, prepare
 
-__all__ = ["Staff", "carry_out", "check_engine", "run"]
+__all__ = ["run"]
 
 logger = logging.getLogger(__name__)
 

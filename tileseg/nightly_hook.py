@@ -15,7 +15,8 @@ from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.nightly_file import RECEIVER, Schedule, is_receiver, secret
 from tileseg.nightly_summary import LOUD
 from tileseg.redact import redact
-from tileseg.web import WebFile, judge
+from tileseg.server import judge
+from tileseg.web import WebFile
 
 __all__ = ["check", "notify", "notify_failure"]
 

@@ -15,7 +15,6 @@ from time import monotonic
 from typing import Any
 
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
-from tileseg.job import check_engine
 from tileseg.lock import hold
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
@@ -29,6 +28,7 @@ from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import update
 from tileseg.settings import Job, is_remote
+from tileseg.staff import check_engine
 from tileseg.task import refuse_vanishing
 
 __all__ = ["Tonight", "check_target", "hold_night"]

@@ -24,10 +24,10 @@ from urllib3.exceptions import (
 from tileseg import __version__
 from tileseg.address import is_allowed, netloc, shown, split, whole
 from tileseg.errors import InputError, RefusedError, UsageError
-from tileseg.server import judge, server
+from tileseg.server import server
 from tileseg.source import Later, Part, Version
 
-__all__ = ["WebFile", "judge"]
+__all__ = ["WebFile"]
 
 _ANSWER_TIMES = 3  # what an answer may take, while bytes come, in waits for one
 _REDIRECTS = 5

@@ -21,10 +21,10 @@ from benchmark.table import Row, spread
 from tileseg.crew import Failure, Outcome
 from tileseg.engine import Engine
 from tileseg.grid import Run
-from tileseg.job import Staff
 from tileseg.ledger import Ledger, Receipt, forget
 from tileseg.resolve import resolve
 from tileseg.settings import Job
+from tileseg.staff import Staff
 from tileseg.storage import Disk
 from tileseg.task import Task, prepare
 from tileseg.worker import Recipe

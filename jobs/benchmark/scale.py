@@ -24,8 +24,8 @@ from tileseg.cluster import RayEngine
 from tileseg.crew import Failure, Outcome
 from tileseg.device import Device, resolve_device
 from tileseg.engine import LocalEngine, Pulse, Usage
+from tileseg.execution import carry_out
 from tileseg.grid import Grid, Run, Shard
-from tileseg.job import Staff, carry_out
 from tileseg.lanes import Threads
 from tileseg.leases import Leases
 from tileseg.ledger import Artifact, Ledger, Plan, Receipt
@@ -34,6 +34,7 @@ from tileseg.objects import open_storage
 from tileseg.record import Record
 from tileseg.seams import Seams
 from tileseg.settings import Job
+from tileseg.staff import Staff
 from tileseg.task import Task, prepare
 from tileseg.worker import Recipe
 
