@@ -1339,6 +1339,8 @@ def test_nights_of_a_stac_api(nights, server, monkeypatch):
     assert CliRunner().invoke(main, words).exit_code == ExitCode.INPUT
     told = json.loads(server.log()[-1]["body"])
     assert told["text"].startswith("tileseg: the night did not begin: http://127.0.0.1")
+    assert faults(told["night"], "night") == []
+    assert (told["night"]["exit_code"], told["night"]["scenes"]) == (ExitCode.INPUT, [])
     scene = make_scene(nights.folder / "one.tif", random_pixels(41, 50, seed=1))
     nights.source = f'scenes = "{scene}"'
     before, nights.output = nights.output, nights.folder / "plain"
