@@ -1231,7 +1231,7 @@ def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
 def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
     """Ray's ends with the engine."""
     told = []
-    for owner, name in ((Monitor, "sum_up"), (Staff, "close")):
+    for owner, name in ((Monitor, "sum_up"), (Staff, "__exit__")):
         real = getattr(owner, name)
 
         def note(*args, real=real, name=name):
@@ -1242,7 +1242,7 @@ def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
 
     nights.run()
 
-    assert told == ["sum_up", "close"]
+    assert told == ["sum_up", "__exit__"]
 
 
 @pytest.mark.usefixtures("archive")
