@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -360,6 +361,13 @@ def test_the_package_is_flat_and_every_module_has_its_place():
 
     assert set() == packages
     assert set() == set(MODULES) - set(ORDER)
+
+
+def test_the_design_page_has_the_modules_in_their_order():
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+\.py`[^|]*) \|", page, re.MULTILINE)
+
+    assert list(ORDER) == re.findall(r"`(\w+)\.py`", " ".join(rows))
 
 
 def test_a_module_imports_only_those_before_it(module, source):

@@ -111,6 +111,7 @@ def test_what_may_be_a_secret_is_named_and_not_said(text, tmp_path):
             "scenes, stac: wanted one of them, got both",
         ),
         ('scenes = "a"\nsince = "1 day"', "since: is for a search (stac)"),
+        ('scenes = "a"\ncloud_cover = 0', "cloud_cover: is for a search (stac)"),
         ('stac = "s3://bucket/api"', "wanted the https address of an API"),
         ('stac = "https://b.org?key=hush"', "wanted the https address of an API"),
         (

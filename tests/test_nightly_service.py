@@ -1231,7 +1231,7 @@ def test_metrics_say_how_long_the_night_took(nights, monkeypatch):
 def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
     """Ray's ends with the engine."""
     told = []
-    for owner, name in ((Monitor, "sum_up"), (Staff, "close")):
+    for owner, name in ((Monitor, "sum_up"), (Staff, "__exit__")):
         real = getattr(owner, name)
 
         def note(*args, real=real, name=name):
@@ -1242,7 +1242,7 @@ def test_metrics_are_told_while_there_is_a_port(nights, monkeypatch):
 
     nights.run()
 
-    assert told == ["sum_up", "close"]
+    assert told == ["sum_up", "__exit__"]
 
 
 @pytest.mark.usefixtures("archive")
@@ -1339,6 +1339,8 @@ def test_nights_of_a_stac_api(nights, server, monkeypatch):
     assert CliRunner().invoke(main, words).exit_code == ExitCode.INPUT
     told = json.loads(server.log()[-1]["body"])
     assert told["text"].startswith("tileseg: the night did not begin: http://127.0.0.1")
+    assert faults(told["night"], "night") == []
+    assert (told["night"]["exit_code"], told["night"]["scenes"]) == (ExitCode.INPUT, [])
     scene = make_scene(nights.folder / "one.tif", random_pixels(41, 50, seed=1))
     nights.source = f'scenes = "{scene}"'
     before, nights.output = nights.output, nights.folder / "plain"

@@ -97,7 +97,7 @@ def test_nights_and_their_plans(tmp_path, model_path, monkeypatch):
     make_scene(scenes / "changing.tif", random_pixels(60, 51, seed=5))
     shutil.rmtree(nights.output / "gone")
     with monkeypatch.context() as patch:
-        patch.setattr(job, "_process", stop_in_hand(PreemptedError("SIGTERM")))
+        patch.setattr(job, "carry_out", stop_in_hand(PreemptedError("SIGTERM")))
         spend()
     spend()
     nights.now += DAY

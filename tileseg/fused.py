@@ -56,7 +56,8 @@ class FusedUNet:
         NaN: nobody would see it. See `fuse` for `trim`.
         """
         self._reach = reach
-        self._trims = list(_trims(trim, network.depth))
+        self._trim, *below = _trims(trim, network.depth)
+        self._trims = below[::-1]  # in the order of the way up
         layer: Any = network.get_submodule  # of a type that its name says
 
         def pair(name: str) -> list[Step]:
@@ -86,11 +87,11 @@ class FusedUNet:
         for step in self._bottom:
             x = step(x)  # (N, 2C, H, W)
         cut = 0  # pixels a side that x lacks
-        for (merge, second), trim in zip(self._up, self._trims[:0:-1], strict=True):
+        for (merge, second), trim in zip(self._up, self._trims, strict=True):
             x, skip = _centre(x, trim - cut), _centre(skips.pop(), 2 * trim)
             x, cut = second(merge(x, skip)), 2 * trim  # (N, C, 2H, 2W)
         logits = self._head(x).masked_fill_(is_beyond, torch.nan)
-        return trimmed(logits, self._trims[0] - cut)
+        return trimmed(logits, self._trim - cut)
 
 
 def _trims(trim: int, depth: int) -> Iterator[int]:

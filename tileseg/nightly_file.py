@@ -76,11 +76,10 @@ class Source:
             got = "both" if self.scenes else "neither"
             msg = f"scenes, stac: wanted one of them, got {got}"
             raise UsageError(msg)
-        defaults = {item.name: item.default for item in fields(self)}
+        _scenes, _stac, *others = fields(self)
         extra = [
-            k for k in defaults if getattr(self, k) and k not in ("scenes", "stac")
+            it.name for it in others if getattr(self, it.name) not in (it.default, {})
         ]
-        extra = [k for k in extra if getattr(self, k) != defaults[k]]
         if self.scenes and extra:
             msg = f"{extra[0]}: is for a search (stac), and scenes are no search"
             raise UsageError(msg)

@@ -6,6 +6,7 @@ The receiver's address may itself be the secret, so no more than its host is eve
 import json
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +14,8 @@ from tileseg.address import keep, netloc
 from tileseg.calls import call
 from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.nightly_file import RECEIVER, Schedule, is_receiver, secret
-from tileseg.nightly_summary import LOUD
+from tileseg.nightly_state import night_of
+from tileseg.nightly_summary import LOUD, summary
 from tileseg.redact import redact
 from tileseg.server import judge
 from tileseg.web import WebFile
@@ -26,10 +28,15 @@ _SECONDS = 30.0  # of trying again
 _NAMED = 20  # scenes that the text names
 
 
-def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
+def notify(night: Schedule, told: Mapping[str, Any], text: str = "") -> bool:
     """Send a night's summary to its webhook; return whether it was taken.
 
     As JSON: `text`, which chats show, and `night`, which is `night.json`.
+
+    Args:
+        night: how it is sent.
+        told: the summary.
+        text: what to say in place of the summary in a few lines.
     """
     if not night.webhook:
         return False
@@ -38,7 +45,8 @@ def notify(night: Schedule, summary: Mapping[str, Any]) -> bool:
     except TilesegError as err:
         logger.warning("the webhook was not told: %s", err)
         return False
-    return _post(address, headers, _body(summary))
+    body = redact(json.dumps({"text": text or _text(told), "night": told}))
+    return _post(address, headers, body.encode())
 
 
 def check(night: Schedule) -> None:
@@ -78,12 +86,20 @@ def _nameless(error: TilesegError) -> str:
 
 
 def notify_failure(night: Schedule, error: TilesegError) -> bool:
-    """Send why a night did not begin."""
-    code = int(error.exit_code)
+    """Send why a night did not begin; its summary has no scene."""
+    code = error.exit_code
     if code in (ExitCode.PREEMPTED, ExitCode.BUSY):  # another one is at it, or will be
         return False
-    summary = {"exit_code": code, "error": str(error), "warnings": [], "scenes": []}
-    return notify(night, {"night": None, "counts": {"scenes": 0}, **summary})
+    now = datetime.now().astimezone()
+    told = summary(
+        [],
+        [],
+        night=night_of(now),
+        started=now.isoformat(timespec="seconds"),
+        seconds=0.0,
+        stopped=code,
+    )
+    return notify(night, told, f"tileseg: the night did not begin: {error}")
 
 
 def _post(address: str, headers: dict[str, str], body: bytes) -> bool:
@@ -106,23 +122,16 @@ def _headers(night: Schedule) -> dict[str, str]:
     return headers
 
 
-def _body(summary: Mapping[str, Any]) -> bytes:
-    told = {"text": _text(summary), "night": summary}
-    return redact(json.dumps(told)).encode()
-
-
-def _text(summary: Mapping[str, Any]) -> str:
-    """Return the night in a few lines."""
-    if summary["night"] is None:
-        return f"tileseg: the night did not begin: {summary['error']}"
-    counts = summary["counts"]
-    told = [f"{n} {state}" for state, n in counts.items() if n and state != "scenes"]
+def _text(told: Mapping[str, Any]) -> str:
+    """Return a summary in a few lines."""
+    counts = told["counts"]
+    states = [f"{n} {state}" for state, n in counts.items() if n and state != "scenes"]
     head = (
-        f"tileseg, night of {summary['night']}: {counts['scenes']} scenes"
-        f"{': ' if told else ''}{', '.join(told)}; exit code {summary['exit_code']}"
+        f"tileseg, night of {told['night']}: {counts['scenes']} scenes"
+        f"{': ' if states else ''}{', '.join(states)}; exit code {told['exit_code']}"
     )
-    odd = [f"warning: {text}" for text in summary["warnings"]]
-    loud = [row for row in summary["scenes"] if row["state"] in LOUD]
+    odd = [f"warning: {text}" for text in told["warnings"]]
+    loud = [row for row in told["scenes"] if row["state"] in LOUD]
     lines = [f"{row['state']}: {row['name']}: {row['error']}" for row in loud[:_NAMED]]
     more = [f"and {len(loud) - _NAMED} more"] if len(loud) > _NAMED else []
     return "\n".join([head, *odd, *lines, *more])

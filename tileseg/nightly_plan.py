@@ -172,41 +172,43 @@ def chosen(
         folders: in which there are results.
         work: where unfinished work is, in folders of these names.
     """
-    wanted, how, scenes = asked(file.job), _how(file), list(found)
-    hosts, choices, works = _hosts(scenes, state), [], frozenset(work.folders())
+    scenes, unfinished = list(found), frozenset(work.folders())
+    wanted, how = asked(file.job), _how(file)
+    owners, choices = _owners(scenes, state), []
     for scene in scenes:
         name, known = scene.name, state.scenes.get(scene.name)
+        is_owner = owners.get(name) == scene.href
+        if is_owner:
+            del owners[name]  # one that the source has twice is its own double
         is_guest = bool(known and _is_other(scene, known) and name in folders)
         is_refused = bool(is_guest and known and known.claim == scene.version)
-        why = _why(known, scene, (wanted, how), state.night)
-        if hosts.get(name) != scene.href or is_refused:
+        fresh = Entry(
+            scene=scene.href, mark=scene.mark, asked=wanted, how=how, state="", night=""
+        )
+        why = _why(known, fresh, state.night)
+        if is_refused or not is_owner:
             why = "double"
-        elif why == "new" and name in works and tiles_done(work.below(name)):
+        elif why == "new" and name in unfinished and tiles_done(work.below(name)):
             why = "begun"  # by a night that was killed before it took note
         elif why in ("unchanged", "kept") and name not in folders:
             why = "gone"
-        if hosts.get(name) == scene.href:
-            del hosts[name]
-        facts = {
-            **file.job,
-            "input": scene.source,
-            "output": within("output", file.target.output, name),
-            "work": within("work", file.target.workplace, name),
-        }
-        if is_guest:  # the same bytes stay as they are, others are refused
-            facts["overwrite"] = False
-        fresh = Entry(
-            scene=scene.href,
-            mark=scene.mark,
-            asked=wanted,
-            how=how,
-            state="",
-            night="",
-        )
         if known and why not in ("new", "double", *_AGAIN):
             fresh = replace(known, scene=scene.href)
+        facts = _facts(file, scene, is_guest=is_guest)
         choices.append(Choice(scene, facts, why, fresh, is_guest=is_guest))
     return choices
+
+
+def _facts(file: NightFile, scene: Found, *, is_guest: bool) -> dict[str, Any]:
+    """Return the fields of a scene's job."""
+    facts = {
+        **file.job,
+        "input": scene.source,
+        "output": within("output", file.target.output, scene.name),
+        "work": within("work", file.target.workplace, scene.name),
+    }
+    # Of a guest the same bytes stay as they are, others are refused.
+    return {**facts, "overwrite": False} if is_guest else facts
 
 
 def _is_other(scene: Found, known: Entry) -> bool:
@@ -214,26 +216,25 @@ def _is_other(scene: Found, known: Entry) -> bool:
     return known.scene != scene.href and known.mark != scene.mark
 
 
-def _hosts(scenes: Iterable[Found], state: State) -> dict[str, str]:
+def _owners(scenes: Iterable[Found], state: State) -> dict[str, str]:
     """Return which scene has each name: that of the results, else the first."""
-    hosts: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for scene in scenes:
         known = state.scenes.get(scene.name)
-        if scene.name not in hosts or (known and known.scene == scene.href):
-            hosts[scene.name] = scene.href
-    return hosts
+        if scene.name not in owners or (known and known.scene == scene.href):
+            owners[scene.name] = scene.href
+    return owners
 
 
-def _why(
-    known: Entry | None, scene: Found, wanted: tuple[str, str], tonight: str
-) -> str:
+def _why(known: Entry | None, fresh: Entry, tonight: str) -> str:
+    """Return what is to become of a scene, by what was known and what is so now."""
     if known is None:
         return "new"
-    if known.mark != scene.mark:
+    if known.mark != fresh.mark:
         return "changed"
     # What failed may have failed of how it was done: hosts, engine, places.
-    is_other = known.state in ("failed", "partial") and known.how != wanted[1]
-    if known.asked != wanted[0] or is_other:
+    is_other = known.state in ("failed", "partial") and known.how != fresh.how
+    if known.asked != fresh.asked or is_other:
         return "options"
     if known.state not in FAILED:
         return {"waiting": "begun", "kept": "kept"}.get(known.state, "unchanged")

@@ -20,7 +20,7 @@ from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
 from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
 from tileseg.nightly_source import find
-from tileseg.nightly_state import STATE, Entry, hold_state, night_of, read_state
+from tileseg.nightly_state import STATE, Entry, State, hold_state, night_of, read_state
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.preflight import check_writable
@@ -77,12 +77,7 @@ def hold_night(file: NightFile) -> Iterator[None]:
 class Tonight:
     """What is found, what is known of it, and what becomes of it."""
 
-    def __init__(
-        self,
-        file: NightFile,
-        *,
-        retry: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, file: NightFile, *, retry: Sequence[str] = ()) -> None:
         """Look at source and target; write nothing.
 
         Args:
@@ -281,7 +276,7 @@ class Tonight:
     def summary(self) -> dict[str, Any]:
         """Return `night.json`: the whole night, whatever run of it did it."""
         return summary(
-            [self._row(choice) for choice in self.choices],
+            [_told(choice, self.state) for choice in self.choices],
             self._bills(),
             night=self.state.night,
             started=self.state.began,
@@ -300,43 +295,45 @@ class Tonight:
     def _deadline(self) -> str | None:
         return None if self.end is None else self.end.isoformat(timespec="seconds")
 
-    def _row(self, choice: Choice) -> dict[str, Any]:
-        """Return what is said of a scene."""
-        entry = self.state.scenes.get(choice.found.name)
-        if choice.why == "double" or (entry and choice.is_refused(entry)):
-            return self._double(choice, entry)
-        if entry is None or (entry.night != self.state.night and choice.is_due):
-            return _row(choice, "waiting", error=entry and entry.error)
-        told = _row(
-            choice,
-            _state(entry, is_tonight=entry.night == self.state.night),
-            error=entry.error,
-            attempts=entry.attempts,
-            next=entry.next,
-            night=entry.night,
-        )
-        if entry.night == self.state.night:
-            told |= work(entry)
-        return told
-
-    def _double(self, choice: Choice, entry: Entry | None) -> dict[str, Any]:
-        place, facts = choice.facts["output"], {"exit_code": int(ExitCode.USAGE)}
-        text = f"another scene's results go to {place}"
-        if entry and choice.is_refused(entry):
-            text = (
-                f"{place} holds the results of {entry.scene}; name one of the two "
-                f"otherwise, or say --retry {choice.found.name} to replace them"
-            )
-        return _row(choice, "failed", error=text, night=self.state.night, **facts)
-
     def __str__(self) -> str:
         """Return a line for each scene that needs a person, and one with the counts."""
         return in_lines(self.summary())
 
 
+def _told(choice: Choice, state: State) -> dict[str, Any]:
+    """Return what is said of a scene."""
+    entry, tonight = state.scenes.get(choice.found.name), state.night
+    if choice.why == "double" or (entry and choice.is_refused(entry)):
+        facts = {"exit_code": int(ExitCode.USAGE), "night": tonight}
+        return _row(choice, "failed", error=_refusal(choice, entry), **facts)
+    is_tonight = entry is not None and entry.night == tonight
+    if entry is None or (choice.is_due and not is_tonight):
+        return _row(choice, "waiting", error=entry and entry.error)
+    return _row(
+        choice,
+        _state(entry, is_tonight=is_tonight),
+        **(work(entry) if is_tonight else {}),
+        error=entry.error,
+        attempts=entry.attempts,
+        next=entry.next,
+        night=entry.night,
+    )
+
+
 def _row(choice: Choice, state: str, **known: Any) -> dict[str, Any]:  # noqa: ANN401  (JSON values)
     found = choice.found
     return row(found.href, found.name, choice.facts["output"], state, **known)
+
+
+def _refusal(choice: Choice, entry: Entry | None) -> str:
+    """Return why a scene is not done that has the name of another one."""
+    place = choice.facts["output"]
+    if entry and choice.is_refused(entry):
+        return (
+            f"{place} holds the results of {entry.scene}; name one of the two "
+            f"otherwise, or say --retry {choice.found.name} to replace them"
+        )
+    return f"another scene's results go to {place}"
 
 
 def _state(entry: Entry, *, is_tonight: bool) -> str:

@@ -60,10 +60,6 @@ class Staff:
         _traceback: TracebackType | None,
     ) -> None:
         """Let the workers go."""
-        self.close()
-
-    def close(self) -> None:
-        """Let the workers go."""
         if self._engine:
             self._engine.close()
 
