@@ -501,9 +501,12 @@ def test_a_touched_scene_is_looked_at_and_found_unchanged(nights, archive):
     before = snapshot(nights.output / "b")
     os.utime(archive / "b.tif", (9, 9))
     nights.now += DAY
+    words = ["nightly", "--config", str(nights.path), "--plan"]
+    plan = CliRunner().invoke(main, words).stderr
 
     _, lines, summary = nights.run()
 
+    assert re.search(r"b\.tif .* the scene changed, or was only touched\n", plan)
     assert states(summary)["b"] == "unchanged"
     assert len(lines) == 2  # and the one that failed
     assert before == snapshot(nights.output / "b")
@@ -644,6 +647,11 @@ def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     code, lines, summary = nights.run()
     assert (code, lines) == (0, [])
     assert summary["counts"]["waiting"] == 2
+    waiting = [row for row in summary["scenes"] if row["state"] == "waiting"]
+    assert {row["error"] for row in waiting} == {"no time left before the deadline"}
+    assert (
+        "no time left before the deadline" in (nights.output / "night.html").read_text()
+    )
     before = digest(nights.output)
     nights.now += timedelta(minutes=1)
     assert nights.run()[:2] == (0, [])
