@@ -364,6 +364,7 @@ SUMMARY = {
     "warnings": ["is it mounted?"],
     "exit_code": 3,
     "counts": {"scenes": 2, "done": 1, "failed": 1},
+    "spent": {"device_seconds": 90, "kwh": 0.0001, "cost": 1234.5},
     "scenes": [
         {"name": "a", "state": "done", "error": None},
         {"name": "b", "state": "failed", "error": "b.tif?X-Amz-Signature=1 is bad"},
@@ -386,7 +387,8 @@ def test_a_webhook_is_told_and_told_again(site, monkeypatch, caplog):
     assert last["headers"]["Authorization"] == "Bearer t0ken-of-the-receiver"
     assert told["night"]["counts"] == SUMMARY["counts"]
     assert told["text"].splitlines()[0] == (
-        "tileseg, night of 2026-05-31: 2 scenes: 1 done, 1 failed; exit code 3"
+        "tileseg, night of 2026-05-31: 2 scenes: 1 done, 1 failed; "
+        "1.5 device minutes, <0.001 kWh, cost 1,234.50; exit code 3"
     )
     assert told["text"].splitlines()[1] == "warning: is it mounted?"
     for word in ("hush", "t0ken", "/hook"):

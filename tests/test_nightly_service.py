@@ -14,6 +14,8 @@ from itertools import count
 from math import inf
 from pathlib import Path
 
+import matplotlib.image
+import numpy as np
 import pytest
 import stac_api
 import torch
@@ -499,9 +501,12 @@ def test_a_touched_scene_is_looked_at_and_found_unchanged(nights, archive):
     before = snapshot(nights.output / "b")
     os.utime(archive / "b.tif", (9, 9))
     nights.now += DAY
+    words = ["nightly", "--config", str(nights.path), "--plan"]
+    plan = CliRunner().invoke(main, words).stderr
 
     _, lines, summary = nights.run()
 
+    assert re.search(r"b\.tif .* the scene changed, or was only touched\n", plan)
     assert states(summary)["b"] == "unchanged"
     assert len(lines) == 2  # and the one that failed
     assert before == snapshot(nights.output / "b")
@@ -642,6 +647,11 @@ def test_no_scene_begins_that_would_not_end_in_time(nights, archive):
     code, lines, summary = nights.run()
     assert (code, lines) == (0, [])
     assert summary["counts"]["waiting"] == 2
+    waiting = [row for row in summary["scenes"] if row["state"] == "waiting"]
+    assert {row["error"] for row in waiting} == {"no time left before the deadline"}
+    assert (
+        "no time left before the deadline" in (nights.output / "night.html").read_text()
+    )
     before = digest(nights.output)
     nights.now += timedelta(minutes=1)
     assert nights.run()[:2] == (0, [])
@@ -1007,10 +1017,12 @@ def test_a_scene_that_lies_elsewhere_is_still_the_same(nights, namesakes):
     assert owners(nights.run()[2]) == {"z": "done"}
 
 
-def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
+def test_the_page_links_and_shows_what_a_person_is_to_look_at(tmp_path):
     """What is parked lies beside what is live; a scene whose name is taken has none."""
     known = Entry(scene="x/a.tif", mark="", asked="", state="done", night="")
-    known = replace(known, products=("report.html",))
+    known = replace(known, products=("report.html", "quicklook.png"))
+    (tmp_path / "b.parked").mkdir()
+    matplotlib.image.imsave(tmp_path / "b.parked/quicklook.png", np.zeros((9, 9)))
     scenes = {"a": known, "b": replace(known, scene="x/b.tif", state="parked")}
     row = dict.fromkeys(("exit_code", "error", "seconds", "tiles", "next"))
     row |= {"bytes": None, "device_minutes": None, "attempts": 0, "output": "maps"}
@@ -1035,6 +1047,7 @@ def test_the_page_links_the_report_that_a_person_is_to_look_at(tmp_path):
         "./b.parked/report.html",
         "./a/report.html",
     ]
+    assert re.findall('alt="Quicklook of (.*)"', html) == ["b"]
 
 
 def live(folder, request, status="complete"):

@@ -269,6 +269,7 @@ def test_everything_that_can_be_used_has_a_name(opened):
     assert unnamed == []
 
 
+LINES_OF_A_DATE = "[...document.querySelector('.scenes time').getClientRects()]"
 NIGHT_STATES = (
     *("failed", "given_up", "parked", "partial"),
     *("waiting", "later", "released", "done", "unchanged"),
@@ -284,8 +285,8 @@ def night(made, tmp_path_factory):
     known = {"mark": "", "asked": "", "night": "2026-05-31", "products": products}
     hrefs = [f"https://example.org/{'long/' * 40}{name}.tif" for name in names]
     scenes = {
-        slug(name): Entry(**known, scene=href, state="done")
-        for name, href in zip(names, hrefs, strict=True)
+        slug(name): Entry(**known, scene=href, state=state)
+        for name, href, state in zip(names, hrefs, NIGHT_STATES, strict=True)
     }
     blank = dict.fromkeys(("error", "seconds", "tiles", "bytes", "next"))
     rows = [
@@ -300,10 +301,11 @@ def night(made, tmp_path_factory):
     ]
     rows[0] |= {"error": HOSTILE[1], "next": "2026-06-01"}
     rows[5] |= {"seconds": 4211.0, "tiles": 123_456, "bytes": 98_765_432}
-    for name in scenes:
-        (folder / name).mkdir()
+    for name, entry in scenes.items():
+        home = folder / (f"{name}.parked" if entry.state == "parked" else name)
+        home.mkdir()
         for product in products:
-            (folder / name / product).write_bytes((made[0] / product).read_bytes())
+            (home / product).write_bytes((made[0] / product).read_bytes())
     counts = {"scenes": len(rows), "kept": 0, **dict.fromkeys(NIGHT_STATES, 1)}
     summary = {
         "night": "2026-05-31",
@@ -313,6 +315,7 @@ def night(made, tmp_path_factory):
         "counts": counts,
         "device_minutes": 70.2,
         "bytes": 98_765_432,
+        "spent": {"device_seconds": 4212.0, "kwh": 0.0004, "cost": 1234.5},
         "warnings": [f"{HOSTILE[1]}: holds no scene"],
         "scenes": rows,
     }
@@ -339,9 +342,14 @@ def test_a_nights_page_fits_and_leads_to_reports(
     states = page.locator(".scenes .badge").all_inner_texts()
     assert states[0] == "failed"
     assert len(states) == len(NIGHT_STATES)
+    figures = page.locator(".figures li").all_inner_texts()
+    told = [text.split() for text in figures]
+    assert ["<0.001", "kWh"] in told
+    assert ["1,234.50", "cost"] in told
+    assert len(page.evaluate(LINES_OF_A_DATE)) == 1
     loaded = "pictures => pictures.map(it => it.naturalWidth)"
     assert all(page.eval_on_selector_all(".scenes img", loaded))
-    assert page.locator(".scenes img").count() == 3  # partial, released, done
+    assert page.locator(".scenes img").count() == 4  # parked, partial, released, done
     assert page.locator(".scenes .trouble").inner_text() == HOSTILE[1]
     others = [text for text in said if not text.startswith("data:image/webp")]
     assert others == [(night / "night.html").as_uri()]

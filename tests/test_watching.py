@@ -22,6 +22,7 @@ from tileseg.energy import EnergyMeter
 from tileseg.errors import DeadlineError, PreemptedError
 from tileseg.logs import JsonLines, about
 from tileseg.monitor import Monitor
+from tileseg.nightly_summary import in_line
 from tileseg.settings import Job
 from tileseg.staff import Staff
 from tileseg.stopping import StopSignal
@@ -282,6 +283,21 @@ def test_what_nobody_knows_is_null():
     assert total([unknown, unknown])["device_seconds"] == 7200
     assert total([])["device_seconds"] is None
     assert in_words(total([])) == ""
+
+
+def test_what_is_not_zero_is_not_told_as_zero():
+    small = {"device_seconds": 0.6, "kwh": 1e-6, "cost": 0.0}
+
+    assert in_words(small) == "<0.1 device minutes, <0.001 kWh, cost 0.00"
+
+
+@pytest.mark.parametrize(
+    ("scenes", "words"), [(0, "no scene"), (1, "1 scene: 1 done"), (2, "2 scenes: ")]
+)
+def test_scenes_are_counted_as_people_do(scenes, words):
+    night = {"counts": {"scenes": scenes, "done": scenes}, "spent": total([])}
+
+    assert in_line(night).startswith(words)
 
 
 def test_a_gpus_own_counter_is_believed_before_a_guess():

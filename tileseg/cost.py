@@ -5,7 +5,7 @@ from typing import Any
 
 from tileseg.settings import Job
 
-__all__ = ["bill", "in_words", "total"]
+__all__ = ["amount", "bill", "in_words", "total"]
 
 _JOULES = 3.6e6  # in a kWh
 _HOUR = 3600  # seconds
@@ -48,9 +48,16 @@ def in_words(sums: Mapping[str, float | None]) -> str:
     """Return what is known of several, as a person reads it; empty for nothing."""
     parts = []
     if (seconds := sums["device_seconds"]) is not None:
-        parts.append(f"{seconds / 60:,.1f} device minutes")
+        parts.append(f"{amount(seconds / 60, 1)} device minutes")
     if (kwh := sums["kwh"]) is not None:
-        parts.append(f"{kwh:.3f} kWh")
+        parts.append(f"{amount(kwh, 3)} kWh")
     if (cost := sums["cost"]) is not None:
-        parts.append(f"cost {cost:.2f}")
+        parts.append(f"cost {amount(cost, 2)}")
     return ", ".join(parts)
+
+
+def amount(value: float, places: int) -> str:
+    """Return a number with so many decimals; what is not zero is not told as zero."""
+    least = 10**-places
+    is_small = 0 < value < least
+    return f"<{least:.{places}f}" if is_small else f"{value:,.{places}f}"

@@ -15,7 +15,7 @@ from tileseg.calls import call
 from tileseg.errors import ExitCode, TilesegError, UsageError
 from tileseg.nightly_file import RECEIVER, Schedule, is_receiver, secret
 from tileseg.nightly_state import night_of
-from tileseg.nightly_summary import LOUD, summary
+from tileseg.nightly_summary import LOUD, in_line, summary
 from tileseg.redact import redact
 from tileseg.server import judge
 from tileseg.web import WebFile
@@ -124,11 +124,9 @@ def _headers(night: Schedule) -> dict[str, str]:
 
 def _text(told: Mapping[str, Any]) -> str:
     """Return a summary in a few lines."""
-    counts = told["counts"]
-    states = [f"{n} {state}" for state, n in counts.items() if n and state != "scenes"]
     head = (
-        f"tileseg, night of {told['night']}: {counts['scenes']} scenes"
-        f"{': ' if states else ''}{', '.join(states)}; exit code {told['exit_code']}"
+        f"tileseg, night of {told['night']}: {in_line(told)}; "
+        f"exit code {told['exit_code']}"
     )
     odd = [f"warning: {text}" for text in told["warnings"]]
     loud = [row for row in told["scenes"] if row["state"] in LOUD]

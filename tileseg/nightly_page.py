@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from tileseg.cost import amount
 from tileseg.errors import TilesegError
 from tileseg.nightly_state import Entry
 from tileseg.overlay import thumbnail
@@ -24,6 +25,7 @@ _SIDE = 240  # pixels of a picture
 _RANK = ("failed", "given_up", "parked", "partial", "waiting", "later",
          "released", "done", "kept", "unchanged")  # fmt: skip
 """What a person wants to see first."""
+_SHOWN = (PARKED, "partial", "released", "done")
 
 
 def page(
@@ -52,6 +54,7 @@ def page(
         "night.html",
         "night.css",
         night=summary,
+        amount=amount,
         rows=shown,
         left_out=len(rows) - len(shown),
         has_pictures=bool(pictures),
@@ -68,11 +71,9 @@ def _has_results(row: Mapping[str, Any], scenes: Mapping[str, Entry]) -> bool:
 def _pictures(
     rows: list[dict[str, Any]], storage: Storage, scenes: Mapping[str, Entry]
 ) -> dict[str, str]:
-    """Return small quicklooks of tonight's scenes, by name."""
-    tonight = [
-        row["name"] for row in rows if row["state"] in ("done", "released", "partial")
-    ]
-    return dict(_thumbnails(tonight[:_MOST_PICTURES], storage, scenes))
+    """Return small quicklooks of what is new or parked, by name."""
+    shown = [row["name"] for row in rows if row["state"] in _SHOWN]
+    return dict(_thumbnails(shown[:_MOST_PICTURES], storage, scenes))
 
 
 def _thumbnails(
@@ -80,8 +81,9 @@ def _thumbnails(
 ) -> Iterator[tuple[str, str]]:
     for name in names:
         if path := _path(scenes[name], "quicklook.png"):
+            home = _home(name, scenes[name], storage)
             with suppress(TilesegError, OSError):  # a picture less is no harm
-                if found := thumbnail(storage.read(f"{name}/{path}"), _SIDE):
+                if found := thumbnail(storage.read(f"{home}/{path}"), _SIDE):
                     yield name, found
 
 
@@ -90,9 +92,13 @@ def _report(name: str, scenes: Mapping[str, Entry], storage: Storage) -> str | N
     path = _path(scenes[name], "report.html")
     if path is None:
         return None
-    if scenes[name].state == PARKED and not is_remote(storage.address):
-        name = parked_home(Path(name)).name
-    return f"./{quote(name)}/{quote(path)}"
+    return f"./{quote(_home(name, scenes[name], storage))}/{quote(path)}"
+
+
+def _home(name: str, entry: Entry, storage: Storage) -> str:
+    """Return the folder of the products that are known of a scene."""
+    is_aside = entry.state == PARKED and not is_remote(storage.address)
+    return parked_home(Path(name)).name if is_aside else name
 
 
 def _path(entry: Entry, file: str) -> str | None:

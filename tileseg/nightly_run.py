@@ -36,6 +36,7 @@ __all__ = ["Tonight", "check_target", "hold_night"]
 logger = logging.getLogger(__name__)
 
 _LOCK = ".night"
+_NO_TIME = "no time left before the deadline"
 _SAVE_SECONDS = 10.0  # at most: what a killed night may forget, and then finds done
 _SAVE_PAUSE = 20  # times as long as saving took: it may have thousands of scenes
 
@@ -275,8 +276,9 @@ class Tonight:
 
     def summary(self) -> dict[str, Any]:
         """Return `night.json`: the whole night, whatever run of it did it."""
+        why = _NO_TIME if self._is_over and self.end else None
         return summary(
-            [_told(choice, self.state) for choice in self.choices],
+            [_told(choice, self.state, why) for choice in self.choices],
             self._bills(),
             night=self.state.night,
             started=self.state.began,
@@ -300,15 +302,15 @@ class Tonight:
         return in_lines(self.summary())
 
 
-def _told(choice: Choice, state: State) -> dict[str, Any]:
-    """Return what is said of a scene."""
+def _told(choice: Choice, state: State, why: str | None) -> dict[str, Any]:
+    """Return what is said of a scene; `why` it waits, if it had no turn."""
     entry, tonight = state.scenes.get(choice.found.name), state.night
     if choice.why == "double" or (entry and choice.is_refused(entry)):
         facts = {"exit_code": int(ExitCode.USAGE), "night": tonight}
         return _row(choice, "failed", error=_refusal(choice, entry), **facts)
     is_tonight = entry is not None and entry.night == tonight
     if entry is None or (choice.is_due and not is_tonight):
-        return _row(choice, "waiting", error=entry and entry.error)
+        return _row(choice, "waiting", error=why or (entry and entry.error))
     return _row(
         choice,
         _state(entry, is_tonight=is_tonight),

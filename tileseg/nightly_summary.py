@@ -17,6 +17,7 @@ __all__ = [
     "LOUD",
     "STATES",
     "SUMMARY",
+    "in_line",
     "in_lines",
     "outcome_of",
     "row",
@@ -147,11 +148,16 @@ def in_lines(night: Mapping[str, Any]) -> str:
     Of warnings the log told when they came up.
     """
     lines = [f"{it['state']}: {_told(it)}" for it in night["scenes"] if _is_loud(it)]
-    counts = night["counts"]
-    told = ", ".join(f"{counts[it]} {it}" for it in STATES if counts[it])
-    last = f"{counts['scenes']} scenes: {told}" if told else "no scene"
-    costs = in_words(night["spent"])
-    return "\n".join([*lines, f"{last}; {costs}" if costs else last])
+    return "\n".join([*lines, in_line(night)])
+
+
+def in_line(night: Mapping[str, Any]) -> str:
+    """Return how many scenes there are of each state, and what devices took."""
+    counts = dict(night["counts"])
+    scenes, costs = counts.pop("scenes"), in_words(night["spent"])
+    told = ", ".join(f"{n} {state}" for state, n in counts.items() if n)
+    last = f"{scenes} scene{'' if scenes == 1 else 's'}: {told}" if told else "no scene"
+    return f"{last}; {costs}" if costs else last
 
 
 def _is_loud(told: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ _WHY = {
     "begun": "begun before",
     "again": "failed before",
     "judged": "parked at a gate: judged again, computes nothing",
-    "changed": "the scene changed",
+    "changed": "the scene changed, or was only touched",
     "options": "options, model or version changed",
     "gone": "its results are gone",
     "no time": "no time before the deadline",
