@@ -701,6 +701,20 @@ def test_plan_and_bill_are_in_one_measure(nights, archive):
     assert [it[2] for it in samples] == list(spent.values())
 
 
+def test_tiles_without_a_valid_pixel_count_in_plan_and_sample_alike(nights):
+    """Else scenes with much nodata would seem to take many times as long."""
+    pixels = random_pixels(200, 190)
+    pixels[:, :, 40:] = 0
+    make_scene(nights.folder / "scenes/edge.tif", pixels)
+    planned = nights.run("--plan")[2]["tiles"]
+
+    _, (record,), summary = nights.run()
+
+    assert record["counts"]["tiles_skipped"] > record["counts"]["tiles"]
+    (sample,) = nights.state().speed.samples
+    assert sample[0] == planned == summary["tiles"]
+
+
 def test_a_plan_tells_what_cannot_be_opened(nights, archive):
     """In its row and its table; what is known of the others is still added up."""
     (archive / "empty.tif").touch()

@@ -73,7 +73,7 @@ class Outcome:
     seconds: float | None = None
     workers: int = 1
     tiles: int | None = None
-    """Done by now, former attempts' too."""
+    """Done by it, forwarded or skipped: as a plan counts them."""
     is_whole: bool = True
     """Whether one attempt did all of it."""
     size: int = 0

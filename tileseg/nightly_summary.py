@@ -179,7 +179,7 @@ def outcome_of(record: Record) -> Outcome:
         error=values["error"] and redact(values["error"]),
         seconds=values["seconds"]["total"] if record.is_made else None,
         workers=values["engine"]["workers"] or 1,
-        tiles=counts["tiles"],
+        tiles=values["spent"]["tiles"] if record.is_made else None,
         is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
         spent=values["spent"] if record.is_made else None,
         size=sum(item["bytes"] for item in outputs),
