@@ -85,7 +85,7 @@ def work(known: Outcome | Entry) -> dict[str, Any]:
     """Return the fields of a row that say what was done; null where nothing was.
 
     Args:
-        known: how the last attempt ended, of tonight.
+        known: how the last attempt ended, and what all of tonight took.
     """
     seconds, is_made = known.seconds, known.seconds is not None
     device = known.spent and known.spent["device_seconds"]
