@@ -715,6 +715,18 @@ def test_tiles_without_a_valid_pixel_count_in_plan_and_sample_alike(nights):
     assert sample[0] == planned == summary["tiles"]
 
 
+def test_a_scene_that_never_opened_has_made_nothing(nights, archive):
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+
+    _, _, told = nights.run()
+
+    (row,) = told["scenes"]
+    keys = ("seconds", "tiles", "bytes", "device_minutes", "worker_minutes")
+    assert (row["state"], {row[key] for key in keys}) == ("failed", {None})
+    assert set(told["spent"].values()) == {None}
+
+
 def test_what_a_night_took_is_that_of_all_its_attempts(nights, archive, monkeypatch):
     """Stopped, gone on with, changed, retried; the next night begins anew."""
     for name in "ab":

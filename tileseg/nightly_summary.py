@@ -173,15 +173,18 @@ def outcome_of(record: Record) -> Outcome:
     """Return how an attempt at a scene ended."""
     values = record.values
     counts, outputs = values["counts"], values["outputs"]
+    spent = values["spent"] if record.is_made else None
+    if spent and spent["device_seconds"] is None:
+        spent = None  # it ended before any shard
     return Outcome(
         state=_state(record),
         exit_code=values["exit_code"],
         error=values["error"] and redact(values["error"]),
-        seconds=values["seconds"]["total"] if record.is_made else None,
+        seconds=values["seconds"]["total"] if spent else None,
         workers=values["engine"]["workers"] or 1,
-        tiles=values["spent"]["tiles"] if record.is_made else None,
+        tiles=spent["tiles"] if spent else None,
         is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
-        spent=values["spent"] if record.is_made else None,
+        spent=spent,
         size=sum(item["bytes"] for item in outputs),
         item=_item(record),
         products=tuple(str(item["path"]) for item in outputs),
