@@ -711,6 +711,74 @@ def test_plan_and_bill_are_in_one_measure(nights, archive):
     assert [it[2] for it in samples] == list(spent.values())
 
 
+def test_tiles_without_a_valid_pixel_count_in_plan_and_sample_alike(nights):
+    """Else scenes with much nodata would seem to take many times as long."""
+    pixels = random_pixels(200, 190)
+    pixels[:, :, 40:] = 0
+    make_scene(nights.folder / "scenes/edge.tif", pixels)
+    planned = nights.run("--plan")[2]["tiles"]
+
+    _, (record,), summary = nights.run()
+
+    assert record["counts"]["tiles_skipped"] > record["counts"]["tiles"]
+    (sample,) = nights.state().speed.samples
+    assert sample[0] == planned == summary["tiles"]
+
+
+def test_a_scene_that_never_opened_has_made_nothing(nights, archive):
+    for name in "bc":
+        (archive / f"{name}.tif").unlink()
+
+    _, _, told = nights.run()
+
+    (row,) = told["scenes"]
+    keys = ("seconds", "tiles", "bytes", "device_minutes", "worker_minutes")
+    assert (row["state"], {row[key] for key in keys}) == ("failed", {None})
+    assert set(told["spent"].values()) == {None}
+
+
+def test_what_a_night_took_is_that_of_all_its_attempts(nights, archive, monkeypatch):
+    """Stopped, gone on with, changed, retried; the next night begins anew."""
+    for name in "ab":
+        (archive / f"{name}.tif").unlink()
+    nights._job += "\nprice = 3600.0\nwatts = 3.6e6"
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "carry_out", stop_in_hand(PreemptedError("SIGTERM")))
+        tries = [nights.run()]
+    tries.append(nights.run())
+    make_scene(archive / "c.tif", random_pixels(60, 51, seed=5))
+    tries.append(nights.run())
+    make_scene(archive / "c.tif", random_pixels(60, 51, seed=6))
+    tries.append(nights.run("--retry", "c"))
+    state = json.loads((nights.output / "night-state.json").read_bytes())
+
+    def sums(tries):
+        records = [line for _, lines, _ in tries for line in lines]
+        held = sum(it["spent"]["device_seconds"] for it in records)
+        total = sum(it["seconds"]["total"] for it in records)
+        return {
+            "spent": pytest.approx(
+                dict.fromkeys(("device_seconds", "kwh", "cost"), held)
+            ),
+            "tiles": sum(it["spent"]["tiles"] for it in records),
+            "device_minutes": pytest.approx(held / 60),
+            "worker_minutes": pytest.approx(total / 60),
+        }
+
+    for end in range(1, 5):
+        (_, lines, told), expected = tries[end - 1], sums(tries[:end])
+        assert len(lines) == 1
+        assert {key: told[key] for key in expected} == expected
+        assert told["scenes"][0]["tiles"] == expected["tiles"]
+    assert nights.run()[2] == tries[-1][2]
+    del state["forgotten"]  # as an older tileseg left it
+    (nights.output / "night-state.json").write_text(json.dumps(state))
+    nights.now += DAY
+    make_scene(archive / "c.tif", random_pixels(60, 51, seed=7))
+    anew = nights.run()
+    assert {key: anew[2][key] for key in sums([anew])} == sums([anew])
+
+
 def test_a_plan_tells_what_cannot_be_opened(nights, archive):
     """In its row and its table; what is known of the others is still added up."""
     (archive / "empty.tif").touch()
@@ -801,7 +869,7 @@ def test_plan_and_retry_know_what_is_parked(nights):
     """In the night that parked it, too: no failure, and a retry only judges."""
     make_scene(nights.folder / "scenes/one.tif", random_pixels(60, 51))
     nights._job += "\ngates = {nodata = 0.0}"
-    nights.run()
+    first = nights.run()[2]
     words = ["nightly", "--config", str(nights.path), "--plan"]
 
     told = CliRunner().invoke(main, words).stderr
@@ -812,7 +880,9 @@ def test_plan_and_retry_know_what_is_parked(nights):
     assert whys(nights.run("--plan")[2]) == {"one": "parked"}
     (row,) = retried["scenes"]
     assert (row["why"], row["tiles"], row["runs"]) == ("judged", 0, True)
-    assert (states(summary), summary["tiles"]) == ({"one": "parked"}, 0)
+    assert states(summary) == {"one": "parked"}
+    assert summary["spent"] == first["spent"]
+    assert summary["tiles"] == first["tiles"] > 0
     assert summary["scenes"][0]["attempts"] == 1
     nights.take_another_model()
     assert whys(nights.run("--plan", "--retry", "one")[2]) == {"one": "options"}

@@ -290,8 +290,8 @@ class Tonight:
 
     def _bills(self) -> Iterator[dict[str, Any]]:
         """Yield what devices took for each scene of tonight, in an order that stays."""
-        for _, entry in sorted(self.state.scenes.items()):
-            if entry.night == self.state.night and entry.spent:
+        for _, entry in sorted(self.state.tonight.items()):
+            if entry.spent:
                 yield entry.spent
 
     def _deadline(self) -> str | None:

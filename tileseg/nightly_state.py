@@ -16,6 +16,7 @@ from statistics import linear_regression
 from time import monotonic, sleep
 from typing import Any
 
+from tileseg.cost import total
 from tileseg.errors import BusyError, ExitCode, OutputError, UsageError
 from tileseg.lock import hold, hold_file
 from tileseg.nightly_file import Schedule
@@ -73,7 +74,7 @@ class Outcome:
     seconds: float | None = None
     workers: int = 1
     tiles: int | None = None
-    """Done by now, former attempts' too."""
+    """Done by it, forwarded or skipped: as a plan counts them."""
     is_whole: bool = True
     """Whether one attempt did all of it."""
     size: int = 0
@@ -112,10 +113,11 @@ class Entry:
     given_up: bool = False
     """Whether it is not tried again until it changes, or somebody says so."""
     seconds: float | None = None
-    workers: int = 1
+    """Of all attempts of that night, as the three that follow."""
+    workers: float = 1
     tiles: int | None = None
-    size: int = 0
     spent: dict[str, Any] | None = None
+    size: int = 0
     item: str = ""
     products: tuple[str, ...] = ()
     request: str = ""
@@ -178,6 +180,8 @@ class State:
     speed: Speed = field(default_factory=Speed)
     scenes: dict[str, Entry] = field(default_factory=dict)
     """By the name of their results."""
+    forgotten: dict[str, Entry] = field(default_factory=dict)
+    """Those to be looked at as new ones: what they took tonight still counts."""
     series: dict[str, Any] = field(default_factory=dict)
     """What `series.py` keeps of the Items."""
 
@@ -188,6 +192,12 @@ class State:
     def started(self) -> datetime:
         """From when its time counts: a run's with hours of its own, or the night's."""
         return datetime.fromisoformat(self.run or self.began)
+
+    @property
+    def tonight(self) -> dict[str, Entry]:
+        """Those that were tried tonight."""
+        known = {**self.forgotten, **self.scenes}
+        return {name: it for name, it in known.items() if it.night == self.night}
 
     def begin(self, now: datetime, hours: float | None = None) -> None:
         """Be of tonight, from its first run on.
@@ -222,6 +232,7 @@ class State:
             for each in fields(Outcome)
             if each.name != "is_whole"
         }
+        known |= _in_all(self.tonight.get(name), outcome)
         entry = replace(entry, **known, night=self.night, next=None, given_up=False)
         if outcome.state in FAILED:
             entry = self._failed(entry, night)
@@ -258,9 +269,9 @@ class State:
 
     def forget(self, name: str) -> bool:
         """Have a scene looked at as a new one; return whether it was known."""
-        is_known = self.scenes.pop(name, None) is not None
-        self.is_told &= not is_known
-        return forget(self.series, name) or is_known
+        if known := self.scenes.pop(name, None):
+            self.forgotten[name], self.is_told = known, False
+        return forget(self.series, name) or known is not None
 
     def follow(self, name: str, scene: str, mark: str) -> bool:
         """Take note of where a scene lies by now; return whether that is news."""
@@ -286,6 +297,8 @@ class State:
         ours = {name: it for name, it in self.scenes.items() if name in mine}
         theirs = {name: it for name, it in latest.scenes.items() if name not in mine}
         self.scenes, self.series = {**theirs, **ours}, latest.series
+        mine_too = {name: it for name, it in self.forgotten.items() if name in mine}
+        self.forgotten = {**latest.forgotten, **mine_too}
         for name in mine:
             forget(self.series, name)
         self.is_told &= latest.is_told
@@ -348,12 +361,34 @@ class State:
                 "seconds": self.seconds,
                 "is_told": self.is_told,
                 "speed": self.speed.samples,
-                "scenes": {
-                    name: asdict(self.scenes[name]) for name in sorted(self.scenes)
-                },
+                "scenes": _plain(self.scenes),
+                "forgotten": _plain(
+                    {k: it for k, it in self.forgotten.items() if k in self.tonight}
+                ),
                 "series": self.series,
             }
         )
+
+
+def _plain(scenes: Mapping[str, Entry]) -> dict[str, Any]:
+    return {name: asdict(scenes[name]) for name in sorted(scenes)}
+
+
+def _in_all(before: Entry | None, outcome: Outcome) -> dict[str, Any]:
+    """Return what a scene took this night, if an attempt before this one made some."""
+    if before is None or not before.seconds:
+        return {}
+    if outcome.seconds is None:
+        names = ("seconds", "workers", "tiles", "spent")
+        return {name: getattr(before, name) for name in names}
+    seconds = before.seconds + outcome.seconds
+    held = before.seconds * before.workers + outcome.seconds * outcome.workers
+    return {
+        "seconds": seconds,
+        "workers": held / seconds,
+        "tiles": (before.tiles or 0) + (outcome.tiles or 0),
+        "spent": total(it for it in (before.spent, outcome.spent) if it),
+    }
 
 
 def _turned(
@@ -429,10 +464,6 @@ def read_state(storage: Storage) -> State:
 
 
 def _parsed(values: Mapping[str, Any]) -> State:
-    scenes = {
-        str(name): Entry(**{**entry, "products": tuple(entry["products"])})
-        for name, entry in values["scenes"].items()
-    }
     samples = [(int(a), float(b), float(c)) for a, b, c in values["speed"]]
     if values["night"]:
         datetime.fromisoformat(values.get("run") or values["began"])
@@ -443,9 +474,17 @@ def _parsed(values: Mapping[str, Any]) -> State:
         seconds=float(values["seconds"]),
         is_told=bool(values["is_told"]),
         speed=Speed(tuple(islice(samples, _REMEMBERED))),
-        scenes=scenes,
+        scenes=_entries(values["scenes"]),
+        forgotten=_entries(values.get("forgotten", {})),
         series=dict(values["series"]),
     )
+
+
+def _entries(values: Mapping[str, Any]) -> dict[str, Entry]:
+    return {
+        str(name): Entry(**{**entry, "products": tuple(entry["products"])})
+        for name, entry in values.items()
+    }
 
 
 def _broken(where: str) -> OutputError:

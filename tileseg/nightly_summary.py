@@ -86,7 +86,7 @@ def work(known: Outcome | Entry) -> dict[str, Any]:
     """Return the fields of a row that say what was done; null where nothing was.
 
     Args:
-        known: how the last attempt ended, of tonight.
+        known: how the last attempt ended, and what all of tonight took.
     """
     seconds, is_made = known.seconds, known.seconds is not None
     device = known.spent and known.spent["device_seconds"]
@@ -179,15 +179,18 @@ def outcome_of(record: Record) -> Outcome:
     """Return how an attempt at a scene ended."""
     values = record.values
     counts, outputs = values["counts"], values["outputs"]
+    spent = values["spent"] if record.is_made else None
+    if spent and spent["device_seconds"] is None:
+        spent = None  # it ended before any shard
     return Outcome(
         state=_state(record),
         exit_code=values["exit_code"],
         error=values["error"] and redact(values["error"]),
-        seconds=values["seconds"]["total"] if record.is_made else None,
+        seconds=values["seconds"]["total"] if spent else None,
         workers=values["engine"]["workers"] or 1,
-        tiles=counts["tiles"],
+        tiles=spent["tiles"] if spent else None,
         is_whole=not (counts["shards_reused"] or counts["shards_unchanged"]),
-        spent=values["spent"] if record.is_made else None,
+        spent=spent,
         size=sum(item["bytes"] for item in outputs),
         item=_item(record),
         products=tuple(str(item["path"]) for item in outputs),
