@@ -191,7 +191,9 @@ def _ways(setting: Setting, model: Path) -> Iterator[Way]:
                 build = partial(_as_tileseg, device, model, own, tta="d4")
                 yield Way(f"{text} {own}, tta d4", build, "8 forwards a tile; ")
                 build = partial(_as_tileseg, device, model, own, trim=0)
-                yield Way(f"{text} {own}, whole tiles", build, "the halo too; ")
+                lanes = max(1, setting.lanes)
+                name = f"{text} {own}, whole tiles, {lanes} side by side"
+                yield Way(name, build, "the halo too; ", lanes)
             if setting.lanes > 1 and not is_slow:
                 lanes = setting.lanes
                 build = partial(_as_tileseg, device, model, own)
