@@ -536,6 +536,40 @@ def test_sigterm_while_ray_starts_is_75(job, tmp_path, moment):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sigterm_that_python_drops_is_heard():
+    """What a handler raises in a callback of a fork is dropped, and Ray forks a lot."""
+    script = """
+import os, signal
+from tileseg.errors import PreemptedError
+from tileseg.pool import connect
+
+def send():
+    if signal.getsignal(signal.SIGTERM) is not mine:  # but Ray's
+        os.kill(os.getpid(), signal.SIGTERM)
+
+def mine(*_):
+    pass
+
+signal.signal(signal.SIGTERM, mine)
+os.register_at_fork(after_in_parent=send)
+try:
+    connect()
+except PreemptedError:
+    print(signal.getsignal(signal.SIGTERM) is mine)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RAY_ADDRESS": ""},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+    assert ended.stdout == "True\n", ended.stderr
+    assert "Exception ignored" in ended.stderr
+
+
 @SLOW
 def test_workers_without_memory_are_not_hired_for_ever(job, tmp_path):
     """Ray's memory monitor kills them, again and again; the job ends, resumable."""

@@ -178,7 +178,6 @@ def connect() -> bool:
         return False
     address = os.environ.get("RAY_ADDRESS", "")
     _refuse_nobody(address)
-    handler = signal.getsignal(signal.SIGTERM)
     # What workers print stays in Ray's own logs: stdout is for our line of JSON.
     quiet: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if not address:
@@ -186,18 +185,39 @@ def connect() -> bool:
         # And nobody else may reach ours: no dashboard, loopback only.
         quiet |= {"include_dashboard": False, "_node_ip_address": _LOOPBACK}
     try:
-        with nullcontext() if address else _on_loopback():
+        with _own_sigterm(), nullcontext() if address else _on_loopback():
             ray.init(address or "local", **quiet)
     except (ConnectionError, ValueError) as err:
         msg = f"RAY_ADDRESS={address}: no Ray cluster answers there, wanted host:port"
         raise UsageError(msg) from err
-    except SystemExit as err:  # what Ray makes of SIGTERM while it starts
-        msg = "SIGTERM: stopped while Ray started; the same command resumes"
-        raise PreemptedError(msg) from err
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put Ray's handler of SIGTERM aside, and hear of one that came meanwhile.
+
+    That handler raises SystemExit, which Python drops where it comes in a callback, as
+    those of a fork are. The descriptor that Python writes all signals to hears of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    heard, told = socket.socketpair()
+    with heard, told:
+        heard.settimeout(0)
+        told.settimeout(0)
+        before = signal.set_wakeup_fd(told.fileno())
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGTERM, handler)
+            with suppress(BlockingIOError):
+                if signal.SIGTERM in heard.recv(4096):
+                    msg = "SIGTERM: stopped while Ray started; the same command resumes"
+                    raise PreemptedError(msg)
 
 
 @contextmanager
