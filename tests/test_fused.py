@@ -161,9 +161,6 @@ def test_a_gpus_arrangement_gives_the_plain_ones_logits(width, depth):
     torch.testing.assert_close(arranged, network(tiles), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(
-    find_spec("triton") is None, reason="needs Triton: pip install triton"
-)
 def test_the_kernels_are_their_twins():
     """In a process of its own: Triton asks its environment when it is imported."""
     program = "import test_fused; test_fused.compare_kernels()"
