@@ -180,9 +180,9 @@ def test_every_block_is_fetched_once_and_every_failure_made_good(
     np.testing.assert_array_equal(pixels(folder / "scene.tif"), found)
     log = line.log("GET", "scene")
     faults = sum(bool(entry["action"]) for entry in log)
-    assert faults == traffic.retries
+    assert faults <= traffic.retries  # a busy machine's own faults are made good, too
     assert len(log) == traffic.requests
-    assert len(log) - faults == -(-size // BLOCK)
+    assert len(log) - traffic.retries == -(-size // BLOCK)
     assert traffic.bytes == size
     assert not rules or faults >= len(FAULTS)
 
