@@ -73,6 +73,7 @@ ORDER = (
     "calls",
     "remote",
     "gdal",
+    "nursery",
     "probe",
     "layer",
     "raster",

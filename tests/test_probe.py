@@ -1,9 +1,13 @@
 """Files that would kill a process are refused, and what is only large is not."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 import rasterio
 import web
@@ -25,6 +29,7 @@ BOMBS = bombs()
 # In a process of its own: of children the largest ever counts.
 PROGRAM = """
 import json, resource, sys
+from tileseg import probe
 from tileseg.job import run
 from tileseg.settings import Job
 
@@ -36,6 +41,7 @@ facts = json.loads(sys.argv[1])
 facts["hosts"] = tuple(facts.get("hosts", ()))
 before = used(resource.RUSAGE_SELF)[1]
 values = run(Job(**facts, bands=(1, 1, 1))).values
+probe._nursery.close()  # of its children it tells when it ends
 cpu, mb = used(resource.RUSAGE_CHILDREN)
 own = used(resource.RUSAGE_SELF)[1] - before
 print(json.dumps([values["exit_code"], values["error"], cpu, mb, own]))
@@ -58,8 +64,8 @@ def refuse(path, tmp_path, **facts):
     code, error, cpu, mb, own = json.loads(ended.stdout)
 
     assert code == 3, error
-    assert cpu < 5  # not the clock: others work too
-    assert mb < 600
+    assert 0 < cpu < 5  # not the clock: others work too
+    assert 30 < mb < 600
     assert own < 200  # libraries
 
 
@@ -202,6 +208,93 @@ def test_of_many_files_the_one_is_named(tmp_path, bomb):
 
     with pytest.raises(RefusedError, match="bomb"):
         look(str(scene), str(path))
+
+
+def test_one_process_has_all_looks(tmp_path, bomb):
+    """Of several threads too; what ends one look is no harm to another."""
+    good = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    bad = bomb("a strip of 16 GiB that is there")
+    look(str(good))
+    before = probe._nursery._running._process.pid
+
+    def is_refused(path):
+        try:
+            look(str(path))
+        except RefusedError as err:
+            return "bomb.tif" in str(err)
+        return False
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(is_refused, [good, good, bad, good, good, good]))
+
+    assert found == [False, False, True, False, False, False]
+    assert probe._nursery._running._process.pid == before
+
+
+def test_a_process_that_is_forked_begins_one_of_its_own(tmp_path):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    program = """
+import os, sys
+from tileseg import probe
+probe.examine({sys.argv[1]: "scene"})
+ours = probe._nursery._running
+if not os.fork():
+    assert probe._nursery._running is None
+    probe.examine({sys.argv[1]: "scene"})
+    sys.exit()
+assert os.wait()[1] == 0
+assert probe._nursery._running is ours and ours.is_well
+"""
+    subprocess.run([sys.executable, "-c", program, str(scene)], check=True)
+
+
+def test_a_look_that_takes_too_long_is_ended(tmp_path, monkeypatch):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    look(str(scene))
+    process = probe._nursery._running._process
+    process.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(probe, "_WALL_SECONDS", 0.5)
+
+    with pytest.raises(RefusedError, match=r"no answer in 0 s"):
+        look(str(scene))
+
+    monkeypatch.undo()
+    look(str(scene))
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_it_is_not_the_file_s_fault_if_there_is_no_process(tmp_path, monkeypatch):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    probe._nursery.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", str(tmp_path / "python"))
+        with pytest.raises(InputError, match="no process can be started"):
+            look(str(scene))
+        (tmp_path / "python").write_text("#!/bin/sh\necho no libraries >&2; exit 1\n")
+        (tmp_path / "python").chmod(0o755)
+        with pytest.raises(InputError, match="started to look at it: no libraries"):
+            look(str(scene))
+
+    look(str(scene))
+
+
+def test_the_process_ends_with_the_one_that_began_it(tmp_path):
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(40, 50))
+    program = """
+import os, sys
+from tileseg import probe
+probe.examine({sys.argv[1]: "scene"})
+print(probe._nursery._running._process.pid, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    command = [sys.executable, "-c", program, str(scene)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+
+    assert ended.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(int(ended.stdout)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_file_that_leads_to_another_as_its_overviews_is_refused(tmp_path):

@@ -3,26 +3,29 @@
 It has little memory and time, no secret in its environment, and can write no file. It
 opens each file as a job would and decodes its first and last block. One that kills it
 is refused, before this process, its workers and their devices meet it.
+
+Loading the libraries takes longer than looking: see `nursery.py`.
 """
 
+import json
 import os
 import re
 import resource
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from math import ceil
 from pathlib import Path
-from tempfile import TemporaryFile
-from threading import Lock, Timer
+from threading import Lock
 from time import process_time
-from typing import Any
+from typing import IO, Any
 
 from tileseg.address import is_address
 from tileseg.environment import scrub
 from tileseg.errors import InputError, RefusedError, TilesegError
 from tileseg.gdal import GDAL_ERRORS, is_out_of_memory, look_at
+from tileseg.nursery import Ending, Nursery, last_line, serve_forks
 from tileseg.remote import GIVE_UP_SECONDS, fetcher, lend
 from tileseg.source import Part, Version
 from tileseg.window import Window
@@ -30,7 +33,6 @@ from tileseg.window import Window
 __all__ = ["examine"]
 
 _MEMORY = 448 << 20  # bytes above what the loaded libraries take
-_BATCH = 200  # files of one process: a command line has an end
 _CPU_SECONDS = 3  # for each band of a file
 _WALL_SECONDS = 30  # for each file: a disk may have to wake up
 _PASSED_ON = ("GDAL_DATA", "LD_LIBRARY_PATH", "PATH", "PROJ_DATA", "PROJ_LIB")
@@ -53,95 +55,62 @@ def examine(names: Mapping[str, str]) -> None:
         InputError: one cannot be opened as a GeoTIFF.
         TilesegError: a remote one cannot be had.
     """
-    files = list(names.items())
-    for at in range(0, len(files), _BATCH):
-        _examine(dict(files[at : at + _BATCH]))
-
-
-def _examine(names: Mapping[str, str]) -> None:
     first = next(iter(names.values()))
     try:
-        code, said = _ask(list(names))
+        ending = _ask(list(names))
     except OSError as err:
         msg = (
             f"{first}: no process can be started to look at it: "
             f"{err.strerror}; trusted = true in a job file does without"
         )
         raise InputError(msg) from err
-    if code == 0:
+    if ending.code == 0:
         return
-    if code in _ERRORS:
-        path, _, reason = said.partition(": ")
-        raise _ERRORS[code](f"{names.get(path, path)}: {reason}")
+    if ending.code in _ERRORS:
+        path, _, reason = last_line(ending.said).partition(": ")
+        raise _ERRORS[ending.code](f"{names.get(path, path)}: {reason}")
     if len(names) > 1:  # one of them it was
         for each in names.items():
-            _examine(dict([each]))
+            examine(dict([each]))
         return
     msg = (
         f"{first}: two blocks of it could not be read with {_MEMORY >> 20} "
-        f"MiB in {_CPU_SECONDS} s ({said}); refused, as it may be hostile; "
+        f"MiB in {_CPU_SECONDS} s ({ending.reason}); refused, as it may be hostile; "
         "trusted = true in a job file takes it as it is"
     )
     raise RefusedError(msg)
 
 
-def _ask(paths: Sequence[str]) -> tuple[int, str]:
-    """Return the exit code of a process that looks at the files, and what it said."""
-    # -P: a folder that is worked in may hold anything, modules too.
-    command = [sys.executable, "-P", "-m", "tileseg.probe", *paths]
+def _ask(paths: Sequence[str]) -> Ending:
+    """Have a process look at files; return how it ended."""
     remote = sum(map(is_address, paths))
     limit = _WALL_SECONDS * len(paths) + GIVE_UP_SECONDS * remote
-    with TemporaryFile() as errors:
-        process = subprocess.Popen(  # noqa: S603  (our own program, and no shell)
-            command,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            start_new_session=True,  # Ctrl-C is for this process: no file is hostile
-        )
-        late = Timer(limit, process.kill)
-        late.start()
-        try:
-            said = _serve(process, paths)
-        finally:
-            is_late = not late.is_alive()
-            late.cancel()
-            process.kill()
-            code = process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):  # what was written to one that died
-                    pipe.close()  # type: ignore[union-attr]  # it was asked for
-        if code < 0:
-            reason = f"no answer in {limit:.0f} s" if is_late else f"signal {-code}"
-            return code, reason
-        errors.seek(0)
-        said = said if code in _ERRORS else errors.read()
-    return code, said.decode(errors="replace").strip().rpartition("\n")[2]
+    return _nursery.ask(partial(_serve, paths), limit)
 
 
-def _serve(process: "subprocess.Popen[bytes]", paths: Sequence[str]) -> bytes:
+def _serve(paths: Sequence[str], hears: IO[bytes], says: IO[bytes]) -> bytes:
     """Give a process the bytes of remote files that it asks for; return its last word.
 
     It asks with a line `? <number of the path> <start> <stop>`, and gets a line with
     the size of the file and that of what follows. Of what it says nothing is believed.
     """
-    assert process.stdin, "it is a pipe"
-    assert process.stdout, "it is a pipe"
-    while line := process.stdout.readline(_LONGEST_LINE):
+    _tell(hears, json.dumps(paths).encode() + b"\n")
+    while line := says.readline(_LONGEST_LINE):
         found = _QUESTION.fullmatch(line)
         if not found:
-            process.wait()
-            return line + process.stdout.read(_LONGEST_LINE)
+            return line + says.read(_LONGEST_LINE)
         number, start, stop = map(int, found.groups())
         handle = paths[min(number, len(paths) - 1)]
         source = fetcher(handle)
         data = source.read(start, min(stop, start + _LONGEST_ANSWER))
-        with suppress(BrokenPipeError):
-            process.stdin.write(b"%d %d\n" % (source.version.size, len(data)) + data)
-            process.stdin.flush()
-    process.wait()
+        _tell(hears, b"%d %d\n" % (source.version.size, len(data)) + data)
     return b""
+
+
+def _tell(hears: IO[bytes], data: bytes) -> None:
+    with suppress(BrokenPipeError):  # how it ended is told elsewhere
+        hears.write(data)
+        hears.flush()
 
 
 class _Asked:
@@ -173,21 +142,24 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _main() -> None:
-    """Look at the files that the command line names: what the process does."""
-    scrub()
+_nursery = Nursery("tileseg.probe", _environment)
+
+
+def _look_at_all() -> int:
+    """Look at the files that the input's first line names: what the process does."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + _MEMORY)
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_FSIZE, 0)
     try:
-        for number, path in enumerate(sys.argv[1:]):
+        for number, path in enumerate(json.loads(sys.stdin.buffer.readline())):
             if is_address(path):
                 lend(path, _Asked(number))
             _look(path)
     except TilesegError as err:
         sys.stdout.write(str(err))
-        sys.exit(int(err.exit_code))
+        return int(err.exit_code)
+    return 0
 
 
 def _limit(what: int, most: int) -> None:
@@ -240,4 +212,5 @@ def _forgiven() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    _main()
+    scrub()
+    serve_forks(_look_at_all)
