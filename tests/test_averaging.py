@@ -4,7 +4,10 @@ Logits of the oracle's networks are exact; means of probabilities are not, so la
 compared where two classes are not as good as equal.
 """
 
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -324,10 +327,40 @@ def folders(tmp_path_factory):
     ]
 
 
-def loaded(folders, tta="none", network="plain"):
+def ensemble_of(folders, tta="none"):
     cards = tuple(read_card(Path(folder)) for folder in folders)
-    ensemble = Ensemble(tuple(folders), cards, tta)
-    return averaging.load(ensemble, replace(CPU, network=network))
+    return Ensemble(tuple(folders), cards, tta)
+
+
+def loaded(folders, tta="none", network="plain"):
+    return averaging.load(ensemble_of(folders, tta), replace(CPU, network=network))
+
+
+def test_networks_stay_at_hand_until_others_are_wanted(folders):
+    """Whatever memory a network may take; there is never more than one of a device."""
+    one, other = ensemble_of(folders[:1]), ensemble_of(folders[1:])
+    first = averaging.at_hand(one, CPU, trim=2)
+    gone = weakref.ref(first)
+
+    with ThreadPoolExecutor(4) as pool:
+        device = replace(CPU, memory=1 << 30)
+        wish = partial(averaging.at_hand, ensemble_of(folders[:1]), device, trim=2)
+        found = [it.result() for it in [pool.submit(wish) for _ in range(8)]]
+
+    assert all(it is first for it in found)
+    del found, first
+    for wish in (
+        (one, CPU, 1),
+        (one, replace(CPU, network="fused"), 1),
+        (other, CPU, 1),
+        (replace(other, tta="d4"), CPU, 1),
+    ):
+        got = averaging.at_hand(*wish)
+        assert gone() is None
+        assert type(got) is type(averaging.load(*wish))
+        assert got.device.network == wish[1].network
+        gone = weakref.ref(got)
+        del got
 
 
 def test_one_model_without_symmetries_is_the_network_itself(folders):

@@ -137,7 +137,7 @@ def test_what_did_not_fit_is_freed_before_the_next_try(job, monkeypatch, workers
     monkeypatch.setattr(UNet, "forward", forward)
 
     assert run(job(workers=workers)).error is None
-    assert most == workers
+    assert most == 1  # of one device, which both workers are on
 
 
 def test_the_allocator_of_the_cpu_is_understood(job, monkeypatch):

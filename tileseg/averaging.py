@@ -7,6 +7,7 @@ T tile side.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from tileseg.device import Device
 from tileseg.ensemble import Ensemble
 from tileseg.model import Network, logits_of
 
-__all__ = ["Averaged", "load", "settle"]
+__all__ = ["Averaged", "at_hand", "load", "settle"]
 
 _WAYS = "+"  # between the ways that the networks of an ensemble are run
 
@@ -120,6 +121,31 @@ def load(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     if ensemble.forwards == 1:
         return networks[0]
     return Averaged(ensemble, networks, device)
+
+
+_lock = Lock()
+_held: dict[str, tuple[tuple[Ensemble, Device, int], Network]] = {}
+"""What was asked for last on each device, by its name."""
+
+
+def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
+    """Return networks as `load` does, but load them only if others were used last.
+
+    They stay on the device until others are wanted there: the check of a job's numbers,
+    the job and the next scene's have the same ones.
+
+    Raises:
+        TilesegError: see `load`.
+    """
+    wanted = ensemble, replace(device, memory=None), trim
+    with _lock:
+        held, network = _held.get(device.name, (None, None))
+        if network is None or held != wanted:
+            _held.pop(device.name, None)
+            network = None  # before: there may be no room for both
+            network = load(ensemble, device, trim)
+            _held[device.name] = wanted, network
+        return network
 
 
 def settle(ensemble: Ensemble, device: Device, *, asked: str, todo: int) -> Device:

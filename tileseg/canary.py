@@ -154,7 +154,7 @@ def _labels(canary: Canary, ensemble: Ensemble, device: Device) -> NDArray[np.ui
     grid = Grid(height=side, width=side, tile=card.tile, halo=card.halo, shard=side)
     run, tiles = Run(grid.shape), Window(0, 0, _SIDE, _SIDE)
     blend, labels = Blend(grid.stride, grid.halo, "crop"), []
-    network = averaging.load(ensemble, device, blend.trim)
+    network = averaging.at_hand(ensemble, device, blend.trim)
     for pixels, valid, scale in zip(
         canary.pixels, canary.valid, canary.scale, strict=True
     ):

@@ -12,6 +12,7 @@ from tileseg.card import NODATA
 from tileseg.device import Device
 from tileseg.errors import InputError, TileError
 from tileseg.grid import Grid, Run, Strip
+from tileseg.model import Network
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.task import Task
@@ -58,7 +59,12 @@ def compare(task: Task, device: Device) -> Check:
     is_large = task.grid.tiles.size >= _SHARE * (_SPOTS * _SPOT) ** 2
     grid = replace(task.grid, shard=(_SPOT if is_large else 1) * task.grid.stride)
     plain = replace(device, precision="fp32", network="plain")
-    exact, fast = (_predictor(task, grid, it) for it in (plain, device))
+    blend, models = Blend(grid.stride, grid.halo, "crop"), task.ensemble
+    networks = (
+        averaging.load(models, plain, blend.trim),
+        averaging.at_hand(models, device, blend.trim),  # the job goes on with it
+    )
+    exact, fast = (_predictor(task, grid, blend, it) for it in networks)
     pixels, right = 0, 0
     for spot, strips in _read(task, grid):
         wanted = _labels(exact, spot, strips)
@@ -83,15 +89,9 @@ def _read(task: Task, grid: Grid) -> Iterator[tuple[Run, list[Strip]]]:
         yield spot, strips
 
 
-def _predictor(task: Task, grid: Grid, device: Device) -> Predictor:
-    blend = Blend(grid.stride, grid.halo, "crop")
-    return Predictor(
-        averaging.load(task.ensemble, device, blend.trim),
-        grid,
-        blend,
-        Scaling(*task.gains()),
-        batch=(grid.shard // grid.stride) ** 2,
-    )
+def _predictor(task: Task, grid: Grid, blend: Blend, network: Network) -> Predictor:
+    batch = (grid.shard // grid.stride) ** 2
+    return Predictor(network, grid, blend, Scaling(*task.gains()), batch=batch)
 
 
 def _labels(predictor: Predictor, spot: Run, strips: list[Strip]) -> NDArray[np.uint8]:

@@ -144,8 +144,8 @@ class Recipe:
         return Blend(self.grid.stride, self.grid.halo, self.blend)
 
     def network(self) -> Network:
-        """Load the networks of the ensemble, which answer as one."""
-        return averaging.load(self.ensemble, self.device, self.shares.trim)
+        """Return the networks of the ensemble, which answer as one."""
+        return averaging.at_hand(self.ensemble, self.device, self.shares.trim)
 
 
 class Worker:
