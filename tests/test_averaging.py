@@ -361,6 +361,8 @@ def test_networks_stay_at_hand_until_others_are_wanted(folders):
         assert got.device.network == wish[1].network
         gone = weakref.ref(got)
         del got
+    averaging.let_go()
+    assert gone() is None
 
 
 def test_one_model_without_symmetries_is_the_network_itself(folders):

@@ -9,7 +9,7 @@ from making import lively, make_card, make_model, stop_after
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from tileseg import averaging, variants
+from tileseg import variants
 from tileseg.device import Device, default_batch, tile_bytes
 from tileseg.errors import DeviceFaultError, ExitCode, ModelError
 from tileseg.item import read_card
@@ -188,7 +188,6 @@ def test_a_plan_goes_on_as_it_began_or_not_at_all(job, monkeypatch):
     """Where its fused network cannot be run, no other one makes the other half."""
     stopped = job()
     run(stopped, stop_after(stopped, 3))
-    monkeypatch.setattr(averaging, "_held", {})  # as in another process
     monkeypatch.setattr(variants, "fuse", refuse)
 
     values = run(stopped).values

@@ -17,7 +17,7 @@ from tileseg.device import Device
 from tileseg.ensemble import Ensemble
 from tileseg.model import Network, logits_of
 
-__all__ = ["Averaged", "at_hand", "load", "settle"]
+__all__ = ["Averaged", "at_hand", "let_go", "load", "settle"]
 
 _WAYS = "+"  # between the ways that the networks of an ensemble are run
 
@@ -131,8 +131,8 @@ _held: dict[str, tuple[tuple[Ensemble, Device, int], Network]] = {}
 def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     """Return networks as `load` does, but load them only if others were used last.
 
-    They stay on the device until others are wanted there: the check of a job's numbers,
-    the job and the next scene's have the same ones.
+    They stay on the device until others are wanted there, or `let_go`: the check of a
+    job's numbers, the job and the next scene's have the same ones.
 
     Raises:
         TilesegError: see `load`.
@@ -146,6 +146,12 @@ def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
             network = load(ensemble, device, trim)
             _held[device.name] = wanted, network
         return network
+
+
+def let_go() -> None:
+    """Take all networks that are at hand off their devices, when nobody uses them."""
+    with _lock:
+        _held.clear()
 
 
 def settle(ensemble: Ensemble, device: Device, *, asked: str, todo: int) -> Device:

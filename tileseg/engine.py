@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
+from tileseg.averaging import let_go
 from tileseg.canary import Canary, agree
 from tileseg.crew import Crew, Outcome
 from tileseg.device import (
@@ -223,4 +224,5 @@ class LocalEngine:
         )
 
     def close(self) -> None:
-        """Do nothing: the threads ended with their runs."""
+        """Let the networks go; the threads ended with their runs."""
+        let_go()
