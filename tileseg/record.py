@@ -143,7 +143,8 @@ class Record:
             "batch_size": resolved["batch_size"],
         }
         runs = task.runs(list(Run(grid.shape)), len(workers))
-        budget = budget_of(task, runs, resolved)
+        together = len(workers) if engine == "local" else 1
+        budget = budget_of(task, runs, resolved, together=together)
         self.values["estimate"] = {
             "runs": len(runs),
             "shards": grid.shape.size,
