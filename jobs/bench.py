@@ -35,6 +35,7 @@ from benchmark.document import as_document
 from benchmark.picture import draw
 from benchmark.setting import Setting
 from benchmark.table import Row, as_text
+from tileseg.choices import DEVICES
 from tileseg.console import one_line_errors
 from tileseg.device import resolve_device
 from tileseg.errors import UsageError
@@ -139,10 +140,13 @@ def _stem(output: str) -> Path:
 
 def _read(name: str) -> Any:  # noqa: ANN401  (JSON)
     try:
-        return json.loads(Path(name).read_text("utf-8"))
-    except (OSError, ValueError) as err:
-        msg = f"--read {name}: is no result of this program: {err}"
+        result = json.loads(Path(name).read_text("utf-8"))
+        machine.in_words(result["machine"])
+        as_text(Row(**row) for row in result["rows"])
+    except (OSError, ValueError, LookupError, TypeError) as err:
+        msg = f"--read {name}: is no result of this program: {err!r}"
         raise UsageError(msg) from err
+    return result
 
 
 def _print(results: list[dict[str, Any]]) -> None:
@@ -155,7 +159,8 @@ def _print(results: list[dict[str, Any]]) -> None:
 @click.option("--quick", is_flag=True, help="Some minutes: small scenes, one round.")
 @click.option("--only", multiple=True, type=click.Choice(list(PARTS)),
               help="One part; may be given again.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True,
+              type=click.Choice(["auto", *DEVICES]))  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), help="1 with --quick, else 3.")
 @click.option(
     "--side", type=click.IntRange(128), help="Of the scene of a whole job, in pixels."
@@ -172,11 +177,11 @@ def _print(results: list[dict[str, Any]]) -> None:
 @click.option("--simulate", "rate", metavar="RATE",
               type=click.FloatRange(0, min_open=True),
               help="Tiles a second of a simulated device: only that.")  # fmt: skip
-@click.option("--storage", type=float, metavar="SHARE",
+@click.option("--storage", type=click.FloatRange(0), metavar="SHARE",
               help="Of the device's time that reading takes, and writing.")  # fmt: skip
 @click.option("--in-turn", flag_value=True, default=None,
               help="Let reading, forward and writing wait in turn.")  # fmt: skip
-@click.option("--latency", type=float, metavar="SECONDS",
+@click.option("--latency", type=click.FloatRange(0), metavar="SECONDS",
               help="From a web server that answers so late: only that.")  # fmt: skip
 @click.option("--engine", "engines", multiple=True, type=click.Choice(["local", "ray"]),
               help="Which one; local. Only that, as with those below.")  # fmt: skip

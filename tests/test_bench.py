@@ -139,6 +139,30 @@ def test_a_slow_disk_without_a_simulated_device_is_refused():
     assert "wanted with --simulate" in result.output
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--device", "tpu"],
+        ["--simulate", "9", "--storage", "-1"],
+        ["--latency", "-1"],
+        ["--read", "other.json"],
+        ["--read", "half.json"],
+    ],
+    ids=" ".join,
+)
+def test_what_nobody_could_mean_is_refused_before_anything_is_measured(
+    words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("other.json").write_text("{}")
+    Path("half.json").write_text(json.dumps({"machine": MACHINE, "rows": [{}]}))
+
+    result = CliRunner().invoke(bench.main, words)
+
+    assert result.exit_code == ExitCode.USAGE, result.output
+    assert not Path("out").exists()
+
+
 def test_the_picture_is_a_picture(tmp_path):
     rows = [row.as_dict() for row in ROWS]
 

@@ -15,6 +15,7 @@ import rasterio
 from making import NORTH_UP, make_model, make_scene, random_pixels
 from rasterio.windows import Window
 
+from tileseg.memory import peak_rss_mb, rss_mb
 from tileseg.settings import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,7 @@ from tileseg.device import resolve_device
 scene, model, output, engine, options = sys.argv[1:]
 network = load(Path(model), read_card(Path(model)), resolve_device("cpu"))
 status = Path("/proc/self/status").read_text()
-loaded = int(re.search(r"VmRSS:\\s+(\\d+) kB", status)[1]) / 1024
+loaded = int(re.search(r"VmRSS:\\s+(\\d+) kB", status)[1]) * 1024 / 1e6
 options = json.loads(options)
 values = tileseg.segment(scene, model=model, output=output, engine=engine, **options)
 print(json.dumps({"loaded": loaded, "driver": peak_rss_mb(), **values}))
@@ -66,6 +67,16 @@ thread = threading.Thread(target=rounds)
 thread.start()
 thread.join()
 """
+
+
+def test_a_megabyte_is_the_same_everywhere():
+    """What is held is compared with what was predicted, in millions of bytes."""
+    held = np.ones(100_000_000, np.uint8)
+    held_mb = rss_mb()
+    del held
+
+    assert held_mb - rss_mb() == pytest.approx(100, abs=2)
+    assert peak_rss_mb() > held_mb - 2  # the system counts in lumps
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps memory")
@@ -213,6 +224,24 @@ def test_a_gigabyte_is_enough_for_any_width(tmp_path, shape, step, outputs, laye
     assert_within_what_was_said(values)
     assert values["memory"]["above_mb"] <= 1_000
     assert values["estimate"]["memory_mb"] <= 1_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "options", [{"blend": "cosine", "confidence": True}, {"workers": 4}], ids=str
+)
+def test_logits_that_wait_and_workers_side_by_side_are_predicted(tmp_path, options):
+    """Tiles that are summed keep their logits; threads of a process share its peak."""
+    columns = range(0, 4_096, BLOCK)
+    scene = make_sparse_scene(tmp_path / "scene.tif", (4_096, 4_096), columns)
+    outputs = 20 if "blend" in options else 3
+    model = make_model(tmp_path / "model", outputs=outputs, **TINY)
+    options["precision"] = "fp32"
+
+    values = measure(scene, model, tmp_path / "out", options=options)
+
+    assert_within_what_was_said(values)
 
 
 @pytest.mark.slow

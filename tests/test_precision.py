@@ -31,6 +31,18 @@ def test_a_scene_of_nodata_has_nothing_to_compare(tmp_path, model_path):
     assert (check.tiles, check.agreement) == (0, None)
 
 
+def test_tiles_without_an_answer_in_fp32_are_the_runs_to_name(tmp_path, model_path):
+    """A check must not end a job that would be published with holes there."""
+    pixels = random_pixels(410, 300).astype("float32") * 2e-4
+    pixels[:, 190:230, 130:170] = 3e38  # in the middle; scaled it is Inf
+    scene = make_scene(tmp_path / "scene.tif", pixels, scale=0.5)
+
+    check = compare(prepared(scene, model_path), Device("cpu", "any", "bf16"))
+
+    assert check.tiles > 0
+    assert check.agreement > 0.9
+
+
 def test_the_share_of_equal_labels_is_recorded(scene_path, model_path, tmp_path):
     """bf16 keeps 8 bits: nearly all labels of a random network stay, not all."""
     record = tileseg.segment(

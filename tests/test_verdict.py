@@ -101,6 +101,24 @@ def test_the_advice_is_about_this_run(limit, traits, says):
     assert says in verdict.advice
 
 
+def test_no_codec_is_proposed_that_is_there(ready, tmp_path, monkeypatch):
+    slow(monkeypatch, Reader, "_read", sleep(1.2))
+    scene = tmp_path / "scene.tif"
+    says = {}
+    for codec in ("zstd", "lzw"):
+        make_scene(scene, random_pixels(270, 350, seed=1), compress=codec)
+        values = judged(
+            {**ready, "input": str(scene)}, tmp_path / codec, run_shards=(1, 4)
+        )
+        says[codec] = values["verdict"]["advice"]
+
+    assert all("a faster disk" in it for it in says.values())
+    assert {codec: "ZSTD" in it for codec, it in says.items()} == {
+        "zstd": False,
+        "lzw": True,
+    }
+
+
 def test_who_does_several_scenes_already_is_not_told_to():
     spent = Spent(total=10, work=1)
 
@@ -108,6 +126,23 @@ def test_who_does_several_scenes_already_is_not_told_to():
     shared = judge(replace(spent, is_shared=True))
     assert shared.limit == "start"
     assert "several" not in shared.advice
+
+
+def test_a_scene_that_came_again_is_not_told_of_libraries():
+    spent = Spent(total=10, work=1, compare=5)
+
+    verdict = judge(spent)
+
+    assert verdict.limit == "start"
+    assert "comparing" in verdict.advice
+    assert "libraries" in judge(replace(spent, compare=4)).advice
+
+
+def test_one_worker_that_is_idle_is_not_told_to_be_fewer():
+    verdict = judge(Spent(total=11, work=10, stages={"read": 2.0}))
+
+    assert verdict.limit == "idle"
+    assert "fewer" not in verdict.advice
 
 
 def test_workers_with_nothing_to_do_are_idle():
@@ -179,6 +214,21 @@ def test_a_stage_that_is_slow_is_what_limits(
     assert max(verdict["phases"].values()) == verdict["phases"]["work"]
     if stage == "write":  # more shards wait for it than may
         assert spent["hold"] > 0.3 * spent["write"]
+
+
+def test_looking_for_what_changed_is_what_limits(ready, tmp_path, monkeypatch):
+    """A scene whose bytes are others and whose pixels are not: no network is asked."""
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(270, 350, seed=1))
+    facts = {**ready, "input": str(scene), "incremental": True}
+    judged(facts, tmp_path)
+    make_scene(scene, random_pixels(270, 350, seed=1), compress="lzw")
+    slow(monkeypatch, Reader, "_read", sleep(2))
+
+    values = judged(facts, tmp_path)
+
+    assert values["counts"]["shards_unchanged"] == 12
+    assert values["verdict"]["limit"] == "start"
+    assert "comparing" in values["verdict"]["advice"]
 
 
 def test_of_several_workers_the_share_is_that_of_one(ready, tmp_path, monkeypatch):

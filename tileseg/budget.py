@@ -18,7 +18,8 @@ _FP32_BYTES = 4
 _STRIPS = 4  # read, held, gathered, in the network
 _BATCHES = 2  # in the network side by side, or one there and one being gathered
 _SPARE = 4 / 3  # times what a forward holds: an allocator keeps more
-_SUMS = 4  # times the logits of a row of tiles
+_SUMS = {"crop": 4, "cosine": 6}  # times the logits of a row of tiles
+_WAITING = {"crop": 0, "cosine": 6}  # batches whose logits wait to be summed
 _COPIES = 2  # of a layer: class by class, then together
 _PIECES_BYTES = 64  # of a pixel of the shard that is polygonised
 _FIXED_BYTES = CACHE_BYTES + 200_000_000  # with what libraries and the picture take
@@ -29,13 +30,15 @@ class Budget:
     """Upper bounds in MB (10^6 bytes)."""
 
     host_mb: float
-    """Of a worker, above what its process holds with the network loaded."""
+    """Of a process of workers, above what it holds with a network loaded."""
     device_mb: float | None
     """Of torch on a GPU, the network too; None where the device is the host."""
 
 
-def budget_of(task: Task, runs: Sequence[Run], resolved: Mapping[str, Any]) -> Budget:
-    """Predict the memory of one worker, the one with the widest run.
+def budget_of(
+    task: Task, runs: Sequence[Run], resolved: Mapping[str, Any], *, together: int = 1
+) -> Budget:
+    """Predict the memory of workers in one process, each as the one of the widest run.
 
     Nothing grows with the scene's height, and column bands bound the width; polygons
     count as those of one shard usually take.
@@ -44,17 +47,21 @@ def budget_of(task: Task, runs: Sequence[Run], resolved: Mapping[str, Any]) -> B
         task: what is asked for.
         runs: how it is cut.
         resolved: of the plan: `device`, `precision` and `batch_size`.
+        together: how many share a process.
     """
     width = max((_width(task, run) for run in runs), default=0)
     strip = _strip_bytes(task, width)
     labels = _STRIPS * task.grid.shard * width * task.planes
     pieces = _PIECES_BYTES * task.grid.shard**2 if task.job.polygons else 0
-    host = _FIXED_BYTES + _STRIPS * strip + labels + pieces + _fetched(task)
+    own = _STRIPS * strip + labels + pieces + _fetched(task)
     work = _work_bytes(task, width, resolved)
-    if resolved["device"] == "cpu":
-        return Budget((host + work) / 1e6, None)
     members = zip(task.ensemble.paths, task.ensemble.cards, strict=True)
     weights = sum((path / card.weights).stat().st_size for path, card in members)
+    host = _FIXED_BYTES + together * own
+    if resolved["device"] == "cpu":
+        # Of the networks one is loaded; each is there once more, in oneDNN's order.
+        host += together * work + 2 * (together - 1) * weights
+        return Budget(host / 1e6, None)
     return Budget(host / 1e6, (work + 2 * strip + weights) / 1e6)
 
 
@@ -70,10 +77,13 @@ def _work_bytes(task: Task, width: int, resolved: Mapping[str, Any]) -> int:
     # Logits, what becomes of them, and the bytes of the layers.
     ends = ensemble.ends * (2 * _FP32_BYTES + item) + _COPIES * task.planes
     held = ceil(_SPARE * ensemble.floats) * item
-    batch: int = resolved["batch_size"] * tile**2 * (held + ends)
+    tiles: int = resolved["batch_size"]
+    batch = tiles * tile**2 * (held + ends)
     # Of a row of tiles: while they are joined, labelled and made a probability of.
-    sums = _SUMS * task.card.outputs * _FP32_BYTES + _COPIES * task.planes
-    return _BATCHES * batch + sums * tile * width
+    logits = task.card.outputs * _FP32_BYTES
+    sums = _SUMS[task.job.blend] * logits + _COPIES * task.planes
+    waiting = _WAITING[task.job.blend] * logits  # without sums labels are kept instead
+    return _BATCHES * batch + waiting * tiles * tile**2 + sums * tile * width
 
 
 def _fetched(task: Task) -> int:

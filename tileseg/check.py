@@ -183,7 +183,8 @@ def _cost(task: Task) -> Iterator[Finding]:
     yield Finding("job", f"{todo}; its results would go to {job.destination}")
     runs = task.runs(list(Run(task.grid.shape)), len(workers))
     facts = {"device": device.name, "precision": device.precision, "batch_size": batch}
-    budget = budget_of(task, runs, facts)
+    together = len(workers) if job.engine_kind == "local" else 1
+    budget = budget_of(task, runs, facts, together=together)
     memory = f"at most {budget.host_mb:,.0f} MB above the loaded network"
     if budget.device_mb is not None:
         memory += f", and {budget.device_mb:,.0f} MB on the GPU"

@@ -68,7 +68,7 @@ def footprint(module: nn.Module, tiles: Tensor) -> tuple[Any, int]:
         trim_heap()
         before = rss_mb()
         answer = module(tiles)
-        return answer, max(int((rss_mb() - before) * (1 << 20)), answer.nbytes)
+        return answer, max(int((rss_mb() - before) * 1e6), answer.nbytes)
     with _Held() as held:
         answer = module(tiles)
     return answer, held.most * 3 // 2

@@ -1,4 +1,7 @@
-"""What this process holds of the machine's memory, and giving back what it need not."""
+"""What this process holds of the machine's memory, and giving back what it need not.
+
+A MB is 10^6 bytes, as in what is predicted.
+"""
 
 import ctypes
 import resource
@@ -16,16 +19,17 @@ def peak_rss_mb() -> float:
     """Return the most this process held; `ru_maxrss` may be its parent's."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+        kib = int(status.split("VmHWM:")[1].split()[0])
     except (OSError, LookupError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib * 1024 / 1e6
 
 
 def rss_mb() -> float:
     """Return what this process holds now; 0 where the system does not say."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * resource.getpagesize() / (1 << 20)
+        return int(pages) * resource.getpagesize() / 1e6
     except (OSError, LookupError, ValueError):
         return 0.0
 

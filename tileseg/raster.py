@@ -58,6 +58,8 @@ class File:
     """True where a block that the file does not hold counts as GDAL reads it."""
     taken: Period | None = None
     """When its pixels were taken, where that is said."""
+    codec: str = ""
+    """How its blocks are compressed, as GDAL calls it; empty for not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ __all__ = ["Record", "count_pixels"]
 
 _MEMBER = ("name", "version", "sha256")
 _DONE = ("complete", "partial", PARKED)
+_QUICK = ("", "ZSTD")  # codecs that none decodes faster than
 
 
 class Record:
@@ -108,6 +109,7 @@ class Record:
             self._spent,
             is_remote=any(is_address(file.path) for file in scene.files),
             is_striped=not scene.is_tiled,
+            is_quick=all(file.codec in _QUICK for file in scene.files),
             forwards=ensemble.forwards,
             has_polygons=bool(task.job.polygons),
         )
@@ -143,7 +145,8 @@ class Record:
             "batch_size": resolved["batch_size"],
         }
         runs = task.runs(list(Run(grid.shape)), len(workers))
-        budget = budget_of(task, runs, resolved)
+        together = len(workers) if engine == "local" else 1
+        budget = budget_of(task, runs, resolved, together=together)
         self.values["estimate"] = {
             "runs": len(runs),
             "shards": grid.shape.size,
@@ -325,6 +328,7 @@ class Record:
             total=seconds["total"],
             work=seconds["work"],
             finish=seconds["total"] - self._ended["work"],
+            compare=seconds["compare"] or 0.0,
             workers=self._workers,
             ends={key: seconds[key] or 0.0 for key in ENDS},
             is_gpu=devices[0].startswith("cuda"),

@@ -208,6 +208,7 @@ def _describe(href: str, path: str, size: int, dataset: Any) -> Scene:  # noqa: 
             alpha=_alpha(href, dataset),
             is_palette=ColorInterp.palette in dataset.colorinterp,
             taken=of_tags({**dataset.tags(), **dataset.tags(ns="IMAGERY")}),
+            codec=dataset.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION", ""),
         ),
     )
 

@@ -20,7 +20,10 @@ _AFTER = {
     "stitch": ("stitching", "put --work and --output on a faster disk"),
     "verify": ("reading what was stitched", "put --output on a faster disk"),
     "vectorize": ("joining polygons", "do without where the mask is enough"),
-    "publish": ("pictures, report and publishing", "put --output on a faster disk"),
+    "publish": (
+        "pictures, report and publishing",
+        "they take as long for a small scene; put --output on a faster disk",
+    ),
 }
 # Three stages in turn, none overlapping another, are busy for a third each or more.
 _IDLE = 1 / 3
@@ -36,6 +39,8 @@ class Spent:
     """Of it, from calling the workers to the last receipt."""
     finish: float = 0.0
     """Of it, after the last receipt."""
+    compare: float = 0.0
+    """Of what came before the workers: looking for shards that are as they were."""
     workers: int = 1
     """How many took part."""
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -48,6 +53,8 @@ class Spent:
     """Whether the scene was fetched."""
     is_striped: bool = False
     """Whether a file of the scene is not tiled."""
+    is_quick: bool = False
+    """Whether no other codec would make the scene faster to read."""
     forwards: int = 1
     """How often a tile was forwarded: by several models, in several ways."""
     is_shared: bool = False
@@ -135,21 +142,36 @@ def _advice(
         text = f"{_NAMES[limit]} was busy {busy[limit] or 0:.0%} of the time"
         return f"{text}, {besides}: {_help(limit, spent)}"
     if limit == "idle":
-        return (
-            "no stage was busy for long: the scene is small for so many workers, or "
-            "something else on their machines holds them up; try fewer"
-        )
+        return f"no stage was busy for long: {_help_idle(spent)}"
     if limit == "start":
         text = f"starting took {phases['start']:.0%} of the time"
-        if spent.is_shared:
-            return (
-                f"{text}: opening the scene and settling how to compute, which every "
-                "scene takes, however small"
-            )
-        return f"{text}: give several scenes to one command, which loads libraries once"
+        return f"{text}{_help_starting(spent, phases['start'])}"
     most, help_ = _AFTER[limit]
     share = f"what comes after the workers took {phases['finish']:.0%} of the time"
     return f"{share}, most of it {most}: {help_}"
+
+
+def _help_idle(spent: Spent) -> str:
+    if spent.workers == 1:
+        return "something else on the machine holds the worker up"
+    return (
+        "the scene is small for so many workers, or something else on their machines "
+        "holds them up; try fewer"
+    )
+
+
+def _help_starting(spent: Spent, share: float) -> str:
+    if spent.compare > share * spent.total / 2:
+        return (
+            ", most of it comparing the scene with what is published: give it more CPU "
+            "cores or a faster disk"
+        )
+    if spent.is_shared:
+        return (
+            ": opening the scene and settling how to compute, which every scene takes, "
+            "however small"
+        )
+    return ": give several scenes to one command, which loads libraries once"
 
 
 def _help(stage: str, spent: Spent) -> str:
@@ -173,7 +195,7 @@ def _help_reading(spent: Spent) -> str:
         return "copy the scene to a local disk, or run nearer to its server"
     if spent.is_striped:
         return "write the scene anew in tiles (TILED=YES), and give it more CPU cores"
-    return (
-        "give it more CPU cores or a faster disk, or write the scene anew with a "
-        "faster codec (COMPRESS=ZSTD)"
-    )
+    help_ = "give it more CPU cores or a faster disk"
+    if spent.is_quick:
+        return help_
+    return f"{help_}, or write the scene anew with a faster codec (COMPRESS=ZSTD)"

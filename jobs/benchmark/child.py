@@ -25,7 +25,7 @@ __all__: list[str] = []
 def held_mb() -> float:
     """Return what this process holds now."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
 
 
 def do(job: Job, rate: float | None) -> dict[str, Any]:

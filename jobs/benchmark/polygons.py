@@ -141,7 +141,7 @@ def _held_mb(pid: int) -> float:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
     except OSError:
         return 0.0
-    return int(rollup.partition("\nPss:")[2].split()[0]) / 1024 if rollup else 0.0
+    return int(rollup.partition("\nPss:")[2].split()[0]) * 1024 / 1e6 if rollup else 0.0
 
 
 def _by_gdal(mask: str, output: str) -> None:

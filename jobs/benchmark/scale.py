@@ -184,7 +184,7 @@ def _receipts(
         "per_cpu_s": len(receipts) / worked,
         "mpx_s": task.grid.area.size / 1e6 / seconds,
         "ledger_bytes": journal.stat().st_size / len(receipts),
-        "driver_bytes": (rss_mb() - before) * (1 << 20) / len(receipts),
+        "driver_bytes": (rss_mb() - before) * 1e6 / len(receipts),
     }
     ledger.folder.clear()
     return Row("scale", name, figures, "bytes: of each receipt")
