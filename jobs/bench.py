@@ -205,8 +205,10 @@ def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
         else:
             _print(results)
         if options["markdown"]:
-            Path(options["markdown"]).write_text(as_document(results), "utf-8")
-            kept.append(Path(options["markdown"]))
+            page = Path(options["markdown"])
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(as_document(results), "utf-8")
+            kept.append(page)
         for path in kept:
             click.echo(path, err=options["as_json"])
     sys.exit(any(is_failed(row) for result in results for row in result["rows"]))

@@ -232,7 +232,7 @@ def test_looking_for_what_changed_is_what_limits(ready, tmp_path, monkeypatch):
 
 
 def test_of_several_workers_the_share_is_that_of_one(ready, tmp_path, monkeypatch):
-    slow(monkeypatch, Network, "__call__", sleep(0.3))
+    slow(monkeypatch, Network, "__call__", sleep(0.8))
 
     values = judged(ready, tmp_path, workers=2, run_shards=(1, 1))
 

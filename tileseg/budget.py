@@ -55,13 +55,12 @@ def budget_of(
     pieces = _PIECES_BYTES * task.grid.shard**2 if task.job.polygons else 0
     own = _STRIPS * strip + labels + pieces + _fetched(task)
     work = _work_bytes(task, width, resolved)
-    members = zip(task.ensemble.paths, task.ensemble.cards, strict=True)
-    weights = sum((path / card.weights).stat().st_size for path, card in members)
     host = _FIXED_BYTES + together * own
     if resolved["device"] == "cpu":
-        # Of the networks one is loaded; each is there once more, in oneDNN's order.
-        host += together * work + 2 * (together - 1) * weights
+        host += together * work
         return Budget(host / 1e6, None)
+    members = zip(task.ensemble.paths, task.ensemble.cards, strict=True)
+    weights = sum((path / card.weights).stat().st_size for path, card in members)
     return Budget(host / 1e6, (work + 2 * strip + weights) / 1e6)
 
 

@@ -22,6 +22,7 @@ from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Plan, Receipt, digest
 from tileseg.maker import Maker
+from tileseg.memory import trim_heap
 from tileseg.objects import open_storage
 from tileseg.overlap import side_by_side
 from tileseg.picture import LabelRows
@@ -43,6 +44,7 @@ SHARDS = "shards.json"
 
 _TRIED = 8  # shards that are looked at before all are
 _ROWS = 4  # of shards that are read at a stretch: a stop waits for no more
+_SHARE = 2  # of a worker's width: twice as many strips are held as one has, see budget
 _ELSE = {"input", "products", "columns", "simplify", "min_area"}
 """What of a request decides no label: the scene's bytes, and what is made of labels."""
 
@@ -166,10 +168,11 @@ class _Known:
     def receipts(self, shards: list[Shard]) -> Iterator[Receipt]:
         """Yield a receipt for each shard that looks as it did."""
         widths = (run.shards.width for run in self.task.runs(shards, 1))
-        band = max(widths, default=1)
+        band = max(1, max(widths, default=1) // _SHARE)
         runs = self.task.grid.runs(shards, band=band, rows=_ROWS)
         for receipts in side_by_side(self._compare, runs):
             yield from receipts
+            trim_heap()  # else strips stay in it, and what workers hold seems less
 
     def _compare(self, run: Run) -> list[Receipt]:
         """Return the receipts of a run's shards that look as they did."""

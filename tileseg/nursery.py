@@ -127,6 +127,7 @@ class _Running:
         self._errors.seek(0)
         error = last_line(self._errors.read())
         if not word:
+            self._kill()  # it may seem to be there for a moment
             raise OSError(0, error or "it ended")
         (code,) = _CODE.unpack(word)
         return Ending(code, said, f"signal {-code}" if code < 0 else error)
