@@ -339,6 +339,8 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be_done(options, tmp_path)
     assert (estimate["shards"], estimate["tiles"]) == (1, 6 * 8)
     assert options["--input"].stat().st_size == estimate["bytes_to_read"]
     assert estimate["memory_mb"] > 0
+    done = json.loads(call(*words(options)).stdout)
+    assert done["decode"]["decoded_pixels"] == estimate["decoded_pixels"]
 
 
 def test_a_dry_run_fails_like_a_run(options, tmp_path):

@@ -243,6 +243,23 @@ def test_column_bands_decode_little_twice(ring, folder):
 
     assert len(runs) > 1
     assert reader.decoded_pixels <= 1.1 * grid.scene.size
+    assert reader.decoded_pixels == sum(reader.to_decode(it, ring=ring) for it in runs)
+
+
+@pytest.mark.parametrize("blocks", TILED + STRIPED, ids=str)
+@pytest.mark.parametrize("ring", [0, 1])
+def test_what_is_decoded_is_known_before(ring, blocks, folder):
+    """Of any run, at the scene's edges too."""
+    grid = Grid(height=701, width=900, tile=64, halo=12, shard=160)
+    pixels = np.ones((1, grid.height, grid.width), dtype="uint8")
+    path = make_plain(folder / "scene.tif", pixels, **blocks)
+    scene = open_scene(str(path))
+    for band, rows in ((1, 1), (2, 3), (99, 2)):
+        for run in grid.runs(list(whole(grid)), band=band, rows=rows):
+            reader = Reader(scene, scene.bands, grid)
+            for _ in reader.strips(run, ring=ring):
+                pass
+            assert reader.decoded_pixels == reader.to_decode(run, ring=ring)
 
 
 @pytest.mark.parametrize("interleave", ["band", "pixel"])

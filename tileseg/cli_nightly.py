@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_over", "nightly", "run_one"]
 
+_OFTEN = 1.1  # times that a pixel may be decoded: see docs/design.md
 _STOPPED = (ExitCode.PREEMPTED, ExitCode.INTERRUPTED)
 
 
@@ -303,11 +304,18 @@ def _print_estimate(job: "Job", values: dict[str, Any]) -> None:
     tell(
         f"{job.href}: {estimate['shards']} shards in {estimate['runs']} runs, "
         f"{estimate['tiles']} tiles{_forwarded(estimate)}, "
-        f"{estimate['bytes_to_read'] / 1e6:.1f} MB to read, "
+        f"{estimate['bytes_to_read'] / 1e6:.1f} MB to read{_decoded(values)}, "
         f"about {estimate['memory_mb']:.0f} MB of memory above the loaded network; "
         f"the results would go to {job.destination}",
         level=logging.INFO,
     )
+
+
+def _decoded(values: dict[str, Any]) -> str:
+    """Return how often a pixel is decoded, if that is well more than once."""
+    _, _, height, width = values["grid"]["area"]
+    times = values["estimate"]["decoded_pixels"] / (height * width)
+    return f" and to decode {times:.2f} times" if times > _OFTEN else ""
 
 
 def _forwarded(estimate: dict[str, Any]) -> str:

@@ -92,6 +92,22 @@ class Reader:
                 )
                 row = ready
 
+    def to_decode(self, run: Run, *, ring: int = 0) -> int:
+        """Return how many pixels are in the blocks that a run is read from."""
+        tiles = self._grid.cores(run, ring=ring)
+        rows = self._reach(tiles.row, tiles.row_stop, self._grid.height).read
+        columns = self._reach(tiles.col, tiles.col_stop, self._grid.width).read
+        return self._in_blocks(
+            Window(rows.start, columns.start, len(rows), len(columns))
+        )
+
+    def _in_blocks(self, window: Window) -> int:
+        """Return how many pixels of the scene are in the blocks that a window meets."""
+        rows = _whole(window.row, window.row_stop, self._scene.block[0])
+        columns = _whole(window.col, window.col_stop, self._scene.block[1])
+        blocks = Window(rows.start, columns.start, len(rows), len(columns))
+        return blocks.intersect(self._grid.scene).size
+
     def _reach(self, start: int, stop: int, size: int) -> "_Reach":
         """Return what tiles start..stop - 1 look at along one axis of the scene."""
         grid = self._grid
@@ -142,10 +158,7 @@ class Reader:
     ) -> None:
         """Fill pixels, (bands, height, width), and their states, (height, width)."""
         source.read(self._scene, self._bands, window, pixels, state)
-        rows = _whole(window.row, window.row_stop, self._scene.block[0])
-        columns = _whole(window.col, window.col_stop, self._scene.block[1])
-        blocks = Window(rows.start, columns.start, len(rows), len(columns))
-        self.decoded_pixels += blocks.intersect(self._grid.scene).size
+        self.decoded_pixels += self._in_blocks(window)
 
 
 def _whole(start: int, stop: int, block: int) -> range:

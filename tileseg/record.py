@@ -120,6 +120,9 @@ class Record:
 
     def add_plan(self, plan: Plan, task: Task, engine: str, workers: list[str]) -> None:
         """Say what will be done, and by whom; nothing has failed yet."""
+        from tileseg.blend import Blend
+        from tileseg.reader import Reader
+
         self.failures.clear()
         self.values["failures"] = []
         grid, resolved = task.grid, plan.resolved
@@ -145,6 +148,8 @@ class Record:
             "batch_size": resolved["batch_size"],
         }
         runs = task.runs(list(Run(grid.shape)), len(workers))
+        reader = Reader(task.scene, task.bands, grid)
+        ring = Blend(grid.stride, grid.halo, task.job.blend).ring
         together = len(workers) if engine == "local" else 1
         budget = budget_of(task, runs, resolved, together=together)
         self.values["estimate"] = {
@@ -153,6 +158,7 @@ class Record:
             "tiles": grid.tiles.size,
             "forwards": grid.tiles.size * task.ensemble.forwards,
             "bytes_to_read": task.scene.size * grid.area.size // grid.scene.size,
+            "decoded_pixels": sum(reader.to_decode(run, ring=ring) for run in runs),
             "memory_mb": budget.host_mb,
             "device_mb": budget.device_mb,
         }
