@@ -5,6 +5,7 @@ labels or doubts them need not know. Shape letters: N tiles, C channels, K logit
 T tile side.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -123,7 +124,8 @@ def load(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     return Averaged(ensemble, networks, device)
 
 
-_lock = Lock()
+_locks: defaultdict[str, Lock] = defaultdict(Lock)
+"""One of each device: they load side by side, and one that hangs holds up no other."""
 _held: dict[str, tuple[tuple[Ensemble, Device, int], Network]] = {}
 """What was asked for last on each device, by its name."""
 
@@ -137,21 +139,22 @@ def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     Raises:
         TilesegError: see `load`.
     """
-    wanted = ensemble, replace(device, memory=None), trim
-    with _lock:
-        held, network = _held.get(device.name, (None, None))
+    # A plan's `cuda` is the first of them, as a worker calls it.
+    name = "cuda:0" if device.name == "cuda" else device.name
+    wanted = ensemble, replace(device, name=name, memory=None), trim
+    with _locks[name]:
+        held, network = _held.get(name, (None, None))
         if network is None or held != wanted:
-            _held.pop(device.name, None)
+            _held.pop(name, None)
             network = None  # before: there may be no room for both
             network = load(ensemble, device, trim)
-            _held[device.name] = wanted, network
+            _held[name] = wanted, network
         return network
 
 
 def let_go() -> None:
     """Take all networks that are at hand off their devices, when nobody uses them."""
-    with _lock:
-        _held.clear()
+    _held.clear()
 
 
 def settle(ensemble: Ensemble, device: Device, *, asked: str, todo: int) -> Device:

@@ -122,6 +122,7 @@ class _Running:
             raise
         finally:
             late.cancel()
+            late.join()  # it may have begun to kill
         if self._is_killed:
             return Ending(-signal.SIGKILL, said, f"no answer in {limit:.0f} s")
         self._errors.seek(0)

@@ -212,8 +212,8 @@ def _own_sigterm() -> Iterator[None]:
         try:
             yield
         finally:
-            signal.set_wakeup_fd(before)
             signal.signal(signal.SIGTERM, handler)
+            signal.set_wakeup_fd(before)
             with suppress(BlockingIOError):
                 if signal.SIGTERM in heard.recv(4096):
                     msg = "SIGTERM: stopped while Ray started; the same command resumes"
