@@ -54,20 +54,6 @@ def rewrite_quietly(path, data):
     )
 
 
-def test_files_are_identified_in_their_order(tmp_path, work):
-    """Side by side, and the largest first: it is done last."""
-    files = [tmp_path / f"{number}.tif" for number in range(9)]
-    for number, file in enumerate(files):
-        file.write_bytes(DATA * (1 + 10_000 * (number == 0) + number))
-
-    found = identify(map(str, files), work).files
-
-    assert [it.path for it in found] == list(map(str, files))
-    assert [it.sha256 for it in found] == [
-        hashlib.sha256(file.read_bytes()).hexdigest() for file in files
-    ]
-
-
 def test_an_identity_is_size_and_sha256(file, work):
     (identity,) = identify((str(file),), work).files
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ __all__ = ["Identities", "Identity", "identify", "look", "unknown"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
-_THREADS = 4  # files that are hashed side by side: some scenes have one for each band
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +101,7 @@ def identify(paths: Iterable[str], work: Storage) -> Identities:
         InputError: one cannot be read.
     """
     known = _recall(work)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(lambda path: look(path, known.get(path)), paths)
-        return Identities(tuple(found))
+    return Identities(tuple(look(path, known.get(path)) for path in paths))
 
 
 def unknown(paths: Iterable[str], work: Storage) -> list[str]:

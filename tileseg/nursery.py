@@ -35,7 +35,7 @@ class Ending:
     said: bytes
     """Its last word."""
     reason: str
-    """Why, for a person, where it is no exit code that it chose."""
+    """For a person: the signal, that it was late, or its last line on stderr."""
 
 
 class Nursery:
@@ -131,7 +131,10 @@ class _Running:
             self._kill()  # it may seem to be there for a moment
             raise OSError(0, error or "it ended")
         (code,) = _CODE.unpack(word)
-        return Ending(code, said, f"signal {-code}" if code < 0 else error)
+        if code >= 0:
+            return Ending(code, said, error)
+        self._kill()  # what a file could do to a child it may have done to its parent
+        return Ending(code, said, f"signal {-code}")
 
     @contextmanager
     def _child(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:

@@ -33,6 +33,7 @@ from tileseg.window import Window
 __all__ = ["examine"]
 
 _MEMORY = 448 << 20  # bytes above what the loaded libraries take
+_BATCH = 200  # files of one look: so long may one that hangs hold it up
 _CPU_SECONDS = 3  # for each band of a file
 _WALL_SECONDS = 30  # for each file: a disk may have to wake up
 _PASSED_ON = ("GDAL_DATA", "LD_LIBRARY_PATH", "PATH", "PROJ_DATA", "PROJ_LIB")
@@ -55,6 +56,12 @@ def examine(names: Mapping[str, str]) -> None:
         InputError: one cannot be opened as a GeoTIFF.
         TilesegError: a remote one cannot be had.
     """
+    files = list(names.items())
+    for at in range(0, len(files), _BATCH):
+        _examine(dict(files[at : at + _BATCH]))
+
+
+def _examine(names: Mapping[str, str]) -> None:
     first = next(iter(names.values()))
     try:
         ending = _ask(list(names))
@@ -71,7 +78,7 @@ def examine(names: Mapping[str, str]) -> None:
         raise _ERRORS[ending.code](f"{names.get(path, path)}: {reason}")
     if len(names) > 1:  # one of them it was
         for each in names.items():
-            examine(dict([each]))
+            _examine(dict([each]))
         return
     msg = (
         f"{first}: two blocks of it could not be read with {_MEMORY >> 20} "
