@@ -119,11 +119,15 @@ def test_one_fused_network_takes_every_shape():
         torch.testing.assert_close(fused(tiles), network(tiles), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.inference_mode()
-def test_a_tile_does_not_depend_on_its_neighbours_or_the_threads():
-    """To the last bit, so that a plan's shards are the same wherever they are made."""
-    fused = fuse(make(width=8, depth=3))
-    tiles = tidy(torch.randn(7, 3, 64, 64))
+def test_a_tile_does_not_depend_on_its_neighbours_or_the_threads(dtype):
+    """To the last bit, so that a plan's shards are the same wherever they are made.
+
+    Nor on their number: an area has other batches than the scene that it is of.
+    """
+    fused = fuse(make(width=8, depth=3).to(dtype))
+    tiles = tidy(torch.randn(7, 3, 64, 64, dtype=dtype))
     order = torch.tensor([3, 6, 0, 5, 2, 1, 4])
 
     here = fused(tiles)
@@ -135,6 +139,9 @@ def test_a_tile_does_not_depend_on_its_neighbours_or_the_threads():
 
     torch.testing.assert_close(here[order], there, rtol=0, atol=0)
     torch.testing.assert_close(here, alone, rtol=0, atol=0)
+    for size in (1, 2, 3, 5):
+        parts = torch.cat([fused(tidy(part)) for part in tiles.split(size)])
+        torch.testing.assert_close(here, parts, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

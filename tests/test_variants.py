@@ -2,9 +2,12 @@
 
 import os
 from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from making import lively, make_card, make_model, stop_after
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
@@ -65,7 +68,7 @@ def job(scene_path, model_path, tmp_path):
 
 
 def test_our_network_is_fused():
-    device = choose(CARD, ours(), CPU, asked="auto", todo=1)
+    device = choose(CARD, ours(), CPU, asked="auto", todo=1).device
 
     assert replace(CPU, network="fused") == device
 
@@ -79,7 +82,7 @@ def test_what_is_not_right_is_not_used(fuse, reason, monkeypatch, caplog):
     """By itself the plain network runs, and one line says why; an order ends there."""
     monkeypatch.setattr(variants, "fuse", fuse)
 
-    device = choose(CARD, ours(), CPU, asked="auto", todo=1)
+    device = choose(CARD, ours(), CPU, asked="auto", todo=1).device
 
     assert device == CPU
     (said,) = caplog.messages
@@ -105,7 +108,7 @@ def test_a_network_of_nan_is_as_wrong_in_every_form(caplog):
     module = ours()
     nn.init.constant_(module.final_conv.weight, torch.nan)
 
-    assert choose(CARD, module, CPU, asked="auto", todo=1) == CPU
+    assert choose(CARD, module, CPU, asked="auto", todo=1).device == CPU
     assert len(caplog.messages) == 1
 
 
@@ -118,14 +121,14 @@ def test_compiling_has_to_earn_its_time(monkeypatch):
     assert variants.is_worth_compiling(foreign(), LONG, *feed)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not variants.is_worth_compiling(foreign(), LONG, *feed)
-    assert choose(CARD, foreign(), CPU, asked="auto", todo=LONG) == CPU
+    assert choose(CARD, foreign(), CPU, asked="auto", todo=LONG).device == CPU
 
 
 def test_anothers_network_is_compiled_where_it_earns_that(monkeypatch):
     monkeypatch.setenv("CXX", "true")
     monkeypatch.setattr(variants, "_compile", lambda module: module)
 
-    device = choose(CARD, foreign(), CPU, asked="auto", todo=LONG)
+    device = choose(CARD, foreign(), CPU, asked="auto", todo=LONG).device
 
     assert device == replace(CPU, network="compiled")
 
@@ -201,7 +204,7 @@ def test_a_plan_goes_on_as_it_began_or_not_at_all(job, monkeypatch):
 def test_a_gpus_batch_fits_half_of_its_memory(free):
     """The largest power of two that does, up to 512 tiles; one if none does."""
     gpu = Device("cuda", "any", "bf16", memory=free)
-    batch = default_batch(gpu, CARD)
+    batch = default_batch(gpu, CARD, 100)
 
     assert batch in [1 << power for power in range(10)]
     assert batch == 1 or batch * tile_bytes(CARD, gpu) <= free / 2
@@ -211,7 +214,22 @@ def test_a_gpus_batch_fits_half_of_its_memory(free):
 def test_the_classic_network_fills_a_large_gpu():
     seed = make_card(outputs=1, tile=128, halo=16, width=64, depth=4)
 
-    assert default_batch(Device("cuda", "any", "bf16", memory=78 << 30), seed) == 512
+    assert default_batch(replace(CPU, memory=78 << 30), seed, 10**6) == 512
+
+
+@given(st.integers(1, 5000))
+def test_two_forwards_side_by_side_end_together(todo):
+    """On a CPU, and never later than with 16 tiles, which all others get."""
+    fused = replace(CPU, network="fused")
+    batch = default_batch(fused, CARD, todo)
+
+    def slowest(size):
+        return ceil(ceil(todo / size) / 2) * size
+
+    assert default_batch(CPU, CARD, todo) == default_batch(fused, CARD, 20_000) == 16
+    assert 1 <= batch <= 16
+    assert slowest(batch) <= slowest(16)
+    assert todo > 32 or slowest(batch) == ceil(todo / 2)
 
 
 @pytest.mark.parametrize("network", ["plain", "fused"])

@@ -119,9 +119,12 @@ def load(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
         model.load(folder, card, replace(device, network=way), trim)
         for folder, card, way in zip(ensemble.paths, ensemble.cards, ways, strict=True)
     ]
-    if ensemble.forwards == 1:
-        return networks[0]
-    return Averaged(ensemble, networks, device)
+    return _as_one(ensemble, networks, device)
+
+
+def _as_one(ensemble: Ensemble, networks: list[Network], device: Device) -> Network:
+    is_one = ensemble.forwards == 1
+    return networks[0] if is_one else Averaged(ensemble, networks, device)
 
 
 _locks: defaultdict[str, Lock] = defaultdict(Lock)
@@ -139,9 +142,7 @@ def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     Raises:
         TilesegError: see `load`.
     """
-    # A plan's `cuda` is the first of them, as a worker calls it.
-    name = "cuda:0" if device.name == "cuda" else device.name
-    wanted = ensemble, replace(device, name=name, memory=None), trim
+    name, wanted = _wish(ensemble, device, trim)
     with _locks[name]:
         held, network = _held.get(name, (None, None))
         if network is None or held != wanted:
@@ -152,27 +153,49 @@ def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
         return network
 
 
+def _wish(
+    ensemble: Ensemble, device: Device, trim: int
+) -> tuple[str, tuple[Ensemble, Device, int]]:
+    """Return a device's one name, and what is wanted there."""
+    # A plan's `cuda` is the first of them, as a worker calls it.
+    name = "cuda:0" if device.name == "cuda" else device.name
+    return name, (ensemble, replace(device, name=name, memory=None), trim)
+
+
 def let_go() -> None:
     """Take all networks that are at hand off their devices, when nobody uses them."""
     _held.clear()
 
 
-def settle(ensemble: Ensemble, device: Device, *, asked: str, todo: int) -> Device:
+def settle(
+    ensemble: Ensemble, device: Device, *, asked: str, todo: int, trim: int
+) -> Device:
     """Return the device with the way to run each network; see `model.choose`.
+
+    The networks are then at hand, run like that.
 
     Args:
         ensemble: the models.
         device: which one.
         asked: `auto`, or the one way that will do.
         todo: tiles that are to be labelled.
+        trim: pixels on each side of a tile that answers are to lack.
 
     Raises:
         ModelError: the way that was asked for is not right; or the device failed.
     """
     todo *= ensemble.forwards // len(ensemble.cards)
-    ways = [
-        model.settle(folder, card, device, asked=asked, todo=todo).network
-        for folder, card in zip(ensemble.paths, ensemble.cards, strict=True)
-    ]
-    is_one_way = len(set(ways)) == 1
-    return replace(device, network=ways[0] if is_one_way else _WAYS.join(ways))
+    name, _ = _wish(ensemble, device, trim)
+    with _locks[name]:
+        _held.pop(name, None)  # before: there may be no room for both
+        networks = [
+            model.settle(folder, card, device, asked=asked, todo=todo, trim=trim)
+            for folder, card in zip(ensemble.paths, ensemble.cards, strict=True)
+        ]
+        ways = [network.device.network for network in networks]
+        is_one_way = len(set(ways)) == 1
+        way = ways[0] if is_one_way else _WAYS.join(ways)
+        device = replace(device, network=way)
+        _, settled = _wish(ensemble, device, trim)
+        _held[name] = settled, _as_one(ensemble, networks, device)
+    return device

@@ -18,7 +18,7 @@ from tileseg.device import Device, default_batch, resolve_device, worker_devices
 from tileseg.errors import InputError
 from tileseg.fit import doubts_of
 from tileseg.grid import Run
-from tileseg.precision import settle, spots
+from tileseg.precision import settle, spots, trim_of
 from tileseg.predict import Predictor, Scaling
 from tileseg.raster import Scene
 from tileseg.reader import Reader
@@ -212,7 +212,8 @@ def _means(task: Task) -> tuple[Device, int]:
     """Return on what a task is done here, and how many tiles at a time."""
     job = task.job
     device = settle(task, resolve_device(job.device, job.precision))
-    return device, job.batch_size or default_batch(device, task.ensemble)
+    batch = default_batch(device, task.ensemble, task.grid.tiles.size)
+    return device, job.batch_size or batch
 
 
 def _rate(task: Task, device: Device, batch: int) -> float | None:
@@ -220,7 +221,7 @@ def _rate(task: Task, device: Device, batch: int) -> float | None:
     grid = replace(task.grid, shard=int(batch**0.5) * task.grid.stride)
     reader = Reader(task.scene, task.bands, grid)
     blend, scaling = Blend(grid.stride, grid.halo, "crop"), Scaling(*task.gains())
-    network = averaging.load(task.ensemble, device, blend.trim)
+    network = averaging.at_hand(task.ensemble, device, trim_of(task))
     for spot in spots(grid):
         try:
             strips = list(reader.strips(spot))

@@ -125,10 +125,16 @@ def _forward(
     return forward
 
 
-def choose(
-    card: Card, module: torch.nn.Module, device: Device, *, asked: str, todo: int
-) -> Device:
-    """Return the device with the fastest way to run a network that is right on it.
+def choose(  # noqa: PLR0913  (three values, and what is wanted of them)
+    card: Card,
+    module: torch.nn.Module,
+    device: Device,
+    *,
+    asked: str,
+    todo: int,
+    trim: int = 0,
+) -> Network:
+    """Return a network on a device, run in the fastest way that is right there.
 
     Our own U-Net is fused; another network is compiled where that earns its time.
 
@@ -138,16 +144,14 @@ def choose(
         device: which one.
         asked: `auto`, or the one way that will do.
         todo: tiles that are to be forwarded.
+        trim: see `Network`.
 
     Raises:
         ModelError: the way that was asked for is not right; or the device failed.
     """
-    plain = replace(device, network="plain")
-    Network(card, module, plain)
     if asked != "auto":
-        wanted = replace(device, network=asked)
-        Network(card, module, wanted)
-        return wanted
+        return Network(card, module, replace(device, network=asked), trim)
+    plain = Network(card, module, replace(device, network="plain"), trim)
     if isinstance(module, UNet):
         fast = replace(device, network="fused")
     elif not card.architecture.is_fp32_only and variants.is_worth_compiling(
@@ -157,24 +161,27 @@ def choose(
     else:
         return plain
     try:
-        Network(card, module, fast)
+        return Network(card, module, fast, trim)
     except DeviceFaultError:
         raise
     except ModelError as err:
         logger.warning("%s; going on with the plain one", err)
         return plain
-    return fast
 
 
-def settle(
-    folder: Path, card: Card, device: Device, *, asked: str, todo: int
-) -> Device:
-    """Return the device with the way to run a model folder's network; see `choose`."""
-    if asked == "plain":
-        return replace(device, network=asked)
+def settle(  # noqa: PLR0913  (see `choose`)
+    folder: Path, card: Card, device: Device, *, asked: str, todo: int, trim: int
+) -> Network:
+    """Load a model folder's network onto a device, to run as `choose` says.
+
+    Raises:
+        ModelError: see `load` and `choose`.
+        DeviceFaultError: the device failed.
+    """
+    module = load_module(folder, card)
     _be_exact()
     with _loading(device):
-        return choose(card, load_module(folder, card), device, asked=asked, todo=todo)
+        return choose(card, module, device, asked=asked, todo=todo, trim=trim)
 
 
 def load_module(folder: Path, card: Card) -> torch.nn.Module:

@@ -32,7 +32,15 @@ from tileseg.task import Task
 from tileseg.vectorize import Areas, polygonise
 from tileseg.window import Window
 
-__all__ = ["Overlay", "fitted", "outlines", "overlays", "shards", "thumbnail"]
+__all__ = [
+    "Finished",
+    "Overlay",
+    "fitted",
+    "outlines",
+    "overlays",
+    "shards",
+    "thumbnail",
+]
 
 _SIDE = 2048  # pixels of the longer side of a raster, at most
 _PIXELS = 4 * _SIDE**2  # of all bands of a raster, at most
@@ -62,9 +70,32 @@ class Overlay:
         return {"height": height, "width": width, "step": self.step, "data": data}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """What a map needs of the finished rasters."""
+
+    rasters: Mapping[str, tuple[Pixels, int]]
+    """Each at its first overview that is small enough, if one is, and its step."""
+    labels: Pixels
+    """The mask where the scene's picture is sampled."""
+
+    @classmethod
+    def read(cls, task: Task, folder: Path) -> "Finished":
+        """Read it of a folder."""
+        area = task.grid.area
+        whole, shape = area.relative_to(area), Sampling(task.grid).shape
+        return cls(
+            {
+                product: _read(folder / f"{product}.tif", len(look.bands))
+                for product, look in task.looks.items()
+            },
+            labels_of(folder / "mask.tif", whole, shape),
+        )
+
+
 def overlays(
     task: Task,
-    folder: Path,
+    finished: Finished,
     picture: Picture | None,
     receipts: Iterable[Receipt],
 ) -> dict[str, Any]:
@@ -72,14 +103,14 @@ def overlays(
 
     Args:
         task: of what scene, by which model.
-        folder: where the finished rasters are.
+        finished: its rasters.
         picture: the scene's bands that are shown, if they can be.
         receipts: of the shards that are done.
     """
     area, box, card = task.grid.area, task.geobox, task.card
     most = _BYTES // (1 + task.planes)
     rasters = {
-        product: _read(folder / f"{product}.tif", look, most)
+        product: _fitted(finished.rasters[product], look, most)
         for product, look in task.looks.items()
     }
     seconds = {
@@ -92,7 +123,7 @@ def overlays(
         "origin": [area.col, area.row],
         "metres": pixel_metres(box),
         "transform": list(box.transform)[:6],
-        "picture": _picture(task, folder / "mask.tif", picture, most),
+        "picture": _picture(task, finished.labels, picture, most),
         "rasters": {name: layer.to_json() for name, layer in rasters.items()},
         "shards": shards(task.grid, seconds).to_json()
         | {"low": min(seconds.values()), "high": max(seconds.values())},
@@ -118,22 +149,19 @@ def _packed(pixels: Pixels) -> bytes:
     return deflate(pixels.reshape(-1, pixels.shape[-1]))
 
 
-def _read(path: Path, look: Look, most: int) -> Overlay:
-    """Return a finished raster: its first overview that is small enough, or half it.
-
-    Args:
-        path: where it is.
-        look: how it presents itself.
-        most: bytes of a band when packed.
-    """
-    bands = len(look.bands)
+def _read(path: Path, bands: int) -> tuple[Pixels, int]:
     with gdal_env(), open_dataset(path) as dataset:
         shapes = [(bands, *shape) for shape in level_shapes(*dataset.shape)]
         small = (number for number, shape in enumerate(shapes) if _is_small(shape))
         level = next(small, len(shapes) - 1)
         pixels: Pixels = dataset.read(out_shape=shapes[level])
-    pixels = pixels[0] if bands == 1 else pixels
-    return fitted(pixels, SHRINK[look.overviews], bands * most, 2**level)
+    return pixels[0] if bands == 1 else pixels, 2**level
+
+
+def _fitted(raster: tuple[Pixels, int], look: Look, most: int) -> Overlay:
+    """Return a raster of which a band takes no more than `most` bytes when packed."""
+    pixels, step = raster
+    return fitted(pixels, SHRINK[look.overviews], len(look.bands) * most, step)
 
 
 def shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:
@@ -150,13 +178,12 @@ def shards(grid: Grid, seconds: Mapping[tuple[int, int], float]) -> Overlay:
 
 
 def _picture(
-    task: Task, mask: Path, picture: Picture | None, most: int
+    task: Task, labels: Pixels, picture: Picture | None, most: int
 ) -> dict[str, Any] | None:
     """Return the scene as a WebP, transparent where the mask is nodata."""
     if picture is None:
         return None
     sampling = Sampling(task.grid)
-    labels = labels_of(mask, task.grid.area.relative_to(task.grid.area), sampling.shape)
     colors = np.full((*sampling.shape, 4), 255, np.uint8)
     colors[..., :3] = (255 * stretched(picture, labels == NODATA)).astype(np.uint8)
     colors[labels == NODATA] = 0

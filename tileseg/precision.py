@@ -18,7 +18,7 @@ from tileseg.reader import Reader
 from tileseg.task import Task
 from tileseg.window import Window
 
-__all__ = ["ENOUGH", "Check", "compare", "settle", "spots"]
+__all__ = ["ENOUGH", "Check", "compare", "settle", "spots", "trim_of"]
 
 ENOUGH = 0.999
 """Share of labels that must agree for `--precision auto` to keep the fast numbers."""
@@ -41,11 +41,19 @@ class Check:
 def settle(task: Task, device: Device) -> Device:
     """Return the device with the way to run the task's networks: see `model.choose`.
 
+    They are then at hand there.
+
     Raises:
         ModelError: the way that was asked for is not right there; or the device failed.
     """
-    job, todo = task.job, task.grid.tiles.size
-    return averaging.settle(task.ensemble, device, asked=job.network, todo=todo)
+    asked, todo = task.job.network, task.grid.tiles.size
+    models, trim = task.ensemble, trim_of(task)
+    return averaging.settle(models, device, asked=asked, todo=todo, trim=trim)
+
+
+def trim_of(task: Task) -> int:
+    """Return how many pixels on each side of a tile the task's networks leave out."""
+    return Blend(task.grid.stride, task.grid.halo, task.job.blend).trim
 
 
 def compare(task: Task, device: Device) -> Check:
@@ -63,7 +71,7 @@ def compare(task: Task, device: Device) -> Check:
     blend, models = Blend(grid.stride, grid.halo, "crop"), task.ensemble
     networks = (
         averaging.load(models, plain, blend.trim),
-        averaging.at_hand(models, device, blend.trim),  # the job goes on with it
+        averaging.at_hand(models, device, trim_of(task)),  # the job goes on with it
     )
     exact, fast = (_predictor(task, grid, blend, it) for it in networks)
     pixels, right = 0, 0

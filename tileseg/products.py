@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import import_module
 from itertools import groupby
@@ -96,19 +97,22 @@ def present(
     Returns:
         What the Item lists, see `list_outputs`: large files are hashed once.
     """
-    from tileseg.overlay import overlays
+    from tileseg.overlay import Finished, overlays
     from tileseg.quicklook import quicklook
     from tileseg.report import report
     from tileseg.stac import item
 
     picture, mask = _picture(task, collage), folder / "mask.tif"
     pixels = count_pixels(receipts.values())
-    drawn = quicklook(task, mask, pixels, picture)
+    finished = Finished.read(task, folder)
+    with ThreadPoolExecutor(1) as pool:  # pictures are packed without Python's lock
+        coming = pool.submit(overlays, task, finished, picture, receipts.values())
+        drawn = quicklook(task, mask, pixels, picture)
+        chart = coming.result()
     write_whole(folder / "quicklook.png", drawn)
     shown = _counted(task, receipts)
     listed = list_outputs(folder)
     write_whole(folder / "item.json", item(task, listed, shown))
-    chart = overlays(task, folder, picture, receipts.values())
     record.finish()
     beside = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     page = report(record.told(), chart, task.request["versions"], beside)

@@ -38,11 +38,12 @@ def resolve(task: Task, engine: "Engine") -> Plan:
     check: dict[str, Any] = {}
     if device.precision != "fp32" and not job.dry_run:
         device, check = _checked(task, device, engine)
+    batch = default_batch(device, task.ensemble, task.grid.tiles.size)
     resolved = {
         **machine,
         "precision": device.precision,
         "network": device.network,
-        "batch_size": job.batch_size or default_batch(device, task.ensemble),
+        "batch_size": job.batch_size or batch,
     }
     return Plan(task.request, resolved, check, job.destination)
 

@@ -9,6 +9,8 @@ from tileseg.device import Device, default_batch
 
 __all__ = ["Setting"]
 
+_MANY = 1_000_000  # tiles
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
@@ -36,8 +38,8 @@ class Setting:
         return self.device.precision == "bf16"
 
     def batch(self, card: Card) -> int:
-        """Return how many tiles of a model one forward takes, by default."""
-        return default_batch(self.device, card)
+        """Return how many tiles of a model one forward takes, of a large scene."""
+        return default_batch(self.device, card, _MANY)
 
     @property
     def lanes(self) -> int:
