@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import torch
 from click.testing import CliRunner
 
 from tileseg.device import resolve_device
 from tileseg.errors import ExitCode
+from tileseg.item import read_card
+from tileseg.model import load_module
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import bench
@@ -188,6 +191,21 @@ def test_tiles_put_together_are_the_picture_they_were_cut_from(shape, first):
             place(mask, full, (row, col), wish)
 
     np.testing.assert_array_equal(mask, picture)
+
+
+def test_a_widened_model_answers_as_the_one_it_is_of(setting):
+    """So that bf16 is to a wide network what it is to the trained one."""
+    own, wide = (scenes.own_model(setting.folder, width) for width in (16, 32))
+    cards = [read_card(model) for model in (own, wide)]
+    tiles = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        answers = [
+            load_module(*pair)(tiles) for pair in zip((own, wide), cards, strict=True)
+        ]
+
+    assert [card.architecture.parameters["width"] for card in cards] == [16, 32]
+    assert answers[0].std() > 1
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

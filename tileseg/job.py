@@ -82,12 +82,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     place, work = open_place(job), open_storage(job.workplace)
     task = prepare(job)
     record.add_task(task)
-    held = place.published()
-    if held and place.is_complete(held, task.request_id):
-        _adopt(held, place, job, record)
-        return
-    _check_free(place, held, task)
-    if _adopt_parked(held, place, task, record):
+    if _is_answered(place, task, record):
         return
     if job.dry_run:
         _plan(task, staff, record)
@@ -100,31 +95,49 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         with ExitStack() as stack:
             stack.callback(work.vacate)  # if nothing was begun there
             lock = stack.enter_context(hold(work, task.request_id))
-            plan = _plan(task, staff, record)
-            with place.staging() as folder:
-                # Again, now that nobody else can publish: another may just have ended.
-                held = place.published()
-                _check_free(place, held, task)
-                task.identity.remember(work)
-                watched = _while(lock, progress)
-                ledger, receipts = carry_out(
-                    task, plan, staff, record, watched, held=held
-                )
-                task.identity.check_unchanged()
-                collage = build(task, ledger, receipts, record, folder)
-                inspect(
-                    task, place, held, record, lambda it: staff.ask(it, ledger.plan)
-                )
-                listed = present(task, collage, receipts, record, folder)
-                _close(place, record, folder, listed)
-                lock.renew()
-            _clean(job, ledger.plan.plan_id, is_whole=not record.failures)
-            logger.info("%s: %s", job.href, record.values["verdict"]["advice"])
+            _make(task, lock, progress, staff, record)
     except BusyError:
         held = place.published()
         if not (held and place.is_complete(held, task.request_id)):
             raise
         _adopt(held, place, job, record)  # another run was faster
+
+
+def _is_answered(place: publish.Place, task: Task, record: Record) -> bool:
+    """Return whether what is asked for is there, published or parked; then adopt it.
+
+    Raises:
+        TilesegError: something else is there that may not be replaced.
+    """
+    held = place.published()
+    if held and place.is_complete(held, task.request_id):
+        _adopt(held, place, task.job, record)
+        return True
+    _check_free(place, held, task)
+    return _adopt_parked(held, place, task, record)
+
+
+def _make(
+    task: Task, lock: Hold, progress: Progress, staff: Staff, record: Record
+) -> None:
+    """Make the products of a task whose lock is held, and publish them."""
+    place = open_place(task.job)
+    plan = _plan(task, staff, record)
+    with place.staging() as folder:
+        # Again, now that nobody else can publish: another may just have ended.
+        held = place.published()
+        _check_free(place, held, task)
+        task.identity.remember(open_storage(task.job.workplace))
+        watched = _while(lock, progress)
+        ledger, receipts = carry_out(task, plan, staff, record, watched, held=held)
+        task.identity.check_unchanged()
+        collage = build(task, ledger, receipts, record, folder)
+        inspect(task, place, held, record, lambda it: staff.ask(it, ledger.plan))
+        listed = present(task, collage, receipts, record, folder)
+        _close(place, record, folder, listed)
+        lock.renew()
+    _clean(task.job, ledger.plan.plan_id, is_whole=not record.failures)
+    logger.info("%s: %s", task.job.href, record.values["verdict"]["advice"])
 
 
 def _look(task: Task, record: Record) -> None:

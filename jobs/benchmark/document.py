@@ -13,9 +13,9 @@ _HEAD = """\
 What `python jobs/bench.py` prints; `--markdown` writes this page. Speeds of different machines cannot be
 compared; the ratios can, and they are what tileseg is judged by. Each figure is the median over rounds in which all that is
 compared takes turns; `spread` is how far the rounds lie apart, as a share of it. `tiles_s` are tiles of 128²
-a second, `mpx_s` millions of scene pixels a second. The scenes are correlated noise from a seed, the models other than tileseg's own
-(base width 16) have random weights: neither changes a speed, but where
-there is bf16 they decide whether the guard lets it be used.
+a second, `mpx_s` millions of scene pixels a second. The scenes are correlated noise from a seed. Base width 16 is tileseg's own model,
+64 the same one widened, whose answers are the same; narrower ones have random weights. None of that changes a speed, but where
+there is bf16 it decides whether the guard lets it be used.
 """
 
 _PARTS = {

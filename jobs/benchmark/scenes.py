@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.windows import Window
+from torch import Tensor
 
 from tileseg.architecture import unet
+from tileseg.builtin import default_model
 from tileseg.card import Card
 from tileseg.classes import LandClass
-from tileseg.item import to_stac
-from tileseg.model import round_weights, save
+from tileseg.item import read_card, to_stac
+from tileseg.model import load_module, round_weights, save
 from tileseg.unet import UNet
 
 __all__ = ["Kind", "land_cover", "make_model", "make_scene", "own_model"]
@@ -168,7 +170,6 @@ def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) ->
     module = UNet(bands, classes, width=width)
     _enliven(module, bands)
     round_weights(module)  # as trained ones are, so that bf16 has the same chance
-    data, sha256 = save(module)
     card = Card(
         name=f"random-{width}",
         version="1",
@@ -184,11 +185,17 @@ def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) ->
         ),
         outputs=classes,
         architecture=unet(width, depth=4),
-        sha256=sha256,
+        sha256="",
     )
+    return _write(path, card, module)
+
+
+def _write(path: Path, card: Card, module: UNet) -> Path:
+    data, sha256 = save(module)
     path.mkdir(parents=True, exist_ok=True)
     (path / card.weights).write_bytes(data)
-    (path / "card.json").write_text(json.dumps(to_stac(card)), encoding="utf-8")
+    values = to_stac(replace(card, sha256=sha256))
+    (path / "card.json").write_text(json.dumps(values), encoding="utf-8")
     return path
 
 
@@ -210,11 +217,41 @@ def _enliven(module: UNet, bands: int) -> None:
 
 
 def own_model(folder: Path, width: int) -> Path:
-    """Return a model of 3 bands and 5 classes, tileseg's own if that is as wide."""
-    from tileseg.builtin import default_model
-    from tileseg.item import read_card
+    """Return a model of 3 bands and 5 classes: tileseg's own, if need be widened.
 
+    A narrower one is random.
+    """
     own = default_model()
-    if read_card(own).architecture.parameters["width"] == width:
-        return own
-    return make_model(folder, width=width)
+    times, rest = divmod(width, read_card(own).architecture.parameters["width"])
+    if rest:
+        return make_model(folder, width=width)
+    return own if times == 1 else _widened(folder, own, times)
+
+
+def _widened(folder: Path, own: Path, times: int) -> Path:
+    """Return a model that is `times` as wide and answers alike; write it if need be.
+
+    Every channel is there so often, and has so small a part in what follows: Chen,
+    Goodfellow, Shlens: "Net2Net: Accelerating Learning via Knowledge Transfer", 2016.
+    """
+    card = read_card(own)
+    width, depth = (card.architecture.parameters[it] for it in ("width", "depth"))
+    name = f"{card.name}-{times * width}"
+    path = folder / f"{name}-{card.sha256[:8]}"
+    if (path / "card.json").exists():
+        return path
+    module = UNet(len(card.bands), card.outputs, width=times * width, depth=depth)
+    weights = load_module(own, card).state_dict().items()
+    module.load_state_dict({key: _wide(key, it, times) for key, it in weights})
+    wide = replace(card, name=name, architecture=unet(times * width, depth=depth))
+    return _write(path, wide, module)
+
+
+def _wide(key: str, weight: Tensor, times: int) -> Tensor:
+    """Return a layer's weight, or its bias, of so many copies of each channel."""
+    outputs, inputs = (1, 0) if key.startswith("upconv") else (0, 1)
+    if not key.startswith("final_conv"):
+        weight = weight.repeat_interleave(times, outputs if weight.dim() > 1 else 0)
+    if weight.dim() > 1 and key != "enc1.0.weight":
+        weight = weight.repeat_interleave(times, inputs) / times
+    return weight
