@@ -427,25 +427,25 @@ def scene_at(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "blend"),
+    ("place", "blend", "precision"),
     [
-        ("rotated", "crop"),
-        ("degrees", "cosine"),
+        ("rotated", "crop", "fp32"),
+        ("degrees", "cosine", "bf16"),
         *(
-            pytest.param(place, blend, marks=pytest.mark.slow)
-            for place, blend in [
-                ("north-up", "crop"),
-                ("north-up", "cosine"),
-                ("south-up", "crop"),
-                ("rotated", "cosine"),
+            pytest.param(*facts, marks=pytest.mark.slow)
+            for facts in [
+                ("north-up", "crop", "bf16"),
+                ("north-up", "cosine", "fp32"),
+                ("south-up", "crop", "fp32"),
+                ("rotated", "cosine", "bf16"),
             ]
         ),
     ],
 )
-def test_a_part_is_the_crop_of_the_whole(segment, scene_at, place, blend):
+def test_a_part_is_the_crop_of_the_whole(segment, scene_at, place, blend, precision):
     scene, geobox = scene_at(place), geobox_of(*PLACES[place])
     box = bbox_round(geobox, 31.3, 57.2, 61, 30)
-    options = {"blend": blend, "confidence": True}
+    options = {"blend": blend, "confidence": True, "precision": precision}
 
     _, whole = segment("whole", scene, **options)
     values, part = segment("part", scene, bbox=box, **options)

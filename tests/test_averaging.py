@@ -18,19 +18,21 @@ from making import lively, make_card, make_model, make_plain
 from test_oracle import BLOCKS, invalid_pixels, scaled, tame_network, whole
 from torch.profiler import ProfilerActivity, profile
 
-from tileseg import averaging
+from tileseg import averaging, model
 from tileseg.averaging import D4, Averaged
 from tileseg.blend import Blend
 from tileseg.device import Device, resolve_device, tile_bytes
 from tileseg.ensemble import Ensemble
-from tileseg.errors import ModelError
+from tileseg.errors import ExitCode, ModelError
 from tileseg.grid import Grid, Run
 from tileseg.item import read_card
+from tileseg.job import run as carry_out
 from tileseg.model import Network
 from tileseg.predict import Predictor, Scaling
 from tileseg.reader import Reader
 from tileseg.scene import open_scene
-from tileseg.settings import LAYERS
+from tileseg.settings import LAYERS, Job
+from tileseg.staff import Staff
 from tileseg.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")
@@ -363,6 +365,25 @@ def test_networks_stay_at_hand_until_others_are_wanted(folders):
         del got
     averaging.let_go()
     assert gone() is None
+
+
+@pytest.mark.parametrize("blend", ["crop", "cosine"])
+def test_a_model_is_loaded_once_for_jobs_that_follow_each_other(
+    blend, folders, scene_path, tmp_path, monkeypatch
+):
+    """By whoever chooses the way that it is run; the workers find it at hand."""
+    loaded, load = [], model.load_module
+    monkeypatch.setattr(
+        model, "load_module", lambda *args: loaded.append(args) or load(*args)
+    )
+    averaging.let_go()
+    facts = {"input": str(scene_path), "model": folders[0], "precision": "fp32"}
+    with Staff() as staff:
+        for name in ("first", "second"):
+            output = str(tmp_path / name)
+            job = Job(**facts, output=output, blend=blend, engine="local", shard=96)
+            assert carry_out(job, staff=staff).values["exit_code"] == ExitCode.OK
+            assert len(loaded) == 1
 
 
 def test_one_model_without_symmetries_is_the_network_itself(folders):

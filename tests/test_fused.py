@@ -122,10 +122,7 @@ def test_one_fused_network_takes_every_shape():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.inference_mode()
 def test_a_tile_does_not_depend_on_its_neighbours_or_the_threads(dtype):
-    """To the last bit, so that a plan's shards are the same wherever they are made.
-
-    Nor on their number: an area has other batches than the scene that it is of.
-    """
+    """To the last bit, so that a plan's shards are the same wherever they are made."""
     fused = fuse(make(width=8, depth=3).to(dtype))
     tiles = tidy(torch.randn(7, 3, 64, 64, dtype=dtype))
     order = torch.tensor([3, 6, 0, 5, 2, 1, 4])
@@ -139,9 +136,20 @@ def test_a_tile_does_not_depend_on_its_neighbours_or_the_threads(dtype):
 
     torch.testing.assert_close(here[order], there, rtol=0, atol=0)
     torch.testing.assert_close(here, alone, rtol=0, atol=0)
-    for size in (1, 2, 3, 5):
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_a_tile_is_the_same_in_a_batch_of_any_size(dtype):
+    """To the last bit: an area has other batches than the scene that it is of."""
+    fused = fuse(make(width=16, depth=4).to(dtype), 16)
+    tiles = tidy(torch.randn(16, 3, 128, 128, dtype=dtype))
+
+    whole = fused(tiles)
+
+    for size in range(1, 16):
         parts = torch.cat([fused(tidy(part)) for part in tiles.split(size)])
-        torch.testing.assert_close(here, parts, rtol=0, atol=0)
+        torch.testing.assert_close(whole, parts, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -22,6 +22,7 @@ from tileseg.settings import Job
 from tileseg.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")
+GPU = Device("cuda", "any", "bf16")
 CARD = make_card()
 LONG = 10**12  # tiles
 
@@ -68,7 +69,7 @@ def job(scene_path, model_path, tmp_path):
 
 
 def test_our_network_is_fused():
-    device = choose(CARD, ours(), CPU, asked="auto", todo=1).device
+    device = choose(CARD, ours(), CPU, asked="auto", todo=1, trim=0).device
 
     assert replace(CPU, network="fused") == device
 
@@ -82,14 +83,14 @@ def test_what_is_not_right_is_not_used(fuse, reason, monkeypatch, caplog):
     """By itself the plain network runs, and one line says why; an order ends there."""
     monkeypatch.setattr(variants, "fuse", fuse)
 
-    device = choose(CARD, ours(), CPU, asked="auto", todo=1).device
+    device = choose(CARD, ours(), CPU, asked="auto", todo=1, trim=0).device
 
     assert device == CPU
     (said,) = caplog.messages
     assert reason in said
     assert "\n" not in said
     with pytest.raises(ModelError, match=reason):
-        choose(CARD, ours(), CPU, asked="fused", todo=1)
+        choose(CARD, ours(), CPU, asked="fused", todo=1, trim=0)
 
 
 def test_a_device_that_fails_is_not_taken_for_a_form_that_does(monkeypatch):
@@ -100,7 +101,7 @@ def test_a_device_that_fails_is_not_taken_for_a_form_that_does(monkeypatch):
     monkeypatch.setattr(variants, "fuse", fault)
 
     with pytest.raises(DeviceFaultError):
-        choose(CARD, ours(), CPU, asked="auto", todo=1)
+        choose(CARD, ours(), CPU, asked="auto", todo=1, trim=0)
 
 
 def test_a_network_of_nan_is_as_wrong_in_every_form(caplog):
@@ -108,7 +109,7 @@ def test_a_network_of_nan_is_as_wrong_in_every_form(caplog):
     module = ours()
     nn.init.constant_(module.final_conv.weight, torch.nan)
 
-    assert choose(CARD, module, CPU, asked="auto", todo=1).device == CPU
+    assert choose(CARD, module, CPU, asked="auto", todo=1, trim=0).device == CPU
     assert len(caplog.messages) == 1
 
 
@@ -121,14 +122,14 @@ def test_compiling_has_to_earn_its_time(monkeypatch):
     assert variants.is_worth_compiling(foreign(), LONG, *feed)
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert not variants.is_worth_compiling(foreign(), LONG, *feed)
-    assert choose(CARD, foreign(), CPU, asked="auto", todo=LONG).device == CPU
+    assert choose(CARD, foreign(), CPU, asked="auto", todo=LONG, trim=0).device == CPU
 
 
 def test_anothers_network_is_compiled_where_it_earns_that(monkeypatch):
     monkeypatch.setenv("CXX", "true")
     monkeypatch.setattr(variants, "_compile", lambda module: module)
 
-    device = choose(CARD, foreign(), CPU, asked="auto", todo=LONG).device
+    device = choose(CARD, foreign(), CPU, asked="auto", todo=LONG, trim=0).device
 
     assert device == replace(CPU, network="compiled")
 
@@ -163,7 +164,7 @@ def test_what_is_compiled_is_the_same_network(monkeypatch, tmp_path):
 
 def test_there_is_no_fused_form_of_anothers_network():
     with pytest.raises(ModelError, match="no fused form of Sequential"):
-        choose(CARD, foreign(), CPU, asked="fused", todo=1)
+        choose(CARD, foreign(), CPU, asked="fused", todo=1, trim=0)
 
 
 def test_a_loaded_network_is_what_the_device_says_or_none(tmp_path, monkeypatch):
@@ -203,7 +204,7 @@ def test_a_plan_goes_on_as_it_began_or_not_at_all(job, monkeypatch):
 @pytest.mark.parametrize("free", [0, 1, 2**20, 10**9, 12 * 10**9, 80 * 10**9])
 def test_a_gpus_batch_fits_half_of_its_memory(free):
     """The largest power of two that does, up to 512 tiles; one if none does."""
-    gpu = Device("cuda", "any", "bf16", memory=free)
+    gpu = replace(GPU, memory=free)
     batch = default_batch(gpu, CARD, 100)
 
     assert batch in [1 << power for power in range(10)]
@@ -214,7 +215,7 @@ def test_a_gpus_batch_fits_half_of_its_memory(free):
 def test_the_classic_network_fills_a_large_gpu():
     seed = make_card(outputs=1, tile=128, halo=16, width=64, depth=4)
 
-    assert default_batch(replace(CPU, memory=78 << 30), seed, 10**6) == 512
+    assert default_batch(replace(GPU, memory=78 << 30), seed, 10**6) == 512
 
 
 @given(st.integers(1, 5000))

@@ -129,7 +129,26 @@ def _as_one(ensemble: Ensemble, networks: list[Network], device: Device) -> Netw
 
 _locks: defaultdict[str, Lock] = defaultdict(Lock)
 """One of each device: they load side by side, and one that hangs holds up no other."""
-_held: dict[str, tuple[tuple[Ensemble, Device, int], Network]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Networks on a device."""
+
+    ensemble: Ensemble
+    device: Device
+    """By the name that its worker has for it."""
+    trim: int
+
+    @classmethod
+    def of(cls, ensemble: Ensemble, device: Device, trim: int) -> "Wish":
+        """Make what is asked for in other words the same wish."""
+        # A plan's `cuda` is the first of them.
+        name = "cuda:0" if device.name == "cuda" else device.name
+        return cls(ensemble, replace(device, name=name, memory=None), trim)
+
+
+_held: dict[str, tuple[Wish, Network]] = {}
 """What was asked for last on each device, by its name."""
 
 
@@ -142,7 +161,8 @@ def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
     Raises:
         TilesegError: see `load`.
     """
-    name, wanted = _wish(ensemble, device, trim)
+    wanted = Wish.of(ensemble, device, trim)
+    name = wanted.device.name
     with _locks[name]:
         held, network = _held.get(name, (None, None))
         if network is None or held != wanted:
@@ -151,15 +171,6 @@ def at_hand(ensemble: Ensemble, device: Device, trim: int = 0) -> Network:
             network = load(ensemble, device, trim)
             _held[name] = wanted, network
         return network
-
-
-def _wish(
-    ensemble: Ensemble, device: Device, trim: int
-) -> tuple[str, tuple[Ensemble, Device, int]]:
-    """Return a device's one name, and what is wanted there."""
-    # A plan's `cuda` is the first of them, as a worker calls it.
-    name = "cuda:0" if device.name == "cuda" else device.name
-    return name, (ensemble, replace(device, name=name, memory=None), trim)
 
 
 def let_go() -> None:
@@ -185,17 +196,22 @@ def settle(
         ModelError: the way that was asked for is not right; or the device failed.
     """
     todo *= ensemble.forwards // len(ensemble.cards)
-    name, _ = _wish(ensemble, device, trim)
+    fused = replace(device, network="fused")
+    wanted = Wish.of(ensemble, fused, trim)
+    name = wanted.device.name
     with _locks[name]:
+        # Fused they would be again; whether to compile depends on what is to be done.
+        if asked in ("auto", "fused") and name in _held and _held[name][0] == wanted:
+            return fused
         _held.pop(name, None)  # before: there may be no room for both
         networks = [
-            model.settle(folder, card, device, asked=asked, todo=todo, trim=trim)
+            model.load_fastest(folder, card, device, asked=asked, todo=todo, trim=trim)
             for folder, card in zip(ensemble.paths, ensemble.cards, strict=True)
         ]
         ways = [network.device.network for network in networks]
         is_one_way = len(set(ways)) == 1
         way = ways[0] if is_one_way else _WAYS.join(ways)
         device = replace(device, network=way)
-        _, settled = _wish(ensemble, device, trim)
-        _held[name] = settled, _as_one(ensemble, networks, device)
+        network = _as_one(ensemble, networks, device)
+        _held[name] = Wish.of(ensemble, device, trim), network
     return device

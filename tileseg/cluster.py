@@ -29,7 +29,7 @@ __all__ = ["RayEngine"]
 
 logger = logging.getLogger(__name__)
 
-_ASK_TIMES = 10  # the patience: libraries are loaded first, the network twice
+_ASK_TIMES = 10  # the patience: libraries are loaded first, and the network
 
 
 class RayEngine:

@@ -15,6 +15,7 @@ from tileseg.errors import (
     ModelError,
     UsageError,
 )
+from tileseg.lanes import LANES
 
 __all__ = [
     "Device",
@@ -31,7 +32,6 @@ _MEMORY = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
 _FAULTS = ("CUDA", "CUDNN", "CUBLAS")
 _FP32_BYTES = 4
 _CPU_BATCH = 16
-_LANES = 2  # forwards side by side on a CPU
 _STEP = 0.5  # of a tile's time, that a forward on a CPU takes whatever it is given
 _MOST_TILES = 512
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,8 +103,8 @@ def _free_memory(name: str) -> int | None:
 def _free_bytes(gpu: int) -> int:
     """Return what is free; what torch keeps of earlier scenes, too.
 
-    Networks that are at hand, too: they go where others are wanted. So it is the same
-    wherever in a night a scene comes.
+    Networks that are at hand, too: they go where others are wanted. So it is about the
+    same wherever in a night a scene comes.
     """
     kept: int = torch.cuda.memory_reserved(gpu)
     free: int = torch.cuda.mem_get_info(gpu)[0]
@@ -154,15 +154,16 @@ def default_batch(device: Device, card: Card | Ensemble, todo: int) -> int:
 
     On a GPU the largest power of two whose numbers fill at most half of what is free;
     more than 512 tiles are no faster. On a CPU 16: of fewer the steps themselves
-    take a share, and more are no faster either. Fewer all the same where forwards side
-    by side end together then, and pad little, of a fused network: a tile's numbers are
-    the same there in a batch of any size, so it does not matter how much is asked for.
+    take a share, and more are no faster either. Fewer all the same where one worker's
+    forwards side by side end together then, and pad little, of a fused network: a
+    tile's numbers are the same there in a batch of any size, so it does not matter how
+    much is asked for. Several workers get what one would, since a plan knows no number.
     """
     if device.memory is None:
         if device.network != "fused":
             return _CPU_BATCH
         sizes = range(_CPU_BATCH, 0, -1)
-        return min(sizes, key=lambda n: ceil(todo / (_LANES * n)) * (n + _STEP))
+        return min(sizes, key=lambda n: ceil(todo / (LANES * n)) * (n + _STEP))
     fit = device.memory // (2 * tile_bytes(card, device))
     return min(_MOST_TILES, 1 << max(0, fit.bit_length() - 1))
 

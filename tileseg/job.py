@@ -82,7 +82,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
     place, work = open_place(job), open_storage(job.workplace)
     task = prepare(job)
     record.add_task(task)
-    if _is_answered(place, task, record):
+    if _adopt_answer(place, task, record):
         return
     if job.dry_run:
         _plan(task, staff, record)
@@ -103,8 +103,8 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)  # another run was faster
 
 
-def _is_answered(place: publish.Place, task: Task, record: Record) -> bool:
-    """Return whether what is asked for is there, published or parked; then adopt it.
+def _adopt_answer(place: publish.Place, task: Task, record: Record) -> bool:
+    """Adopt what is asked for, if it is there, published or parked; say whether.
 
     Raises:
         TilesegError: something else is there that may not be replaced.
@@ -121,7 +121,7 @@ def _make(
     task: Task, lock: Hold, progress: Progress, staff: Staff, record: Record
 ) -> None:
     """Make the products of a task whose lock is held, and publish them."""
-    place = open_place(task.job)
+    place = open_place(task.job)  # knows nothing yet: much may have happened since
     plan = _plan(task, staff, record)
     with place.staging() as folder:
         # Again, now that nobody else can publish: another may just have ended.

@@ -14,7 +14,7 @@ import torch
 
 from tileseg.memory import keep_heap
 
-__all__ = ["ALONE", "CORES", "Lanes", "Threads", "share"]
+__all__ = ["ALONE", "CORES", "LANES", "Lanes", "Threads", "share"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +22,9 @@ R = TypeVar("R")
 CORES = torch.get_num_threads()
 """Cores that this process may keep busy; OMP_NUM_THREADS and Ray set it."""
 
-_LANES = 2  # more would only take more memory: each holds a batch's activations
+LANES = 2
+"""Forwards side by side; more would only take memory: each holds a batch's activations.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def share(device: str, cores: int, workers: int) -> Threads:
     own = max(1, cores // workers)
     if device != "cpu":
         return Threads(read=own)
-    lanes = min(_LANES, own)
+    lanes = min(LANES, own)
     return Threads(lanes=lanes, lane=own // lanes)
 
 

@@ -30,13 +30,14 @@ from tileseg.unet import UNet
 
 __all__ = [
     "Network",
+    "check_weights",
     "choose",
     "load",
+    "load_fastest",
     "load_module",
     "logits_of",
     "round_weights",
     "save",
-    "settle",
 ]
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def choose(  # noqa: PLR0913  (three values, and what is wanted of them)
     *,
     asked: str,
     todo: int,
-    trim: int = 0,
+    trim: int,
 ) -> Network:
     """Return a network on a device, run in the fastest way that is right there.
 
@@ -169,7 +170,7 @@ def choose(  # noqa: PLR0913  (three values, and what is wanted of them)
         return plain
 
 
-def settle(  # noqa: PLR0913  (see `choose`)
+def load_fastest(  # noqa: PLR0913  (see `choose`)
     folder: Path, card: Card, device: Device, *, asked: str, todo: int, trim: int
 ) -> Network:
     """Load a model folder's network onto a device, to run as `choose` says.
@@ -184,15 +185,11 @@ def settle(  # noqa: PLR0913  (see `choose`)
         return choose(card, module, device, asked=asked, todo=todo, trim=trim)
 
 
-def load_module(folder: Path, card: Card) -> torch.nn.Module:
-    """Load a model folder's network, in fp32 on the CPU.
-
-    A program (TorchScript, torch.export) runs while it is loaded: whoever calls this
-    has been told that it is trusted.
+def check_weights(folder: Path, card: Card) -> bytes:
+    """Return a model folder's weights, which are those that the card names.
 
     Raises:
-        ModelError: the weights are missing, not those the card names, or do not fit; or
-            a library that the network needs is not installed.
+        ModelError: they are missing, or others.
         RefusedError: they lie elsewhere.
     """
     path = own_file(folder, card.weights)
@@ -205,6 +202,21 @@ def load_module(folder: Path, card: Card) -> torch.nn.Module:
     if digest != card.sha256:
         msg = f"{path}: wrong weights: sha256 is {digest}, the card says {card.sha256}"
         raise ModelError(msg)
+    return data
+
+
+def load_module(folder: Path, card: Card) -> torch.nn.Module:
+    """Load a model folder's network, in fp32 on the CPU.
+
+    A program (TorchScript, torch.export) runs while it is loaded: whoever calls this
+    has been told that it is trusted.
+
+    Raises:
+        ModelError: the weights are missing, not those the card names, or do not fit; or
+            a library that the network needs is not installed.
+        RefusedError: they lie elsewhere.
+    """
+    path, data = own_file(folder, card.weights), check_weights(folder, card)
     try:
         module = _module(card, data)
     except (ModelError, RefusedError) as err:

@@ -33,7 +33,7 @@ from tileseg.vectorize import Areas, polygonise
 from tileseg.window import Window
 
 __all__ = [
-    "Finished",
+    "FinishedRasters",
     "Overlay",
     "fitted",
     "outlines",
@@ -71,7 +71,7 @@ class Overlay:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Finished:
+class FinishedRasters:
     """What a map needs of the finished rasters."""
 
     rasters: Mapping[str, tuple[Pixels, int]]
@@ -80,7 +80,7 @@ class Finished:
     """The mask where the scene's picture is sampled."""
 
     @classmethod
-    def read(cls, task: Task, folder: Path) -> "Finished":
+    def read(cls, task: Task, folder: Path) -> "FinishedRasters":
         """Read it of a folder."""
         area = task.grid.area
         whole, shape = area.relative_to(area), Sampling(task.grid).shape
@@ -95,7 +95,7 @@ class Finished:
 
 def overlays(
     task: Task,
-    finished: Finished,
+    finished: FinishedRasters,
     picture: Picture | None,
     receipts: Iterable[Receipt],
 ) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def compare(task: Task, device: Device) -> Check:
 
     Spots that cannot be read, or for which fp32 gives NaN or Inf too, are left out; the
     run itself will say so. Of a small scene those first looked at are enough, if there
-    is data: each takes as long as some tiles of the job.
+    is data: a spot takes as long as some tiles of the job.
 
     Raises:
         ModelError: the network, or the device, failed.
@@ -80,8 +80,6 @@ def compare(task: Task, device: Device) -> Check:
     exact, fast = (_predictor(task, grid, blend, it) for it in networks)
     pixels, right = 0, 0
     for spot, strips in _read(task, grid):
-        if pixels >= enough:
-            break
         try:
             wanted = _labels(exact, spot, strips)
         except TileError:
@@ -93,6 +91,8 @@ def compare(task: Task, device: Device) -> Check:
         is_valid = wanted != NODATA
         pixels += int(is_valid.sum())
         right += int(is_right[is_valid].sum())
+        if pixels >= enough:
+            break
     return Check(exact.tiles, right / pixels if pixels else None)
 
 

@@ -97,14 +97,14 @@ def present(
     Returns:
         What the Item lists, see `list_outputs`: large files are hashed once.
     """
-    from tileseg.overlay import Finished, overlays
+    from tileseg.overlay import FinishedRasters, overlays
     from tileseg.quicklook import quicklook
     from tileseg.report import report
     from tileseg.stac import item
 
     picture, mask = _picture(task, collage), folder / "mask.tif"
     pixels = count_pixels(receipts.values())
-    finished = Finished.read(task, folder)
+    finished = FinishedRasters.read(task, folder)
     with ThreadPoolExecutor(1) as pool:  # pictures are packed without Python's lock
         coming = pool.submit(overlays, task, finished, picture, receipts.values())
         drawn = quicklook(task, mask, pixels, picture)

@@ -25,8 +25,11 @@ def resolve(task: Task, engine: "Engine") -> Plan:
     A plan of the same request that was begun on such hardware goes on as it is.
     """
     from tileseg.device import default_batch
+    from tileseg.model import check_weights
 
     job = _in_numbers(task)
+    for path, card in zip(task.ensemble.paths, task.ensemble.cards, strict=True):
+        check_weights(path, card)  # before workers are waited for
     device = engine.resolve(job)
     machine = {"device": device.name, "hardware": device.hardware}
     if begun := find_plan(open_storage(job.workplace), task.request, machine):

@@ -170,6 +170,7 @@ def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) ->
     module = UNet(bands, classes, width=width)
     _enliven(module, bands)
     round_weights(module)  # as trained ones are, so that bf16 has the same chance
+    data, sha256 = save(module)
     card = Card(
         name=f"random-{width}",
         version="1",
@@ -185,17 +186,15 @@ def make_model(folder: Path, *, width: int, bands: int = 3, classes: int = 5) ->
         ),
         outputs=classes,
         architecture=unet(width, depth=4),
-        sha256="",
+        sha256=sha256,
     )
-    return _write(path, card, module)
+    return _write(path, card, data)
 
 
-def _write(path: Path, card: Card, module: UNet) -> Path:
-    data, sha256 = save(module)
+def _write(path: Path, card: Card, weights: bytes) -> Path:
     path.mkdir(parents=True, exist_ok=True)
-    (path / card.weights).write_bytes(data)
-    values = to_stac(replace(card, sha256=sha256))
-    (path / "card.json").write_text(json.dumps(values), encoding="utf-8")
+    (path / card.weights).write_bytes(weights)
+    (path / "card.json").write_text(json.dumps(to_stac(card)), encoding="utf-8")
     return path
 
 
@@ -217,9 +216,9 @@ def _enliven(module: UNet, bands: int) -> None:
 
 
 def own_model(folder: Path, width: int) -> Path:
-    """Return a model of 3 bands and 5 classes: tileseg's own, if need be widened.
+    """Return a model of 3 bands and 5 classes: tileseg's own, or that widened.
 
-    A narrower one is random.
+    One whose width is no multiple of it is random.
     """
     own = default_model()
     times, rest = divmod(width, read_card(own).architecture.parameters["width"])
@@ -243,8 +242,10 @@ def _widened(folder: Path, own: Path, times: int) -> Path:
     module = UNet(len(card.bands), card.outputs, width=times * width, depth=depth)
     weights = load_module(own, card).state_dict().items()
     module.load_state_dict({key: _wide(key, it, times) for key, it in weights})
-    wide = replace(card, name=name, architecture=unet(times * width, depth=depth))
-    return _write(path, wide, module)
+    data, sha256 = save(module)
+    shape = unet(times * width, depth=depth)
+    wide = replace(card, name=name, architecture=shape, sha256=sha256)
+    return _write(path, wide, data)
 
 
 def _wide(key: str, weight: Tensor, times: int) -> Tensor:
