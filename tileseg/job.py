@@ -80,7 +80,7 @@ def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> Non
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
     place, work = open_place(job), open_storage(job.workplace)
-    task = prepare(job)
+    task = prepare(job, staff.ahead)
     record.add_task(task)
     held = place.published()
     if held and place.is_complete(held, task.request_id):
@@ -106,6 +106,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
                 held = place.published()
                 _check_free(place, held, task)
                 task.identity.remember(work)
+                staff.look_ahead()
                 watched = _while(lock, progress)
                 ledger, receipts = carry_out(
                     task, plan, staff, record, watched, held=held
