@@ -1,6 +1,7 @@
 """Fixtures shared by the tests."""
 
 import tempfile
+import threading
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import torch
 from hypothesis import settings
 from making import make_model, make_scene, random_pixels
+
+from tileseg import identity
 
 # A law holds however slow the machine is; a hang is what pytest-timeout is for.
 settings.register_profile("tileseg", deadline=None)
@@ -52,6 +55,20 @@ def _place_of_its_own(worker_id, tmp_path_factory):
 def scene_path(tmp_path):
     """A scene of 5 x 4 small shards (24 * 4 = 96 pixels): 410 rows, 300 columns."""
     return make_scene(tmp_path / "scene.tif", random_pixels(410, 300))
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """Each scene that this process hashes, and whether it is its turn."""
+    real, told = identity._sha256, []
+
+    def hash_and_tell(path, *more):
+        is_ahead = threading.current_thread().name == "ahead"
+        told.append(f"{Path(path).name} {'ahead' if is_ahead else 'in turn'}")
+        return real(path, *more)
+
+    monkeypatch.setattr(identity, "_sha256", hash_and_tell)
+    return told
 
 
 @pytest.fixture(scope="session")

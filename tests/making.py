@@ -1,6 +1,7 @@
 """Small real scenes and models for the tests: real GeoTIFFs, real weights."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,15 @@ def make_plain(path: Path, pixels: NDArray, **profile) -> Path:
     with rasterio.open(path, "w", **{**settings, **profile}) as dataset:
         dataset.write(pixels)
     return path
+
+
+def files_of(pid: int) -> set[str]:
+    """Return what a process has open."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(str(link.readlink()))
+    return found
 
 
 def receipts_of(job) -> int:

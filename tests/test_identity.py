@@ -6,9 +6,13 @@ import time
 from dataclasses import replace
 
 import pytest
+from making import files_of
 
+from tileseg import identity as module
+from tileseg.console import deadline
 from tileseg.errors import InputError
-from tileseg.identity import Identities, identify
+from tileseg.identity import Ahead, Identities, identify
+from tileseg.stopping import Stop, StopSignal
 from tileseg.storage import Disk
 
 DATA = b"II*\0" + bytes(range(200))
@@ -173,3 +177,110 @@ def test_of_several_files_only_what_changed_is_hashed_again(file, work):
     assert again.size == 3 * len(DATA)
     with pytest.raises(InputError, match=r"other\.tif"):
         identities.check_unchanged()
+
+
+@pytest.fixture
+def ahead():
+    """One that nobody stops."""
+    return Ahead(lambda: False)
+
+
+def test_what_was_hashed_ahead_is_not_hashed_again(file, work, ahead, hashed):
+    """Its digest is the one that its own turn would give, and nothing is written."""
+    expected = identify((str(file),), work)
+    hashed.clear()
+    ahead.begin(str(file), str(work))
+
+    assert expected == identify((str(file),), work, ahead)
+    assert hashed == ["scene.tif ahead"]
+    assert list(work.path.iterdir()) == []
+
+
+def test_a_file_that_changed_after_it_was_hashed_ahead_is_hashed_anew(
+    file, work, ahead
+):
+    ahead.begin(str(file), str(work))
+    assert ahead.recall(str(file))
+    rewrite_quietly(file, DATA[::-1])
+
+    (identity,) = identify((str(file),), work, ahead).files
+
+    assert hashlib.sha256(DATA[::-1]).hexdigest() == identity.sha256
+
+
+def test_of_a_file_that_changes_while_it_is_hashed_nothing_is_known(
+    file, work, ahead, monkeypatch
+):
+    real = module._sha256
+
+    def disturbed(path, is_over):
+        sha256 = real(path, is_over)
+        rewrite_quietly(file, DATA[::-1])
+        return sha256
+
+    monkeypatch.setattr(module, "_sha256", disturbed)
+    ahead.begin(str(file), str(work))
+
+    assert ahead.recall(str(file)) is None
+
+
+def test_what_the_last_run_knew_is_not_hashed_ahead(file, work, ahead, hashed):
+    remember(file, work, "f" * 64)
+    hashed.clear()
+    ahead.begin(str(file), str(work))
+
+    (identity,) = identify((str(file),), work, ahead).files
+
+    assert identity.sha256 == "f" * 64
+    assert hashed == []
+
+
+def test_only_plain_local_files_are_hashed_ahead(tmp_path, work, ahead, hashed):
+    """Of the rest nothing is said before its own turn, and no pipe is waited for."""
+    os.mkfifo(tmp_path / "pipe.tif")
+    (tmp_path / "item.json").write_text("{}")
+    names = ("gone.tif", "pipe.tif", "item.json", "item.json#a", "", "a\0b.tif")
+    for source in [*(str(tmp_path / name) for name in names), "s3://bucket/scene.tif"]:
+        ahead.begin(source, str(work))
+
+        assert ahead.recall(source) is None
+    assert hashed == []
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def huge(tmp_path):
+    """A file that is hashed for minutes, and takes no room."""
+    path = tmp_path / "huge.tif"
+    with path.open("wb") as file:
+        file.truncate(1 << 38)
+    return path
+
+
+def test_a_stop_ends_who_waits_and_who_hashes(huge, work):
+    stop = Stop()
+    ahead = Ahead(lambda: stop.error is not None)
+    ahead.begin(str(huge), str(work))
+
+    with pytest.raises(StopSignal), deadline(stop, 0.3):
+        identify((str(huge),), work, ahead)
+    wait_for(lambda: str(huge) not in files_of(os.getpid()))
+
+
+@pytest.mark.parametrize("act", ["begin", "close"])
+def test_a_file_that_is_of_no_more_use_is_hashed_no_further(
+    act, huge, file, work, ahead
+):
+    ahead.begin(str(huge), str(work))
+    wait_for(lambda: str(huge) in files_of(os.getpid()))
+
+    ahead.close() if act == "close" else ahead.begin(str(file), str(work))
+
+    wait_for(lambda: str(huge) not in files_of(os.getpid()))
+    assert ahead.recall(str(huge)) is None

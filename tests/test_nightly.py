@@ -168,6 +168,37 @@ def test_a_stopped_night_says_who_waits(night, monkeypatch):
     }
 
 
+def test_the_next_scene_is_hashed_once_while_one_is_done(night, hashed):
+    """Of what is known by then no byte is read."""
+    night()
+
+    assert hashed == ["b.tif in turn", "c.TIFF ahead"]
+    hashed.clear()
+    night()
+    assert hashed == []
+
+
+def test_a_scene_that_is_known_is_not_hashed_for_a_new_one(night, archive, hashed):
+    night()
+    make_scene(archive / "aa.tif", random_pixels(64, 80, seed=3))
+    hashed.clear()
+
+    _, _, summary = night()
+
+    assert states(summary)["aa.tif"] == "done"
+    assert hashed == ["aa.tif in turn"]
+
+
+def test_of_several_inputs_the_next_is_hashed_ahead_too(
+    archive, model_path, tmp_path, hashed
+):
+    words = ["segment", "--input", archive / "b.tif", "--input", archive / "c.TIFF"]
+    words += ["--model", model_path, "--output", tmp_path / "maps"]
+
+    assert CliRunner().invoke(main, [str(word) for word in words]).exit_code == 0
+    assert hashed == ["b.tif in turn", "c.TIFF ahead"]
+
+
 def test_a_night_leaves_a_collection_of_its_results(night, archive, tmp_path):
     """Of those before too, whatever became of them tonight."""
     night()

@@ -21,6 +21,7 @@ import stac_api
 import torch
 from click.testing import CliRunner
 from making import (
+    files_of,
     make_model,
     make_plain,
     make_scene,
@@ -1181,7 +1182,7 @@ def spend(nights, act):
     """Run a night as the command does; act when a scene has ended."""
     night = Tonight(read_night(str(nights.path)))
     with Staff() as staff:
-        for each in night.turns():
+        for each, _ in night.turns():
             night.add(each, run_one(each.facts, staff, Monitor(), pulse=night.save))
             act()
     night.leave()
@@ -1467,6 +1468,36 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_the_next_scene_of_the_nights_order_is_hashed_ahead(nights, archive, hashed):
+    (archive / "a.tif").unlink()
+
+    nights.run()
+
+    assert hashed == ["c.tif in turn", "b.tif ahead"]
+
+
+@pytest.mark.slow
+def test_a_stop_waits_for_nobody_who_hashes_the_next_scene(nights, archive):
+    for name in "ac":
+        (archive / f"{name}.tif").unlink()
+    make_scene(archive / "b.tif", random_pixels(290, 270))
+    with (archive / "huge.tif").open("wb") as file:
+        file.truncate(1 << 38)  # minutes of hashing, and no room
+    os.utime(archive / "huge.tif", (1, 1))
+    nights._job += "\ngrace = 1"
+    with start(nights) as process:
+        wait_for(lambda: str(archive / "huge.tif") in files_of(process.pid))
+        process.terminate()
+        output, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 75, errors
+    assert states(json.loads(output.splitlines()[-1])) == {
+        "b": "waiting",
+        "huge": "waiting",
+    }
+    assert not (nights.folder / "work" / "huge").exists()
 
 
 @pytest.mark.usefixtures("archive")

@@ -1,6 +1,7 @@
 """Arguments -> jobs, errors -> exit codes. Parses only; heavy imports come late."""
 
 import logging
+from itertools import zip_longest
 from typing import Any, NoReturn
 
 import click
@@ -62,7 +63,7 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:
         scenes = scenes_of(options)
         staff.is_shared = len(scenes) > 1
-        for facts in scenes:
+        for facts, staff.following in zip_longest(scenes, scenes[1:]):
             record = run_one(facts, staff, monitor)
             if is_over(record, staff):
                 break

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -186,7 +187,8 @@ def _end(night: "Tonight", file: "NightFile") -> None:
 def _work(night: "Tonight", staff: "Staff", monitor: "Monitor") -> None:
     """Do scenes until all are done or somebody says stop."""
     try:
-        for choice in night.turns():
+        for choice, following in night.turns():
+            staff.following = following.facts if following else None
             record = run_one(choice.facts, staff, monitor, pulse=night.save)
             night.add(choice, record)
             if is_over(record, staff):
@@ -211,7 +213,7 @@ def _each(options: dict[str, Any], monitor: "Monitor") -> bool:
         output = values.get("output", "out")
         jobs = one_each(_named(options["scenes"], values), values)
         night = Night([(facts["input"], facts["output"]) for facts in jobs])
-        for facts in jobs:
+        for facts, staff.following in zip_longest(jobs, jobs[1:]):
             is_taken = night.has(facts["output"])
             record = run_one(facts, staff, monitor, is_taken=is_taken)
             night.add(facts["input"], facts["output"], record)

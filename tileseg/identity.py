@@ -3,20 +3,25 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from tileseg.address import is_address, shown
-from tileseg.errors import InputError
+from tileseg.errors import InputError, TilesegError
+from tileseg.names import is_catalog
+from tileseg.objects import open_storage
 from tileseg.remote import fetcher
 from tileseg.storage import Storage
 
-__all__ = ["Identities", "Identity", "identify", "look", "unknown"]
+__all__ = ["Ahead", "Identities", "Identity", "identify", "look", "unknown"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _RECORD = "inputs.json"
+_CHUNK = 8 << 20  # bytes between two looks at whether to go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +99,66 @@ class Identities:
             file.check_unchanged()
 
 
-def identify(paths: Iterable[str], work: Storage) -> Identities:
-    """Return files' identities, hashing only those that the last run did not.
+class Ahead:
+    """The digest of the file whose turn is next, taken by a thread meanwhile.
+
+    One file's, in memory only. Nobody waits for the thread but who needs that digest.
+    """
+
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        """Hash nothing yet, and nothing more once it `is_over`."""
+        self._is_over = is_over
+        self._path = ""
+        self._found: dict[str, Identity] = {}
+        self._thread = Thread()
+
+    def begin(self, source: str, work: str) -> None:
+        """Begin with what a job names, if it is a local file that is not known there.
+
+        In the place of the one before.
+        """
+        self.close()
+        if is_address(source) or is_catalog(source):
+            return
+        self._path, self._found = str(Path(source).absolute()), {}
+        facts = self._path, work, self._found
+        self._thread = Thread(target=self._hash, args=facts, name="ahead", daemon=True)
+        self._thread.start()
+
+    def recall(self, path: str) -> Identity | None:
+        """Return what a file was, when it is known; None if nobody began with it."""
+        if path != self._path:
+            return None
+        self._thread.join()
+        return self._found.get(path)
+
+    def close(self) -> None:
+        """Forget the file; the thread ends by itself, at its next chunk."""
+        self._path, self._found = "", {}
+
+    def _hash(self, path: str, work: str, found: dict[str, Identity]) -> None:
+        with suppress(OSError, ValueError, TilesegError):  # its own turn will tell
+            if not (Path(path).is_file() and unknown([path], open_storage(work))):
+                return
+            before = _stat(path)
+            sha256 = _sha256(path, lambda: found is not self._found or self._is_over())
+            if sha256 and _stat(path) == before:
+                found[path] = Identity(path, *before, sha256)
+
+
+def identify(
+    paths: Iterable[str], work: Storage, ahead: Ahead | None = None
+) -> Identities:
+    """Return files' identities, hashing only those that neither of two did.
+
+    The last run, whose record is in `work`, and who began `ahead`.
 
     Raises:
         InputError: one cannot be read.
     """
     known = _recall(work)
-    return Identities(tuple(look(path, known.get(path)) for path in paths))
+    pairs = [(path, ahead and ahead.recall(path)) for path in paths]
+    return Identities(tuple(look(path, it or known.get(path)) for path, it in pairs))
 
 
 def unknown(paths: Iterable[str], work: Storage) -> list[str]:
@@ -138,12 +195,22 @@ def look(path: str, known: Identity | None) -> Identity:
         size, stamp = _stat(path)
         if known and (known.path, known.size, known.stamp) == (path, size, stamp):
             return known
-        with Path(path).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = _sha256(path)
     except OSError as err:
         msg = f"{path}: cannot be read: {err.strerror}"
         raise InputError(msg) from err
     return Identity(path, size, stamp, sha256)
+
+
+def _sha256(path: str, is_over: Callable[[], bool] = lambda: False) -> str | None:
+    """Return the digest of all its bytes; None where it was over before."""
+    sha256, buffer = hashlib.sha256(), memoryview(bytearray(_CHUNK))
+    with Path(path).open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            if is_over():
+                return None
+            sha256.update(buffer[:size])
+    return sha256.hexdigest()
 
 
 def _stat(path: str) -> tuple[int, tuple[int, int, int]]:

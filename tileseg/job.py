@@ -80,7 +80,7 @@ def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> Non
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
     place, work = open_place(job), open_storage(job.workplace)
-    task = prepare(job)
+    task = prepare(job, staff.ahead)
     record.add_task(task)
     if _adopt_answer(place, task, record):
         return
@@ -128,6 +128,7 @@ def _make(
         held = place.published()
         _check_free(place, held, task)
         task.identity.remember(open_storage(task.job.workplace))
+        staff.look_ahead()
         watched = _while(lock, progress)
         ledger, receipts = carry_out(task, plan, staff, record, watched, held=held)
         task.identity.check_unchanged()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
+from itertools import pairwise
 from math import inf
 from pathlib import Path, PurePosixPath
 from time import monotonic
@@ -164,16 +165,20 @@ class Tonight:
             "scenes": told,
         }
 
-    def turns(self) -> Iterator[Choice]:
-        """Yield the scenes to be done, each when its turn has come."""
+    def turns(self) -> Iterator[tuple[Choice, Choice | None]]:
+        """Yield the scenes to be done, each when its turn has come.
+
+        Beside each stands the next one in the night's order; it may have no turn.
+        """
         due = ordered(self.choices, self.file.night)
+        after = {it.found.name: following for it, following in pairwise(due)}
         whole, is_begun = span(self.state, self.end), False
         for choice, has_time in turns(due, lambda: self.state.speed, self.left, whole):
             if has_time:
                 if self.state.run and not is_begun:
                     self._write()  # who goes on after a kill has these hours, no more
                 is_begun = True
-                yield choice
+                yield choice, after.get(choice.found.name)
         self._is_over = True
 
     def add(self, choice: Choice, record: Record) -> None:

@@ -1,10 +1,12 @@
 """Who does the work of jobs: an engine, hired when it is needed, shared by all."""
 
+from contextlib import suppress
 from importlib.util import find_spec
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tileseg.errors import UsageError
+from tileseg.errors import TilesegError, UsageError
+from tileseg.identity import Ahead
 from tileseg.ledger import Plan
 from tileseg.resolve import device_of
 from tileseg.settings import Job
@@ -28,6 +30,10 @@ class Staff:
         self.stop = stop or Stop()
         self.is_shared = is_shared
         """Whether there are several jobs to do."""
+        self.following: dict[str, Any] | None = None
+        """Fields of the job after the one in hand; None where nobody knows of one."""
+        self.ahead = Ahead(lambda: self.stop.error is not None)
+        """What of that job's scene is known before its turn."""
         self._engine: Engine | None = None
         self._shares: dict[object, float] = {}
 
@@ -36,6 +42,14 @@ class Staff:
         if self._engine is None:
             self._engine = _hire(job)
         return self._engine
+
+    def look_ahead(self) -> None:
+        """Have the next job's file hashed, now that workers read this one's."""
+        facts, self.following = self.following, None
+        if facts:
+            with suppress(TilesegError):  # its own turn will tell
+                job = Job(**facts)
+                self.ahead.begin(job.inputs[0], job.workplace)
 
     def ask(self, task: Task, plan: Plan) -> float:
         """Return the share of golden labels given again; each device is asked once."""
@@ -60,6 +74,7 @@ class Staff:
         _traceback: TracebackType | None,
     ) -> None:
         """Let the workers go."""
+        self.ahead.close()
         if self._engine:
             self._engine.close()
 

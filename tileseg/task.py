@@ -22,7 +22,7 @@ from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run, Shard, shard_size
-from tileseg.identity import Identities, identify, unknown
+from tileseg.identity import Ahead, Identities, identify, unknown
 from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
 from tileseg.names import is_catalog
@@ -181,8 +181,12 @@ def versions(*, polygons: bool = False) -> dict[str, str]:
 _version = cache(version)  # each time it would read a file
 
 
-def prepare(job: Job) -> Task:
+def prepare(job: Job, ahead: Ahead | None = None) -> Task:
     """Open the scene and the card and see that they fit; write nothing.
+
+    Args:
+        job: what is asked for.
+        ahead: who may have hashed its file already.
 
     Raises:
         UsageError: the scene lacks bands or scale, or the job contradicts itself.
@@ -190,7 +194,7 @@ def prepare(job: Job) -> Task:
     """
     task = draft(job, *meet(job))
     paths = [file.path for file in task.scene.files]
-    identity = identify(paths, open_storage(job.workplace))
+    identity = identify(paths, open_storage(job.workplace), ahead)
     # What was described is what was hashed. As text: NaN is not equal to itself.
     if repr(_open(job, task.ensemble)) != repr(task.scene):
         msg = f"{job.href}: changed while it was being read; run again"
