@@ -73,6 +73,7 @@ ORDER = (
     "calls",
     "remote",
     "gdal",
+    "jail",
     "nursery",
     "probe",
     "layer",

@@ -10,20 +10,26 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from struct import Struct
-from tempfile import TemporaryFile
 from threading import Lock, Timer
 from typing import IO
 
+from tileseg.jail import adopt_orphans, family
+
 __all__ = ["Ending", "Nursery", "last_line", "serve_forks"]
 
-Talk = Callable[[IO[bytes], IO[bytes]], bytes]
-"""Speaks with a child, by what it hears and what it says; returns its last word."""
+Talk = Callable[[Callable[[bytes], None], IO[bytes]], bytes]
+"""Speaks with a child, by what tells it bytes and what it says; returns its last word.
+
+It may leave a `ConnectionError` alone: the child hears no more.
+"""
 
 _CODE = Struct("i")
+_STDERR_BYTES = 1 << 18  # a socket holds fewer
+_LONGEST_REASON = 300  # letters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +41,7 @@ class Ending:
     said: bytes
     """Its last word."""
     reason: str
-    """For a person: the signal, that it was late, or its last line on stderr."""
+    """For a person: what ended it, or its last line on stderr."""
 
 
 class Nursery:
@@ -92,18 +98,21 @@ class _Running:
     def __init__(self, module: str, environment: Mapping[str, str]) -> None:
         self._is_killed = False
         with ExitStack() as stack:
-            self._errors = stack.enter_context(TemporaryFile())
-            self._socket, theirs = map(stack.enter_context, socket.socketpair())
+            self._asks, asked = map(stack.enter_context, socket.socketpair())
+            self._stderr, stderr = map(stack.enter_context, socket.socketpair())
+            for end in (self._stderr, stderr):
+                end.settimeout(0)  # what is too much is lost, and holds nobody up
             # -P: a folder that is worked in may hold anything, modules too.
             self._process = subprocess.Popen(  # noqa: S603  (our own, and no shell)
                 [sys.executable, "-P", "-m", module],
                 env=environment,
-                stdin=theirs.fileno(),
+                stdin=asked.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=self._errors,
+                stderr=stderr.fileno(),
                 start_new_session=True,  # Ctrl-C is for those who know what to do
             )
-            theirs.close()  # else the end of that process would not be seen
+            asked.close()  # else the end of that process would not be seen
+            stderr.close()
             self._open = stack.pop_all()
 
     @property
@@ -111,66 +120,80 @@ class _Running:
         return not self._is_killed and self._process.poll() is None
 
     def ask(self, talk: Talk, limit: float) -> Ending:
-        late = Timer(limit, self._kill)
-        late.start()
-        try:
-            with self._child() as pipes:
-                said = talk(*pipes)
-            word = self._word()  # nothing holds the child any more: it ends
-        except BaseException:
-            self._kill()  # else the next one would be told how this one ended
-            raise
-        finally:
-            late.cancel()
-            late.join()  # it may have begun to kill
+        said, word = self._speak(talk, limit)
         if self._is_killed:
             return Ending(-signal.SIGKILL, said, f"no answer in {limit:.0f} s")
-        self._errors.seek(0)
-        error = last_line(self._errors.read())
+        reason = self._complaint()
         if not word:
             self._kill()  # it may seem to be there for a moment
-            raise OSError(0, error or "it ended")
+            raise OSError(0, reason or "it ended")
         (code,) = _CODE.unpack(word)
-        if code >= 0:
-            return Ending(code, said, error)
-        self._kill()  # what a file could do to a child it may have done to its parent
-        return Ending(code, said, f"signal {-code}")
+        if family(self._process.pid)[1:]:
+            code, reason = -signal.SIGKILL, "it left a process behind"
+        elif code < 0:
+            reason = signal.strsignal(-code) or f"signal {-code}"
+        if code < 0:
+            self._kill()  # what was done to a child may have been done to its parent
+        return Ending(code, said, reason)
 
-    @contextmanager
-    def _child(self) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-        """Have a child born; yield what it hears and what it says."""
-        (its_input, ours), (answers, its_output) = os.pipe(), os.pipe()
-        hears, says = os.fdopen(ours, "wb"), os.fdopen(answers, "rb")
-        try:
+    def _speak(self, talk: Talk, limit: float) -> tuple[bytes, bytes]:
+        """Have a child born; return its last word, and that of the process on it."""
+        said = b""
+        with ExitStack() as stack:
+            # Not pipes: shut down, a socket wakes who waits at it, whoever may still
+            # hold its other end.
+            pairs = socket.socketpair() + socket.socketpair()
+            tells, its_input, hears, its_output = map(stack.enter_context, pairs)
+            late = Timer(limit, self._kill, (tells, hears))
+            late.start()
             try:
-                with suppress(BrokenPipeError):  # then no code comes, either
-                    socket.send_fds(self._socket, [b"?"], [its_input, its_output])
+                with its_input, its_output, suppress(ConnectionError):
+                    ends = its_input.fileno(), its_output.fileno()
+                    socket.send_fds(self._asks, [b"?"], ends)
+                with hears.makefile("rb") as says, suppress(ConnectionError):
+                    said = talk(tells.sendall, says)
+                _hang_up(tells, hears)  # nothing holds the child any more: it ends
+                return said, self._word()
+            except BaseException:
+                self._kill()  # else the next one would be told how this one ended
+                raise
             finally:
-                os.close(its_input)
-                os.close(its_output)
-            yield hears, says
-        finally:
-            says.close()
-            with suppress(BrokenPipeError):  # what was written to one that died
-                hears.close()
+                late.cancel()
+                late.join()  # it may have begun to kill
 
     def _word(self) -> bytes:
         """Return how the child ended; nothing where the process itself has."""
-        try:
-            return self._socket.recv(_CODE.size)
-        except ConnectionResetError:
-            return b""
+        with suppress(ConnectionError):
+            return self._asks.recv(_CODE.size)
+        return b""
 
-    def _kill(self) -> None:
-        """End it, and with it the child."""
+    def _complaint(self) -> str:
+        """Return the last line on stderr since this was asked before."""
+        with suppress(BlockingIOError):  # nothing
+            return last_line(self._stderr.recv(_STDERR_BYTES))[:_LONGEST_REASON]
+        return ""
+
+    def _kill(self, *talk: socket.socket) -> None:
+        """End it and all that have come of it, and what waits for them."""
         self._is_killed = True
-        with suppress(ProcessLookupError):
+        gone = suppress(ProcessLookupError, PermissionError)  # as some systems say it
+        for pid in family(self._process.pid):  # one may have left the group
+            with gone:
+                os.kill(pid, signal.SIGKILL)
+        with gone:
             os.killpg(self._process.pid, signal.SIGKILL)
+        _hang_up(self._asks, *talk)
 
     def close(self) -> None:
         self._kill()
         self._process.wait()
         self._open.close()
+
+
+def _hang_up(*ends: socket.socket) -> None:
+    for end in ends:
+        with suppress(OSError):  # the other end has gone
+            end.shutdown(socket.SHUT_RDWR)
 
 
 def last_line(said: bytes) -> str:
@@ -185,6 +208,7 @@ def serve_forks(work: Callable[[], int]) -> None:
         work: what a child does, by its own standard input and output; returns its exit
             code.
     """
+    adopt_orphans()  # so that whoever ends this process finds them
     with socket.socket(fileno=os.dup(sys.stdin.fileno())) as asked:
         while pipes := socket.recv_fds(asked, 1, 2)[1]:
             if child := os.fork():

@@ -12,8 +12,8 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -25,6 +25,7 @@ from tileseg.address import is_address
 from tileseg.environment import scrub
 from tileseg.errors import InputError, RefusedError, TilesegError
 from tileseg.gdal import GDAL_ERRORS, is_out_of_memory, look_at
+from tileseg.jail import confine
 from tileseg.nursery import Ending, Nursery, last_line, serve_forks
 from tileseg.remote import GIVE_UP_SECONDS, fetcher, lend
 from tileseg.source import Part, Version
@@ -80,12 +81,16 @@ def _examine(names: Mapping[str, str]) -> None:
         for each in names.items():
             _examine(dict([each]))
         return
-    msg = (
-        f"{first}: two blocks of it could not be read with {_MEMORY >> 20} "
-        f"MiB in {_CPU_SECONDS} s ({ending.reason}); refused, as it may be hostile; "
+    said = ending.reason or last_line(ending.said)
+    raise _refusal(first, said or f"exit code {ending.code}")
+
+
+def _refusal(name: str, reason: str) -> RefusedError:
+    return RefusedError(
+        f"{name}: two blocks of it could not be read with {_MEMORY >> 20} "
+        f"MiB in {_CPU_SECONDS} s ({reason}); refused, as it may be hostile; "
         "trusted = true in a job file takes it as it is"
     )
-    raise RefusedError(msg)
 
 
 def _ask(paths: Sequence[str]) -> Ending:
@@ -95,29 +100,24 @@ def _ask(paths: Sequence[str]) -> Ending:
     return _nursery.ask(partial(_serve, paths), limit)
 
 
-def _serve(paths: Sequence[str], hears: IO[bytes], says: IO[bytes]) -> bytes:
+def _serve(
+    paths: Sequence[str], tell: Callable[[bytes], None], says: IO[bytes]
+) -> bytes:
     """Give a process the bytes of remote files that it asks for; return its last word.
 
     It asks with a line `? <number of the path> <start> <stop>`, and gets a line with
     the size of the file and that of what follows. Of what it says nothing is believed.
     """
-    _tell(hears, json.dumps(paths).encode() + b"\n")
+    tell(json.dumps(paths).encode() + b"\n")
     while line := says.readline(_LONGEST_LINE):
         found = _QUESTION.fullmatch(line)
         if not found:
             return line + says.read(_LONGEST_LINE)
         number, start, stop = map(int, found.groups())
-        handle = paths[min(number, len(paths) - 1)]
-        source = fetcher(handle)
+        source = fetcher(paths[min(number, len(paths) - 1)])
         data = source.read(start, min(stop, start + _LONGEST_ANSWER))
-        _tell(hears, b"%d %d\n" % (source.version.size, len(data)) + data)
+        tell(b"%d %d\n" % (source.version.size, len(data)) + data)
     return b""
-
-
-def _tell(hears: IO[bytes], data: bytes) -> None:
-    with suppress(BrokenPipeError):  # how it ended is told elsewhere
-        hears.write(data)
-        hears.flush()
 
 
 class _Asked:
@@ -155,9 +155,11 @@ _nursery = Nursery("tileseg.probe", _environment)
 def _look_at_all() -> int:
     """Look at the files that the input's first line names: what the process does."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + _MEMORY)
-    _limit(resource.RLIMIT_CORE, 0)
-    _limit(resource.RLIMIT_FSIZE, 0)
+    memory = pages * resource.getpagesize() + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    confine()
     try:
         for number, path in enumerate(json.loads(sys.stdin.buffer.readline())):
             if is_address(path):
@@ -169,13 +171,11 @@ def _look_at_all() -> int:
     return 0
 
 
-def _limit(what: int, most: int) -> None:
-    resource.setrlimit(what, (most, resource.getrlimit(what)[1]))
-
-
 def _take_time() -> None:
     """Begin to count the processor's time anew."""
-    _limit(resource.RLIMIT_CPU, ceil(process_time()) + _CPU_SECONDS)
+    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    taken = ceil(process_time())
+    resource.setrlimit(resource.RLIMIT_CPU, (taken + _CPU_SECONDS, most))
 
 
 def _look(path: str) -> None:
@@ -194,6 +194,8 @@ def _look(path: str) -> None:
     except GDAL_ERRORS as err:
         msg = f"{path}: cannot be read as a GeoTIFF: {err}"
         raise InputError(msg) from err
+    except MemoryError as err:
+        raise _refusal(path, str(err) or "no memory is left") from None
 
 
 def _decode(dataset: Any) -> None:  # noqa: ANN401  (rasterio is untyped)
