@@ -148,7 +148,7 @@ def test_a_start_is_told_by_what_it_was():
     """The plan's libraries, network and check; or none of ours, but other programs."""
     said = {
         who: judge(Spent(total=10, work=1, plan=5, waited=seconds)).advice
-        for who, seconds in (("ours", 2), ("others", 3))
+        for who, seconds in (("ours", 2), ("others", 4))
     }
 
     assert "checking its numbers" in said["ours"]

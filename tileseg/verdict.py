@@ -27,7 +27,7 @@ _AFTER = {
 }
 # Three stages in turn, none overlapping another, are busy for a third each or more.
 _IDLE = 1 / 3
-_WAITED = 1 / 4  # of a start: longer than for what of ours runs beside it
+_WAITED = 1 / 3  # of a start: longer than for what of ours runs beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,15 +167,15 @@ def _help_idle(spent: Spent) -> str:
 
 def _help_starting(spent: Spent, share: float) -> str:
     seconds = share * spent.total
-    if spent.waited > _WAITED * seconds:
-        return (
-            ", much of it waiting for cores that other programs had: run it when the "
-            "machine has less to do"
-        )
     if spent.compare > seconds / 2:
         return (
             ", most of it comparing the scene with what is published: give it more CPU "
             "cores or a faster disk"
+        )
+    if spent.waited > _WAITED * seconds:
+        return (
+            ", much of it waiting for cores that other programs had: run it when the "
+            "machine has less to do"
         )
     if spent.is_shared:
         return (
