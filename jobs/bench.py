@@ -87,12 +87,18 @@ def _cases(options: dict[str, Any]) -> list[engines.Case]:
     """Return the cases that options spell out; none if they say nothing of one.
 
     Raises:
-        UsageError: a disk is to be simulated, but no device.
+        UsageError: a disk is to be simulated, but no device; or parts are wanted, too.
     """
     named = {name: options[name] for name in _CASE if options[name] not in (None, ())}
     kinds = named.pop("engines", ("local",))
     if not (named or options["engines"]):
         return []
+    if options["only"]:
+        msg = (
+            f"--only {options['only'][0]}: measures a part, the other options one case "
+            "of the engines; give one or the other"
+        )
+        raise UsageError(msg)
     if "rate" not in named and named.keys() & {"storage", "in_turn"}:
         msg = "--storage and --in-turn: wanted with --simulate, which they slow down"
         raise UsageError(msg)
@@ -101,8 +107,8 @@ def _cases(options: dict[str, Any]) -> list[engines.Case]:
 
 def _rows(options: dict[str, Any], setting: Setting) -> Iterator[Row]:
     """Yield what is asked for, row by row."""
-    if cases := _cases(options):
-        for case in cases:
+    if options["cases"]:
+        for case in options["cases"]:
             yield from engines.measure_case(case, setting)
         return
     for part in options["only"] or PARTS:
@@ -195,6 +201,7 @@ def main(**options: Any) -> None:  # noqa: ANN401  (what is said above)
         results = [_read(name) for name in options["read"]]
         kept: list[Path] = []
         if not results:
+            options["cases"] = _cases(options)  # before anything is written
             stem = _stem(options["output"])
             results = [_measure(options, stem)]
             kept = [stem.with_suffix(".json")]

@@ -148,6 +148,8 @@ def test_a_slow_disk_without_a_simulated_device_is_refused():
         ["--device", "tpu"],
         ["--simulate", "9", "--storage", "-1"],
         ["--latency", "-1"],
+        ["--only", "memory", "--simulate", "9"],
+        ["--only", "memory", "--engine", "ray"],
         ["--read", "other.json"],
         ["--read", "half.json"],
     ],

@@ -1,6 +1,7 @@
 """Which way a network is run: the fastest that is right, the same for all workers."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import ceil
 
@@ -12,13 +13,15 @@ from making import lively, make_card, make_model, stop_after
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from tileseg import variants
+from tileseg import averaging, variants
 from tileseg.device import Device, default_batch, tile_bytes
+from tileseg.engine import LocalEngine
 from tileseg.errors import DeviceFaultError, ExitCode, ModelError
 from tileseg.item import read_card
 from tileseg.job import run
 from tileseg.model import Network, choose, load
 from tileseg.settings import Job
+from tileseg.task import prepare
 from tileseg.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")
@@ -125,6 +128,27 @@ def test_compiling_has_to_earn_its_time(monkeypatch):
     assert choose(CARD, foreign(), CPU, asked="auto", todo=LONG, trim=0).device == CPU
 
 
+@pytest.mark.parametrize(
+    ("names", "share"),
+    [(["cpu"] * 3, 1), (["cuda:0", "cuda:1"], 2), (["cuda:0"] * 2, 1)],
+    ids=["one CPU", "two GPUs", "two on a GPU"],
+)
+def test_what_compiles_for_itself_has_to_earn_it_by_its_share(
+    names, share, job, monkeypatch
+):
+    """Workers on one device have one network, and do all of it together."""
+    asked = []
+    monkeypatch.setattr(
+        averaging, "settle", lambda *_, todo, **_others: asked.append(todo)
+    )
+    monkeypatch.setattr(LocalEngine, "workers", lambda *_: names)
+    task = prepare(job())
+
+    LocalEngine().settle(task, CPU)
+
+    assert asked == [ceil(task.grid.tiles.size / share)]
+
+
 def test_anothers_network_is_compiled_where_it_earns_that(monkeypatch):
     monkeypatch.setenv("CXX", "true")
     monkeypatch.setattr(variants, "_compile", lambda module: module)
@@ -149,7 +173,7 @@ def test_what_was_compiled_is_kept_in_the_users_caches(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_is_compiled_is_the_same_network(monkeypatch, tmp_path):
-    """For every number of tiles."""
+    """For every number of tiles; and of threads, for which nothing is built anew."""
     if not variants._has_compiler("cpu"):
         pytest.skip("needs a C++ compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
@@ -157,9 +181,16 @@ def test_what_is_compiled_is_the_same_network(monkeypatch, tmp_path):
     compiled = Network(CARD, foreign(), replace(CPU, network="compiled"))
     plain = Network(CARD, foreign(), CPU)
 
-    for count in (1, 2, 5):
-        tiles = torch.randn(count, 3, CARD.tile, CARD.tile)
-        torch.testing.assert_close(compiled(tiles), plain(tiles), rtol=1e-4, atol=1e-4)
+    tiles = [torch.randn(n, 3, CARD.tile, CARD.tile) for n in (1, 2, 5)]
+    expected = [plain(some) for some in tiles]
+    others = torch.get_num_threads() + 1
+    answers, built = list(map(compiled, tiles)), set(tmp_path.rglob("*.so"))
+    with ThreadPoolExecutor(1, "", torch.set_num_threads, (others,)) as lane:
+        answers += lane.map(compiled, tiles)
+    assert built
+    assert set(tmp_path.rglob("*.so")) == built
+    for actual, wanted in zip(answers, expected * 2, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_there_is_no_fused_form_of_anothers_network():

@@ -1,9 +1,14 @@
 """What limited a run is said, and is what limited it."""
 
 import json
+import os
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from pkgutil import resolve_name
+from subprocess import Popen
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +19,7 @@ from making import make_model, make_scene, random_pixels
 from tileseg.cli import main
 from tileseg.job import run
 from tileseg.maker import Maker
+from tileseg.memory import waited_seconds
 from tileseg.model import Network
 from tileseg.reader import Reader
 from tileseg.settings import Job
@@ -136,6 +142,47 @@ def test_a_scene_that_came_again_is_not_told_of_libraries():
     assert verdict.limit == "start"
     assert "comparing" in verdict.advice
     assert "libraries" in judge(replace(spent, compare=4)).advice
+
+
+def test_a_start_is_told_by_what_it_was():
+    """The plan's libraries, network and check; or none of ours, but other programs."""
+    said = {
+        who: judge(Spent(total=10, work=1, plan=5, waited=seconds)).advice
+        for who, seconds in (("ours", 2), ("others", 4))
+    }
+
+    assert "checking its numbers" in said["ours"]
+    assert "checking" not in judge(Spent(total=10, work=1, plan=4)).advice
+    assert "other programs" in said["others"]
+    assert "libraries" not in said["others"]
+
+
+def test_waiting_for_a_core_is_told_from_sleeping():
+    """Of two programs that want the same core, each waits half of the time."""
+    if not Path("/proc/thread-self/schedstat").exists():
+        pytest.skip("needs a kernel that says so")
+
+    def beside_another():
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # of this thread
+        with Popen([sys.executable, "-c", "while True: pass"]) as other:
+            waits = [waited(lambda: time.sleep(0.5)), waited(work)]
+            other.kill()
+        return waits
+
+    def waited(what):
+        before = waited_seconds()
+        what()
+        return waited_seconds() - before
+
+    def work():
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        asleep, at_work = pool.submit(beside_another).result()
+
+    assert asleep < 0.2 < at_work
 
 
 def test_one_worker_that_is_idle_is_not_told_to_be_fewer():

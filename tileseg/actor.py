@@ -93,9 +93,9 @@ class Station:
         """Turn the job's `auto` into what this node has."""
         return resolve_device(job.device, job.precision)
 
-    def settle(self, task: Task, device: Device) -> Device:
+    def settle(self, task: Task, device: Device, among: int) -> Device:
         """Return the device with the fastest way to run the network that is right."""
-        return settle(task, device)
+        return settle(task, device, among)
 
     def compare(self, task: Task, device: Device) -> Check:
         """See how well the device's numbers agree with fp32."""

@@ -317,7 +317,8 @@ def _decoded(values: dict[str, Any]) -> str:
     """Return how often a pixel is decoded, if that is well more than once."""
     _, _, height, width = values["grid"]["area"]
     times = values["estimate"]["decoded_pixels"] / (height * width)
-    return f" and to decode {times:.2f} times" if times > _OFTEN else ""
+    text = f" and to decode {times:.2f} times, less if it is sparse"
+    return text if times > _OFTEN else ""
 
 
 def _forwarded(estimate: dict[str, Any]) -> str:

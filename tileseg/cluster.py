@@ -50,7 +50,8 @@ class RayEngine:
 
     def settle(self, task: Task, device: Device) -> Device:
         """Return the device with the way to run the network that a worker found."""
-        settled: Device = self._ask("settle", task, device)
+        among = max(1, self.pool.wanted)  # 0 before a first question
+        settled: Device = self._ask("settle", task, device, among)
         return settled
 
     def workers(self, device: Device) -> list[str]:

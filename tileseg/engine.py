@@ -154,7 +154,7 @@ class LocalEngine:
 
     def settle(self, task: Task, device: Device) -> Device:
         """Return the device with the fastest way to run the network that is right."""
-        return settle(task, device)
+        return settle(task, device, len(set(self.workers(device))))
 
     def workers(self, device: Device) -> list[str]:
         """Return torch's device name of each worker."""

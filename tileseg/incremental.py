@@ -44,7 +44,7 @@ SHARDS = "shards.json"
 
 _TRIED = 8  # shards that are looked at before all are
 _ROWS = 4  # of shards that are read at a stretch: a stop waits for no more
-_SHARE = 2  # of a worker's width: twice as many strips are held as one has, see budget
+_SHARE = 2  # of a worker's width: `overlap._SIDE_BY_SIDE` / `budget._STRIPS`, 8 / 4
 _ELSE = {"input", "products", "columns", "simplify", "min_area"}
 """What of a request decides no label: the scene's bytes, and what is made of labels."""
 

@@ -1,4 +1,4 @@
-"""What this process holds of the machine's memory, and giving back what it need not.
+"""What this process has of a machine: memory, and giving it back; cores, and waiting.
 
 A MB is 10^6 bytes, as in what is predicted.
 """
@@ -7,7 +7,7 @@ import ctypes
 import resource
 from pathlib import Path
 
-__all__ = ["keep_heap", "peak_rss_mb", "rss_mb", "trim_heap"]
+__all__ = ["keep_heap", "peak_rss_mb", "rss_mb", "trim_heap", "waited_seconds"]
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _KEEP = 256 << 20  # bytes at an arena's end
@@ -58,3 +58,12 @@ def trim_heap() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def waited_seconds() -> float:
+    """Return how long this thread wanted a core that others had; 0 if nobody says."""
+    try:
+        status = Path("/proc/thread-self/schedstat").read_text(encoding="ascii")
+        return int(status.split()[1]) / 1e9
+    except (OSError, LookupError, ValueError):
+        return 0.0

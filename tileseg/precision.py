@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,15 +40,20 @@ class Check:
     """Share of valid pixels with the same label, 0 to 1; None where all is nodata."""
 
 
-def settle(task: Task, device: Device) -> Device:
+def settle(task: Task, device: Device, among: int = 1) -> Device:
     """Return the device with the way to run the task's networks: see `model.choose`.
 
     They are then at hand there.
 
+    Args:
+        task: the job.
+        device: one of those that do it.
+        among: how many do; each would compile for itself, and has its share to do.
+
     Raises:
         ModelError: the way that was asked for is not right there; or the device failed.
     """
-    asked, todo = task.job.network, task.grid.tiles.size
+    asked, todo = task.job.network, ceil(task.grid.tiles.size / among)
     models, trim = task.ensemble, trim_of(task)
     return averaging.settle(models, device, asked=asked, todo=todo, trim=trim)
 

@@ -24,7 +24,7 @@ from tileseg.cost import bill
 from tileseg.errors import ExitCode, ParkedError, TilesegError, first_line
 from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
-from tileseg.memory import peak_rss_mb
+from tileseg.memory import peak_rss_mb, waited_seconds
 from tileseg.metrics import STAGES
 from tileseg.publish import PARKED
 from tileseg.redact import json_bytes
@@ -56,7 +56,7 @@ class Record:
         self.is_news = True  # False: what is live was so before
         self.is_made = True  # False: by an earlier run, whose work it tells of
         self.is_shared = False  # True: other scenes have the same workers
-        self._start = perf_counter()
+        self._start, self._waited = perf_counter(), waited_seconds()
         self._workers = 1
         self._workers_rss_mb = 0.0
         self._loaded_mb: float | None = None
@@ -127,6 +127,7 @@ class Record:
         self.values["failures"] = []
         grid, resolved = task.grid, plan.resolved
         self._workers = len(workers)
+        self._spent = replace(self._spent, waited=waited_seconds() - self._waited)
         # A dry run checks no precision, so it cannot know what a run would decide.
         self.values["plan_id"] = None if task.job.dry_run else plan.plan_id
         self.values["precision_check"] |= plan.precision_check
@@ -334,6 +335,7 @@ class Record:
             total=seconds["total"],
             work=seconds["work"],
             finish=seconds["total"] - self._ended["work"],
+            plan=seconds["plan"],
             compare=seconds["compare"] or 0.0,
             workers=self._workers,
             ends={key: seconds[key] or 0.0 for key in ENDS},

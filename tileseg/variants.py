@@ -110,7 +110,8 @@ def _has_compiler(kind: str) -> bool:
 def _compile(module: nn.Module) -> Forward:
     """Return the module compiled for any number of tiles; it happens at the first."""
     _keep_cache()
-    compiled = torch.compile(module)
+    # Else code for a CPU is built anew where there are more or fewer threads: a lane.
+    compiled = torch.compile(module, options={"cpp.dynamic_threads": True})
 
     def forward(tiles_NBTT: Tensor) -> Tensor:
         # One program for every batch: the sample's, the precision check's, the plan's.

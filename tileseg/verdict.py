@@ -27,6 +27,7 @@ _AFTER = {
 }
 # Three stages in turn, none overlapping another, are busy for a third each or more.
 _IDLE = 1 / 3
+_WAITED = 1 / 3  # of a start: longer than for what of ours runs beside it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +40,12 @@ class Spent:
     """Of it, from calling the workers to the last receipt."""
     finish: float = 0.0
     """Of it, after the last receipt."""
+    plan: float = 0.0
+    """Of what came before the workers: finding them, and settling how to compute."""
     compare: float = 0.0
-    """Of what came before the workers: looking for shards that are as they were."""
+    """Likewise: looking for shards that are as they were."""
+    waited: float = 0.0
+    """Likewise: when a core was wanted, and other programs had it."""
     workers: int = 1
     """How many took part."""
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -161,17 +166,25 @@ def _help_idle(spent: Spent) -> str:
 
 
 def _help_starting(spent: Spent, share: float) -> str:
-    if spent.compare > share * spent.total / 2:
+    seconds = share * spent.total
+    if spent.compare > seconds / 2:
         return (
             ", most of it comparing the scene with what is published: give it more CPU "
             "cores or a faster disk"
+        )
+    if spent.waited > _WAITED * seconds:
+        return (
+            ", much of it waiting for cores that other programs had: run it when the "
+            "machine has less to do"
         )
     if spent.is_shared:
         return (
             ": opening the scene and settling how to compute, which every scene takes, "
             "however small"
         )
-    return ": give several scenes to one command, which loads libraries once"
+    most = ", most of it loading libraries and the network, and checking its numbers"
+    text = ": give several scenes to one command, which loads libraries once"
+    return f"{most if spent.plan > seconds / 2 else ''}{text}"
 
 
 def _help(stage: str, spent: Spent) -> str:
