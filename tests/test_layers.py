@@ -24,6 +24,7 @@ ORDER = (
     "times",
     "longitudes",
     "address",
+    "locations",
     "source",
     "stopping",
     "watch",

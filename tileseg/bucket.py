@@ -21,10 +21,11 @@ from uuid import uuid4
 from tileseg import publish
 from tileseg.errors import BusyError, OutputError, StorageError, TilesegError
 from tileseg.folder import Folder
+from tileseg.locations import is_remote
 from tileseg.objects import Objects
 from tileseg.pointers import OURS, PRODUCT, Pointers, parse, paths_of
 from tileseg.redact import json_bytes
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 from tileseg.versions import Version, choose, promoted, released
 
 if TYPE_CHECKING:

@@ -20,13 +20,14 @@ from tileseg.execution import Progress, carry_out
 from tileseg.fit import doubts
 from tileseg.inspection import inspect, inspect_again
 from tileseg.ledger import Plan, forget, plans
+from tileseg.locations import is_remote
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
 from tileseg.preflight import preflight
 from tileseg.products import build, present
 from tileseg.record import Record
 from tileseg.resolve import device_of, resolve
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 from tileseg.staff import Staff
 from tileseg.storage import write_whole
 from tileseg.task import Task, prepare

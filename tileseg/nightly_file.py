@@ -14,7 +14,9 @@ from typing import Any
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
 from tileseg.fields import checked, one_of, read_toml, written
-from tileseg.settings import Job, is_bbox, is_remote, lies_in, within
+from tileseg.locations import check_location, lies_in, work_beside
+from tileseg.longitudes import is_bbox
+from tileseg.settings import Job
 
 __all__ = [
     "OF_A_NIGHT",
@@ -39,7 +41,6 @@ _MOST_ITEMS = 10_000
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _AGO = re.compile(r"(\d{1,5}) (hour|day|week)s?")
-_ANY = "any scene"
 OF_A_NIGHT = ("input", "join", "output", "work", "dry_run")
 """Fields of a job that are not for all scenes alike."""
 
@@ -137,7 +138,7 @@ class Target:
     def __post_init__(self) -> None:
         """Refuse what is no place."""
         for name in ("output", "work"):
-            within(name, getattr(self, name), _ANY)
+            check_location(name, getattr(self, name))
         if not self.output.strip("/."):
             msg = f"output: got {self.output!r}, wanted a directory or address"
             raise UsageError(msg)
@@ -150,11 +151,7 @@ class Target:
     @property
     def workplace(self) -> str:
         """Where unfinished work lives, a directory each in it."""
-        name = Path(self.output.rstrip("/")).name
-        beside = Path(self.output).with_name(f"{name}.work")
-        return self.work or str(
-            Path("out") / f"{name}.work" if is_remote(self.output) else beside
-        )
+        return self.work or work_beside(self.output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,13 @@ from typing import Any
 from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import TilesegError
 from tileseg.ledger import digest, tiles_done
+from tileseg.locations import within
 from tileseg.nightly_file import NightFile, Schedule
 from tileseg.nightly_source import Found
 from tileseg.nightly_state import FAILED, Entry, Speed, State
 from tileseg.objects import open_storage
 from tileseg.redact import redact
-from tileseg.settings import Job, within
+from tileseg.settings import Job
 from tileseg.storage import Storage
 from tileseg.task import Task, check_shared, draft, meet, versions
 

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
+from tileseg.locations import is_remote
 from tileseg.lock import hold
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
@@ -27,7 +28,7 @@ from tileseg.preflight import check_writable
 from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import update
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 from tileseg.staff import check_engine
 from tileseg.task import refuse_vanishing
 

@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from tileseg import swap, versions
 from tileseg.errors import BusyError, OtherPlanError, OutputError
+from tileseg.locations import PARKED_END
 from tileseg.lock import hold_file
-from tileseg.settings import PARKED_END
 from tileseg.versions import RECORD, Version
 
 __all__ = [
