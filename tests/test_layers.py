@@ -138,6 +138,7 @@ ORDER = (
     "verify",
     "swap",
     "versions",
+    "place",
     "publish",
     "folder",
     "pointers",

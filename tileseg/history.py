@@ -10,7 +10,7 @@ from tileseg.bounds import Gates, Shares, shares_of
 from tileseg.errors import TilesegError
 from tileseg.locations import BESIDE, is_remote
 from tileseg.objects import open_storage
-from tileseg.publish import Place
+from tileseg.place import Place
 from tileseg.storage import Storage
 from tileseg.versions import RECORD
 

@@ -23,6 +23,7 @@ from tileseg.ledger import Plan, forget, plans
 from tileseg.locations import is_remote
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
+from tileseg.place import Place
 from tileseg.preflight import preflight
 from tileseg.products import build, present
 from tileseg.record import Record
@@ -104,7 +105,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)  # another run was faster
 
 
-def _is_answered(place: publish.Place, task: Task, record: Record) -> bool:
+def _is_answered(place: Place, task: Task, record: Record) -> bool:
     """Return whether what is asked for is there, published or parked; then adopt it.
 
     Raises:
@@ -153,7 +154,7 @@ def _look(task: Task, record: Record) -> None:
         read_canary(path).check(task.ensemble, path)  # before, not after the work
 
 
-def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -> None:
+def _check_free(place: Place, held: dict[str, Any] | None, task: Task) -> None:
     job, request = task.job, task.request_id
     is_meant = job.overwrite and job.again
     if held and not is_meant and request in place.rolled_back():
@@ -177,9 +178,7 @@ def _plan(task: Task, staff: Staff, record: Record) -> Plan:
     return plan
 
 
-def _adopt(
-    held: dict[str, Any], place: publish.Place, job: Job, record: Record
-) -> None:
+def _adopt(held: dict[str, Any], place: Place, job: Job, record: Record) -> None:
     """Do nothing: what is published answers the request."""
     logger.info("%s: nothing to do, %s is complete", job.href, place)
     record.adopt(held)
@@ -195,7 +194,7 @@ def _adopt(
 
 
 def _adopt_parked(
-    held: dict[str, Any] | None, place: publish.Place, task: Task, record: Record
+    held: dict[str, Any] | None, place: Place, task: Task, record: Record
 ) -> bool:
     """Return whether the result is there, parked; put it live if it may be by now.
 
@@ -226,7 +225,7 @@ def _while(lock: Hold, progress: Progress) -> Progress:
 
 
 def _close(
-    place: publish.Place, record: Record, folder: Path, listed: list[dict[str, Any]]
+    place: Place, record: Record, folder: Path, listed: list[dict[str, Any]]
 ) -> None:
     """Write the record of what is in `folder`, where it is to be published."""
     plan_id = record.values["plan_id"]
