@@ -197,6 +197,7 @@ ORDER = (
     "nightly_file",
     "nightly_search",
     "nightly_source",
+    "nightly_entry",
     "nightly_state",
     "nightly_summary",
     "nightly",

@@ -9,7 +9,8 @@ from typing import Any
 from tileseg.address import called
 from tileseg.errors import ExitCode, TilesegError, worst
 from tileseg.names import scene_name
-from tileseg.nightly_state import FAILED, night_of
+from tileseg.nightly_entry import FAILED
+from tileseg.nightly_state import night_of
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.record import Record

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from tileseg.cost import amount
 from tileseg.errors import TilesegError
 from tileseg.locations import is_remote
-from tileseg.nightly_state import Entry
+from tileseg.nightly_entry import Entry
 from tileseg.overlay import thumbnail
 from tileseg.page import page_of
 from tileseg.place import PARKED

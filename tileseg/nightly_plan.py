@@ -15,9 +15,10 @@ from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import TilesegError
 from tileseg.ledger import digest, tiles_done
 from tileseg.locations import within
+from tileseg.nightly_entry import FAILED, Entry, Speed
 from tileseg.nightly_file import NightFile, Schedule
 from tileseg.nightly_source import Found
-from tileseg.nightly_state import FAILED, Entry, Speed, State
+from tileseg.nightly_state import State
 from tileseg.objects import open_storage
 from tileseg.redact import redact
 from tileseg.settings import Job
