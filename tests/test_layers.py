@@ -117,6 +117,7 @@ ORDER = (
     "catalog",
     "inputs",
     "task",
+    "questions",
     "fit",
     "budget",
     "preflight",
