@@ -20,10 +20,11 @@ from tileseg.lock import hold
 from tileseg.nightly_entry import Entry
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
-from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
+from tileseg.nightly_plan import Choice, chosen, ordered, span, turns
 from tileseg.nightly_source import find
 from tileseg.nightly_state import STATE, State, hold_state, night_of, read_state
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
+from tileseg.nightly_table import measured, rows
 from tileseg.objects import open_storage
 from tileseg.preflight import check_writable
 from tileseg.record import Record
