@@ -5,7 +5,6 @@ A table is a dataclass in `_TABLES`, and a field of `NightFile`.
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
-from tileseg.fields import checked, one_of, read_toml, written
+from tileseg.fields import Limits, check_values, checked, one_of, read_toml, written
 from tileseg.locations import check_location, lies_in, work_beside
 from tileseg.longitudes import is_bbox
 from tileseg.settings import Job
@@ -30,8 +29,6 @@ __all__ = [
     "read_night",
     "secret",
 ]
-
-_Limits = dict[str, tuple[Callable[[Any], bool], str]]
 
 RECEIVER = "an https address without user and password"
 """What a webhook is."""
@@ -89,7 +86,7 @@ class Source:
             raise UsageError(msg)
         if self.stac:
             self._check_api()
-        _check(self, self._limits())
+        check_values(self, self._limits)
 
     def _check_api(self) -> None:
         if not is_web(self.stac) or "?" in self.stac:
@@ -97,7 +94,7 @@ class Source:
             raise UsageError(msg)
 
     @staticmethod
-    def _limits() -> _Limits:
+    def _limits() -> Limits:
         when = "a date, a time as 2026-05-01T00:00:00Z, or as 30 days"
         return {
             "bbox": (is_bbox, "west, south, east, north in degrees, south < north"),
@@ -182,10 +179,10 @@ class Schedule:
         if self.deadline and self.hours is not None:
             msg = "deadline, hours: wanted one of them, got both"
             raise UsageError(msg)
-        _check(self, self._limits())
+        check_values(self, self._limits)
 
     @staticmethod
-    def _limits() -> _Limits:
+    def _limits() -> Limits:
         return {
             "deadline": (
                 lambda x: x == "" or isinstance(x, time) or _CLOCK.fullmatch(x),
@@ -340,16 +337,6 @@ def is_receiver(address: str) -> bool:
 def _is_secret(said: str) -> bool:
     kind, _, name = said.partition(":")
     return kind in ("env", "file") and bool(name) and not name.startswith("//")
-
-
-def _check(table: Source | Schedule, limits: _Limits) -> None:
-    """Refuse values beyond their limits."""
-    hidden = {item.name for item in fields(table) if not item.repr}
-    for name, (is_good, wanted) in limits.items():
-        if (got := getattr(table, name)) is not None and not is_good(got):
-            told = "" if name in hidden else f"got {written(got)}, "
-            msg = f"{name}: {told}wanted {wanted}"
-            raise UsageError(msg)
 
 
 def _is_moment(said: str | date) -> bool:

@@ -1,7 +1,6 @@
 """What may be asked for one scene: the fields of a job, from wherever they come."""
 
 import os
-from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from math import inf, isfinite
 from pathlib import Path
@@ -23,7 +22,7 @@ from tileseg.choices import (
     SYMMETRIES,
 )
 from tileseg.errors import UsageError
-from tileseg.fields import fits, of_table, one_of, said, written
+from tileseg.fields import Limits, check_values, of_table, one_of
 from tileseg.locations import check_location, work_beside
 from tileseg.longitudes import is_bbox
 from tileseg.names import scene_name
@@ -171,15 +170,8 @@ class Job:
         table: object = self.gates
         if isinstance(table, dict):
             object.__setattr__(self, "gates", of_table("gates", table, Gates))
-        for item in fields(self):
-            if not fits(got := getattr(self, item.name), item.type):
-                msg = f"{item.name}: got {written(got)}, wanted {said(item.type)}"
-                raise UsageError(msg)
+        check_values(self, self._limits)
         self._keep_secrets()
-        for name, (is_good, wanted) in self._limits().items():
-            if (got := getattr(self, name)) is not None and not is_good(got):
-                msg = f"{name}: got {written(got)}, wanted {wanted}"
-                raise UsageError(msg)
         self._check_inputs()
         for name in ("simplify", "min_area"):
             if getattr(self, name) is not None and not self.polygons:
@@ -254,7 +246,7 @@ class Job:
         return {**given, "input": inputs if len(inputs) > 1 else inputs[0]}
 
     @staticmethod
-    def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def _limits() -> Limits:
         """Return, for each field with limits, its test and what it wants."""
         positive = (lambda number: number > 0), "1 or more"
         seconds = (lambda x: 0 < x <= _LONGEST), "more than 0 seconds, at most 10 days"
