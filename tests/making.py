@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from tileseg.architecture import unet
 from tileseg.card import Card
 from tileseg.classes import LandClass
-from tileseg.errors import PreemptedError
+from tileseg.errors import ExitCode, PreemptedError
 from tileseg.item import to_stac
+from tileseg.job import run
 from tileseg.model import save
 from tileseg.objects import open_storage
 from tileseg.publish import file_sha256
+from tileseg.settings import Job
 from tileseg.unet import UNet
 
 NORTH_UP = Affine(10, 0, 500_000, 0, -10, 4_600_000)
@@ -120,6 +122,26 @@ def lively(module: UNet) -> None:
         bands = module.get_parameter("enc1.0.weight").shape[1]
         logits = module(torch.randn(8, bands, height, width) * 1.5 + 1)
         module.final_conv.bias -= logits.mean(dim=(0, 2, 3))
+
+
+def job_maker(place: Path, scene, model, **common):
+    """Return what makes jobs on a scene, each with an output of its own in a place."""
+    models = model if isinstance(model, tuple) else str(model)
+    common = {"input": str(scene), "model": models, "trusted": True, **common}
+
+    def make(name="out", **options):
+        return Job(**{"output": str(place / name), **common, **options})
+
+    return make
+
+
+def succeed(job, *more):
+    """Run a job that must end well, and return its record's values."""
+    record = run(job, *more)
+    if record.error:
+        raise record.error
+    assert record.values["exit_code"] == ExitCode.OK, record.values["failures"]
+    return record.values
 
 
 def read(path: Path) -> NDArray:

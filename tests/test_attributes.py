@@ -22,8 +22,9 @@ from tileseg.attributes import COLUMNS, Origin, fault
 from tileseg.cli import main
 from tileseg.errors import ExitCode, UsageError
 from tileseg.features import write_features
+from tileseg.intake import read_job
 from tileseg.job import run
-from tileseg.settings import Job, read_job
+from tileseg.settings import Job
 from tileseg.task import prepare
 
 TAKEN = dt.datetime(2024, 5, 17, 10, 30, 15, tzinfo=dt.UTC)

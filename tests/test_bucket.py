@@ -14,7 +14,7 @@ from pathlib import Path
 import obstore
 import pytest
 from click.testing import CliRunner
-from making import make_scene, random_pixels
+from making import job_maker, make_scene, random_pixels, succeed
 from obstore.exceptions import GenericError
 from s3 import SECRET, contents, next_second, plain, serve
 
@@ -59,30 +59,16 @@ def scene(tmp_path_factory):
 @pytest.fixture
 def job(tmp_path, scene, model_path, output):
     """Make a job whose outputs go to the store."""
-
-    def make(**options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": output,
-            "work": str(tmp_path / "work"),
-            "shard": 96,
-            "precision": "fp32",
-            "confidence": True,
-        }
-        return Job(**{**facts, **options})
-
-    return make
-
-
-def succeed(job):
-    """Run a job that must end well, and return its record's values."""
-    record = run(job)
-
-    assert record.error is None
-    assert record.values["exit_code"] == ExitCode.OK
-    return record.values
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        output=output,
+        work=str(tmp_path / "work"),
+        shard=96,
+        precision="fp32",
+        confidence=True,
+    )
 
 
 def test_a_scene_that_came_again_is_brought_up_to_date(job, output, server, tmp_path):

@@ -23,8 +23,8 @@ from tileseg.catalog import asset_href, scenes_of, stack_of
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
 from tileseg.inputs import mosaic_of
 from tileseg.job import run
-from tileseg.names import is_catalog
-from tileseg.settings import Job, scene_name
+from tileseg.names import is_catalog, scene_name
+from tileseg.settings import Job
 from tileseg.window import Window
 
 BGR = ("blue", "green", "red")

@@ -15,7 +15,16 @@ import pytest
 import rasterio
 import torch
 from click.testing import CliRunner
-from making import after, digests, make_model, make_scene, random_pixels, read
+from making import (
+    after,
+    digests,
+    job_maker,
+    make_model,
+    make_scene,
+    random_pixels,
+    read,
+    succeed,
+)
 from test_engine import damage
 
 from tileseg.actor import NONCE
@@ -87,24 +96,7 @@ def scene(tmp_path_factory):
 
 @pytest.fixture
 def job(scene, model_path, tmp_path):
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": SHARD,
-            "precision": "fp32",
-        }
-        return Job(**{**facts, **options})
-
-    return make
-
-
-def succeed(*args):
-    record = run(*args)
-    assert record.error is None
-    return record.values
+    return job_maker(tmp_path, scene, model_path, shard=SHARD, precision="fp32")
 
 
 @pytest.fixture(scope="module")

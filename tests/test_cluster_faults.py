@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import environment
-from making import after, digests, make_scene, random_pixels, receipts_of
+from making import after, digests, job_maker, make_scene, random_pixels, receipts_of
 from test_cluster import quiet, use
 
 from tileseg.errors import ExitCode
@@ -120,25 +120,19 @@ def scene(tmp_path_factory):
 def job(scene, model_path, tmp_path, monkeypatch):
     """Make jobs for workers whose device has a known speed."""
     use(monkeypatch, simulate.SimulatedRecipe, rate=RATE)
-
-    def make(**options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / "out"),
-            "shard": 96,
-            "precision": "fp32",
-            "engine": "ray",
-            "device": "cpu",
-            "workers": 2,
-            "confidence": True,
-            "patience": 4,
-            "wait": 60,
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        shard=96,
+        precision="fp32",
+        engine="ray",
+        device="cpu",
+        workers=2,
+        confidence=True,
+        patience=4,
+        wait=60,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import digests, make_scene, random_pixels, stop_after
+from making import digests, job_maker, make_scene, random_pixels, stop_after
 
 from tileseg.device import device_error
 from tileseg.errors import DeviceFaultError, DeviceMemoryError, ExitCode
 from tileseg.job import run
-from tileseg.settings import Job
 from tileseg.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -42,20 +41,15 @@ FAULTS = {
 def job(tmp_path, model_path):
     scene = make_scene(tmp_path / "scene.tif", random_pixels(230, 170, seed=1))
 
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": 96,
-            "run_shards": (1, 1),
-            "precision": "fp32",
-            "network": "plain",  # whose forward is replaced
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        shard=96,
+        run_shards=(1, 1),
+        precision="fp32",
+        network="plain",  # whose forward is replaced
+    )
 
 
 def plans(task):
@@ -190,6 +184,7 @@ sys.path.insert(0, "tests")
 import test_devices as tests
 from tileseg.bounds import Gates
 from tileseg.ledger import Ledger
+from tileseg.settings import Job
 
 def forward(self, tiles):
     if len(tiles) > tests.ENOUGH:
@@ -202,7 +197,7 @@ def die(ledger):
 
 tests.UNet.forward = forward
 Ledger._remove_given_up = die
-tests.run(eval(sys.argv[1], {"Job": tests.Job, "Gates": Gates}))
+tests.run(eval(sys.argv[1], {"Job": Job, "Gates": Gates}))
 """
 
 

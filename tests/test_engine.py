@@ -10,7 +10,7 @@ import pytest
 import rasterio
 import rasterio.shutil
 import torch
-from making import make_model, make_scene, random_pixels, read, stop_after
+from making import job_maker, make_model, make_scene, random_pixels, read, stop_after
 
 from tileseg.card import NODATA
 from tileseg.device import Device
@@ -18,7 +18,6 @@ from tileseg.errors import ExitCode, PreemptedError
 from tileseg.grid import Run, Shard
 from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
-from tileseg.settings import Job
 from tileseg.storage import Disk
 from tileseg.task import prepare
 from tileseg.unet import UNet
@@ -63,17 +62,7 @@ def needing(broken):
 
 @pytest.fixture
 def job(tmp_path, scene_path, model_path):
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene_path),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": SHARD,
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(tmp_path, scene_path, model_path, shard=SHARD)
 
 
 @pytest.fixture

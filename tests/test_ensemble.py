@@ -9,12 +9,14 @@ import rasterio
 from click.testing import CliRunner
 from making import (
     digests,
+    job_maker,
     make_card,
     make_model,
     make_scene,
     random_pixels,
     read,
     stop_after,
+    succeed,
 )
 
 import tileseg
@@ -25,7 +27,7 @@ from tileseg.errors import ExitCode, UsageError
 from tileseg.job import run
 from tileseg.ledger import Ledger, Plan
 from tileseg.resolve import _in_numbers
-from tileseg.settings import LAYERS, Job
+from tileseg.settings import LAYERS
 from tileseg.storage import Disk
 from tileseg.task import prepare
 from tileseg.worker import Recipe
@@ -133,24 +135,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture
 def job(tmp_path, scene, models):
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene),
-            "model": models,
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": 96,
-            "tta": "d4",
-        }
-        return Job(**{**facts, **options})
-
-    return make
-
-
-def succeed(*args):
-    record = run(*args)
-    assert record.error is None
-    return record.values
+    return job_maker(tmp_path, scene, models, shard=96, tta="d4")
 
 
 @pytest.mark.parametrize("blend", ["crop", "cosine"])

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from making import digests, make_model, make_scene, random_pixels, snapshot
+from making import digests, job_maker, make_model, make_scene, random_pixels, snapshot
 
 from tileseg.cli import main
 from tileseg.errors import ExitCode
 from tileseg.folder import Folder
 from tileseg.job import run
-from tileseg.settings import Job
 from tileseg.staff import Staff
 
 HEIGHT, WIDTH = 130, 171
@@ -29,22 +28,17 @@ def scene(tmp_path_factory):
 @pytest.fixture
 def job(tmp_path, scene, model_path):
     """Make a job on the scene that replaces what is there, and keeps it."""
-
-    def make(**options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / "maps" / "scene"),
-            "work": str(tmp_path / "work"),
-            "shard": 96,
-            "precision": "fp32",
-            "overwrite": True,
-            "keep": 2,
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        output=str(tmp_path / "maps" / "scene"),
+        work=str(tmp_path / "work"),
+        shard=96,
+        precision="fp32",
+        overwrite=True,
+        keep=2,
+    )
 
 
 class Idle(Staff):

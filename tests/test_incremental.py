@@ -7,7 +7,7 @@ import pytest
 import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import make_model, make_scene, random_pixels, read, snapshot
+from making import job_maker, make_model, make_scene, random_pixels, read, snapshot
 from rasterio.warp import transform_bounds
 from strategies import cuts
 
@@ -17,7 +17,6 @@ from tileseg.job import run
 from tileseg.prints import Prints
 from tileseg.reader import Reader
 from tileseg.scene import open_scene
-from tileseg.settings import Job
 from tileseg.window import Window
 
 HEIGHT, WIDTH = 500, 430  # 6 x 5 shards of 96 pixels, the last ones cut
@@ -87,21 +86,16 @@ def pixels():
 
 @pytest.fixture
 def make(tmp_path, model_path):
-    def job(name="out", **options):
-        facts = {
-            "input": str(tmp_path / "scene.tif"),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": 96,
-            "incremental": True,
-            "confidence": True,
-            "probabilities": True,
-            "polygons": "gpkg",
-        }
-        return Job(**{**facts, **options})
-
-    return job
+    return job_maker(
+        tmp_path,
+        tmp_path / "scene.tif",
+        model_path,
+        shard=96,
+        incremental=True,
+        confidence=True,
+        probabilities=True,
+        polygons="gpkg",
+    )
 
 
 def box(scene):

@@ -20,7 +20,8 @@ from tileseg.cli import main
 from tileseg.errors import InputError, UsageError
 from tileseg.inputs import _matches, find_many, find_scenes, mosaic_of
 from tileseg.layer import Layer
-from tileseg.settings import Job, scene_name
+from tileseg.names import scene_name
+from tileseg.settings import Job
 
 NORTH_UP = Affine(10, 0, 500_000, 0, -10, 4_600_000)
 

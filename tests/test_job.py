@@ -11,12 +11,14 @@ import rasterio
 from making import (
     after,
     digests,
+    job_maker,
     make_model,
     make_scene,
     random_pixels,
     read,
     snapshot,
     stop_after,
+    succeed,
 )
 
 from tileseg.errors import ExitCode
@@ -37,28 +39,7 @@ def scene(tmp_path):
 @pytest.fixture
 def job(tmp_path, scene, model_path):
     """Make a job on the scene; each has its own output unless it is given."""
-
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": 96,
-            "run_shards": (1, 1),
-        }
-        return Job(**{**facts, **options})
-
-    return make
-
-
-def succeed(job):
-    """Run a job that must end well, and return its record's values."""
-    record = run(job)
-
-    assert record.error is None
-    assert record.values["exit_code"] == ExitCode.OK
-    return record.values
+    return job_maker(tmp_path, scene, model_path, shard=96, run_shards=(1, 1))
 
 
 def plan_folder(job):

@@ -38,12 +38,13 @@ from tileseg.cli_nightly import run_one
 from tileseg.console import deadline
 from tileseg.errors import DeadlineError, ExitCode, OutputError, PreemptedError
 from tileseg.monitor import Monitor
+from tileseg.nightly_entry import Entry, Outcome, Speed
 from tileseg.nightly_file import Schedule, read_night
 from tileseg.nightly_page import page
 from tileseg.nightly_plan import Choice, Cost, ordered, turns
 from tileseg.nightly_run import Tonight, hold_night
 from tileseg.nightly_source import Found
-from tileseg.nightly_state import Entry, Outcome, Speed, State, night_of, read_state
+from tileseg.nightly_state import State, night_of, read_state
 from tileseg.nightly_summary import STATES
 from tileseg.series import update
 from tileseg.staff import Staff

@@ -17,8 +17,8 @@ from test_report import HEIGHT, HOSTILE, WIDTH, make_hostile, page_facts
 
 from tileseg.change import Wish, change
 from tileseg.names import slug
+from tileseg.nightly_entry import Entry
 from tileseg.nightly_page import page as night_page
-from tileseg.nightly_state import Entry
 from tileseg.pair import find
 from tileseg.report import report
 from tileseg.storage import Disk

@@ -9,7 +9,7 @@ import rasterio
 import shapely
 import torch
 from affine import Affine
-from making import make_scene, random_pixels, read
+from making import job_maker, make_scene, random_pixels, read
 from pyproj import Transformer
 
 from tileseg.card import NODATA
@@ -18,7 +18,6 @@ from tileseg.features import write_failures
 from tileseg.geobox import GeoBox
 from tileseg.job import run
 from tileseg.publish import file_sha256
-from tileseg.settings import Job
 from tileseg.unet import UNet
 
 FORWARD = UNet.forward
@@ -33,22 +32,17 @@ def job(tmp_path, model_path):
         pixels[:, row * 96 + 20, col * 96 + 30] = 60_000
     scene = make_scene(tmp_path / "scene.tif", pixels)
 
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": 96,
-            "precision": "fp32",
-            "network": "plain",  # whose forward is replaced
-            "polygons": "gpkg",
-            "confidence": True,
-            "allow_partial": True,
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        shard=96,
+        precision="fp32",
+        network="plain",  # whose forward is replaced
+        polygons="gpkg",
+        confidence=True,
+        allow_partial=True,
+    )
 
 
 @pytest.fixture

@@ -5,12 +5,11 @@ import time
 
 import pytest
 import rasterio
-from making import NORTH_UP, make_scene, random_pixels, snapshot, stop_after
+from making import NORTH_UP, job_maker, make_scene, random_pixels, snapshot, stop_after
 
 from tileseg.errors import ExitCode, OutputError
 from tileseg.job import run
 from tileseg.preflight import _needs, preflight
-from tileseg.settings import Job
 from tileseg.task import prepare
 from tileseg.unet import UNet
 
@@ -34,19 +33,14 @@ def forwards(monkeypatch):
 def job(tmp_path, model_path):
     scene = make_scene(tmp_path / "scene.tif", random_pixels(130, 171))
 
-    def make(**options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / "out"),
-            "shard": 96,
-            "network": "plain",  # whose forward is replaced
-            "precision": "bf16",  # which is checked before there is a plan
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        shard=96,
+        network="plain",  # whose forward is replaced
+        precision="bf16",  # which is checked before there is a plan
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from making import make_model, make_scene, random_pixels, snapshot
 from tileseg.bounds import Gates
 from tileseg.cli import main
 from tileseg.errors import UsageError
-from tileseg.settings import Job, read_job
+from tileseg.intake import read_job
+from tileseg.settings import Job
 
 ROOT = Path(__file__).parents[1]
 NOT_NEEDED = {"matplotlib", "obstore", "pyarrow", "pyogrio", "ray", "shapely", "torch"}

@@ -21,10 +21,12 @@ from types import SimpleNamespace
 import pytest
 from making import (
     digests,
+    job_maker,
     make_scene,
     random_pixels,
     receipts_of,
     stop_after,
+    succeed,
 )
 from s3 import serve
 
@@ -312,23 +314,17 @@ def test_what_is_no_plan_id_removes_nothing(storage, plan_id):
 @pytest.fixture
 def job(tmp_path, scene, model_path, address):
     """Make a job whose work is somewhere and whose outputs are local."""
-
-    def make(**options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / "out"),
-            "work": address,
-            "shard": 96,
-            "run_shards": (1, 1),
-            "precision": "fp32",
-            "confidence": True,
-            "polygons": "fgb",
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        work=address,
+        shard=96,
+        run_shards=(1, 1),
+        precision="fp32",
+        confidence=True,
+        polygons="fgb",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -355,15 +351,6 @@ def undisturbed(tmp_path_factory, scene, model_path):
 def products(output):
     polygons = (output / "polygons.fgb").read_bytes()
     return {**digests(output), "polygons": hashlib.sha256(polygons).hexdigest()}
-
-
-def succeed(job):
-    """Run a job that must end well, and return its record's values."""
-    record = run(job)
-
-    assert record.error is None
-    assert record.values["exit_code"] == ExitCode.OK
-    return record.values
 
 
 def left(address):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from making import make_scene, random_pixels
+from making import job_maker, make_scene, random_pixels, succeed
 from proxy import stand_before
 from publication import publish, whole
 from s3 import SECRET, contents, environment, next_second, plain, serve
@@ -24,7 +24,6 @@ from tileseg.cli import main
 from tileseg.errors import ExitCode, StorageError, TilesegError
 from tileseg.job import run
 from tileseg.objects import Objects
-from tileseg.settings import Job
 
 PRODUCTS = 5  # mask, confidence, quicklook, item.json, report
 NUMBERS = count()
@@ -149,21 +148,17 @@ def scene(tmp_path_factory):
 
 @pytest.fixture
 def job(tmp_path, scene, model_path, prefix):
-    def make(**options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": prefix.output,
-            "work": str(tmp_path / "work"),
-            "shard": 96,
-            "precision": "fp32",
-            "confidence": True,
-            "overwrite": True,
-        }
-        return Job(**{**facts, **options})
-
-    return make
+    return job_maker(
+        tmp_path,
+        scene,
+        model_path,
+        output=prefix.output,
+        work=str(tmp_path / "work"),
+        shard=96,
+        precision="fp32",
+        confidence=True,
+        overwrite=True,
+    )
 
 
 def command(job, folder):
@@ -173,15 +168,6 @@ def command(job, folder):
     words = ["--config", config, "--input", job.input, "--model", job.model]
     words += ["--output", job.output, "--work", job.work, "--confidence", "--overwrite"]
     return ["segment", *map(str, words)]
-
-
-def succeed(job):
-    """Run a job that must end well, and return its record's values."""
-    record = run(job)
-
-    assert record.error is None
-    assert record.values["exit_code"] == ExitCode.OK
-    return record.values
 
 
 def receipts(line):

@@ -10,7 +10,8 @@ from making import snapshot
 from tileseg import publish, swap
 from tileseg.errors import OutputError, UsageError
 from tileseg.folder import Folder
-from tileseg.publish import PARKED, list_outputs
+from tileseg.place import PARKED
+from tileseg.publish import list_outputs
 from tileseg.settings import Job
 from tileseg.task import meet
 from tileseg.versions import name_of

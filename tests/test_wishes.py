@@ -10,6 +10,7 @@ from affine import Affine
 from making import (
     NORTH_UP,
     digests,
+    job_maker,
     make_card,
     make_model,
     make_plain,
@@ -17,6 +18,7 @@ from making import (
     random_pixels,
     read,
     stop_after,
+    succeed,
 )
 from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
@@ -51,25 +53,7 @@ def clouds(tmp_path):
 
 @pytest.fixture
 def job(tmp_path, scene, model_path):
-    def make(name="out", **options):
-        facts = {
-            "input": str(scene),
-            "model": str(model_path),
-            "trusted": True,
-            "output": str(tmp_path / name),
-            "shard": 96,
-            "run_shards": (1, 1),
-        }
-        return Job(**{**facts, **options})
-
-    return make
-
-
-def succeed(job, *more):
-    record = run(job, *more)
-
-    assert record.error is None
-    return record.values
+    return job_maker(tmp_path, scene, model_path, shard=96, run_shards=(1, 1))
 
 
 def test_masked_pixels_are_nodata_and_counted(job, clouds):

@@ -10,14 +10,17 @@ from threading import Lock
 from urllib.parse import SplitResult, quote, urlsplit
 
 from tileseg.errors import RefusedError, UsageError
+from tileseg.names import is_catalog, parts_of
 
 __all__ = [
     "STORES",
     "allow",
+    "called",
     "has_secret",
     "is_address",
     "is_allowed",
     "keep",
+    "keep_input",
     "netloc",
     "shown",
     "split",
@@ -91,6 +94,17 @@ def shown(href: str) -> str:
     return f"{scheme.lower()}://{host.rpartition('@')[2]}{slash}{path}"
 
 
+def called(source: str | tuple[str, ...]) -> str:
+    """Return what a scene is called that is made of one file or several.
+
+    Anyone may see it; of a STAC document it says which Item is meant.
+    """
+    first, *more = (source,) if isinstance(source, str) else source
+    document, item = parts_of(first)
+    first = shown(document) + (f"#{item}" if item else "")
+    return f"{first} and {len(more)} more" if more else first
+
+
 def netloc(parts: SplitResult) -> tuple[str, int]:
     """Return host and port of an address on the web."""
     return (parts.hostname or "").lower(), parts.port or _PORTS[parts.scheme]
@@ -117,6 +131,18 @@ def keep(href: str) -> str:
             _handles[key] = f"{key[0]}#{len(_handles) + 1}"
             _queries[_handles[key]] = parts.query
         return _handles[key]
+
+
+def keep_input(source: str) -> str:
+    """Return the handle of an input; which Item is meant is no secret.
+
+    Raises:
+        UsageError: a STAC document has a query, or see `keep`.
+    """
+    if is_address(source) and "?" in source.partition("#")[0] and is_catalog(source):
+        msg = f"{shown(source)}: wanted a STAC document without a query"
+        raise UsageError(msg)
+    return source if parts_of(source)[1] else keep(source)
 
 
 def has_secret(handle: str) -> bool:

@@ -21,10 +21,12 @@ from uuid import uuid4
 from tileseg import publish
 from tileseg.errors import BusyError, OutputError, StorageError, TilesegError
 from tileseg.folder import Folder
+from tileseg.locations import is_remote
 from tileseg.objects import Objects
+from tileseg.place import PARKED, Listed, Place
 from tileseg.pointers import OURS, PRODUCT, Pointers, parse, paths_of
 from tileseg.redact import json_bytes
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 from tileseg.versions import Version, choose, promoted, released
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ __all__ = ["Bucket", "open_place", "place_at"]
 logger = logging.getLogger(__name__)
 
 
-def open_place(job: Job) -> publish.Place:
+def open_place(job: Job) -> Place:
     """Return where a job's outputs go.
 
     Raises:
@@ -52,7 +54,7 @@ def open_place(job: Job) -> publish.Place:
     return Folder(job.output_path, job.keep)
 
 
-def place_at(output: str, keep: int = 0) -> publish.Place:
+def place_at(output: str, keep: int = 0) -> Place:
     """Return the place at an output's path or address, to look and to switch there.
 
     Raises:
@@ -255,7 +257,7 @@ class Bucket:
             shutil.rmtree(folder, ignore_errors=True)
 
     def list_outputs(
-        self, folder: Path, plan_id: str, listed: publish.Listed = ()
+        self, folder: Path, plan_id: str, listed: Listed = ()
     ) -> list[dict[str, Any]]:
         """Return path below the prefix, bytes and sha256 of every file of the folder.
 
@@ -278,7 +280,7 @@ class Bucket:
         data = (folder / publish.RECORD).read_bytes()
         record = json.loads(data)
         self._upload(folder, record["outputs"])
-        if record["status"] == publish.PARKED:
+        if record["status"] == PARKED:
             self._park(data, record)
             return
         try:

@@ -10,10 +10,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tileseg.documents import features_of, parts_of, read_document
+from tileseg.documents import features_of, read_document
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.layer import BandFacts, Layer, Stack
-from tileseg.names import SUFFIXES
+from tileseg.names import SUFFIXES, parts_of
 from tileseg.times import of_properties
 
 if TYPE_CHECKING:

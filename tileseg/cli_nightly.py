@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from tileseg.address import allow
+from tileseg.address import allow, called
 from tileseg.console import (
     begin,
     deadline,
@@ -263,7 +263,7 @@ def run_one(
     """
     from tileseg.job import run
     from tileseg.record import Record
-    from tileseg.settings import Job, called
+    from tileseg.settings import Job
 
     scene = called(facts["input"])
     record = Record(scene)

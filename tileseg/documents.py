@@ -9,10 +9,10 @@ from typing import Any
 from tileseg.address import is_address, keep, shown
 from tileseg.calls import call
 from tileseg.errors import InputError, RefusedError, UsageError
-from tileseg.names import DOCUMENT, is_api_item
+from tileseg.names import is_api_item
 from tileseg.remote import fetcher
 
-__all__ = ["features_of", "parts_of", "read_document"]
+__all__ = ["features_of", "read_document"]
 
 _MOST_BYTES = 16 << 20  # of a document
 _MOST_ITEMS = 10_000
@@ -20,12 +20,6 @@ _MOST_ITEMS = 10_000
 _MOMENT = 300.0  # seconds: signatures live for longer
 _said: dict[str, tuple[float, bytes]] = {}
 """Address of an API's Item -> when it was read, and what it said."""
-
-
-def parts_of(source: str) -> tuple[str, str | None]:
-    """Return the document, and which of its Items; None for the only one."""
-    found = DOCUMENT.fullmatch(source)
-    return (found["document"], found["item"]) if found else (source, None)
 
 
 def features_of(document: str, value: dict[str, Any]) -> list[dict[str, Any]]:

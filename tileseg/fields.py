@@ -7,11 +7,13 @@ from dataclasses import fields, is_dataclass
 from datetime import date, time
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 from tileseg.errors import UsageError
 
 __all__ = [
+    "Limits",
+    "check_values",
     "checked",
     "fits",
     "of_table",
@@ -23,6 +25,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+Limits = dict[str, tuple[Callable[[Any], bool], str]]
+"""For each field that has some: the test of a value, and what is wanted."""
 
 _WORDS = {
     str: ("a text", "texts"),
@@ -83,6 +88,33 @@ def written(value: object) -> str:
 def one_of(*allowed: str) -> tuple[Callable[[Any], bool], str]:
     """Return the test of a field that has one of these values, and what it wants."""
     return allowed.__contains__, f"one of {', '.join(allowed)}"
+
+
+def check_values(table: Any, limits: Callable[[], Limits]) -> None:  # noqa: ANN401  (a dataclass)
+    """Refuse values of other types than their fields', and those beyond limits.
+
+    None has no limits; what is hidden is not repeated.
+
+    Args:
+        table: whose values they are.
+        limits: says them, where the types are right.
+
+    Raises:
+        UsageError: there is one.
+    """
+    hidden = {item.name for item in fields(table) if not item.repr}
+
+    def refuse(name: str, wanted: str) -> NoReturn:
+        got = "" if name in hidden else f"got {written(getattr(table, name))}, "
+        msg = f"{name}: {got}wanted {wanted}"
+        raise UsageError(msg)
+
+    for item in fields(table):
+        if not fits(getattr(table, item.name), item.type):
+            refuse(item.name, said(item.type))
+    for name, (is_good, wanted) in limits().items():
+        if (value := getattr(table, name)) is not None and not is_good(value):
+            refuse(name, wanted)
 
 
 def reason(err: OSError | ValueError) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from tileseg import publish, swap, versions
 from tileseg.errors import OutputError
 from tileseg.lock import hold_file
+from tileseg.place import Listed
 from tileseg.redact import json_bytes
 from tileseg.storage import write_whole
 from tileseg.versions import RECORD, Version
@@ -45,7 +46,7 @@ class Folder:
         return publish.staging(self.path, keep=self.keep)
 
     def list_outputs(
-        self, folder: Path, plan_id: str, listed: publish.Listed = ()
+        self, folder: Path, plan_id: str, listed: Listed = ()
     ) -> list[dict[str, Any]]:
         """See `list_outputs` of publish.py; every plan's files have the same names."""
         del plan_id

@@ -8,9 +8,9 @@ from typing import Any
 
 from tileseg.bounds import Gates, Shares, shares_of
 from tileseg.errors import TilesegError
+from tileseg.locations import BESIDE, is_remote
 from tileseg.objects import open_storage
-from tileseg.publish import Place
-from tileseg.settings import BESIDE, is_remote
+from tileseg.place import Place
 from tileseg.storage import Storage
 from tileseg.versions import RECORD
 

@@ -21,6 +21,7 @@ from tileseg.errors import TilesegError
 from tileseg.gdal import GDAL_ERRORS, gdal_env, open_dataset
 from tileseg.grid import Run, Shard
 from tileseg.ledger import Plan, Receipt, digest
+from tileseg.locations import is_remote
 from tileseg.maker import Maker
 from tileseg.memory import trim_heap
 from tileseg.objects import open_storage
@@ -30,7 +31,6 @@ from tileseg.prints import Prints
 from tileseg.publish import file_sha256
 from tileseg.reader import Reader
 from tileseg.redact import json_bytes
-from tileseg.settings import is_remote
 from tileseg.sketch import Sketch
 from tileseg.storage import Storage
 from tileseg.task import Task

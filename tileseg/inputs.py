@@ -13,9 +13,10 @@ from pathlib import Path
 from tileseg.catalog import scenes_of, stack_of
 from tileseg.errors import InputError, TilesegError
 from tileseg.layer import Layer, Mosaic, Stack
+from tileseg.locations import is_remote
 from tileseg.names import SUFFIXES, is_catalog
 from tileseg.objects import Objects
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 
 __all__ = ["find_many", "find_scenes", "is_listing", "listing", "mosaic_of", "root_of"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tileseg.bounds import Gate, failed, judge
 from tileseg.history import shares_before
-from tileseg.publish import Place
+from tileseg.place import Place
 from tileseg.record import Record
 from tileseg.task import Task
 

@@ -1,12 +1,18 @@
 """Options and a job file -> the fields of a job for each scene. Knows no command."""
 
+import json
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tileseg.address import allow
 from tileseg.errors import UsageError
+from tileseg.fields import checked, reason
+from tileseg.locations import is_remote, within
+from tileseg.names import scene_name
 
-__all__ = ["job_file", "one_each", "scenes_of", "stated"]
+__all__ = ["job_file", "one_each", "read_job", "scenes_of", "stated"]
 
 
 def scenes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -16,7 +22,6 @@ def scenes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
         UsageError: no scene, two scenes of one name, or a bad job file.
     """
     from tileseg.inputs import find_scenes
-    from tileseg.settings import scene_name
 
     given, config = options.pop("inputs"), options.pop("config")
     values = {**job_file(config, is_one=True), **stated(options)}
@@ -40,21 +45,54 @@ def scenes_of(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 def job_file(path: str | None, *, is_one: bool) -> dict[str, Any]:
     """Return what a job file says; for several scenes no places of a record's one."""
-    from tileseg.settings import is_record, read_job
-
-    values = read_job(path, _fetched(path)) if path else {}
-    if path and is_record(path) and not is_one:
+    values = read_job(path) if path else {}
+    if path and _is_record(path) and not is_one:
         return {k: v for k, v in values.items() if k not in ("output", "work")}
     return values
 
 
-def _fetched(path: str) -> bytes | None:
-    """Return the bytes of a job file in an object store; None for one on a disk."""
-    from tileseg.objects import open_storage
-    from tileseg.settings import is_remote
+def read_job(path: str) -> dict[str, Any]:
+    """Read the fields of a `Job` from a TOML file, or from a run's record (JSON).
 
+    Raises:
+        UsageError: the file is unreadable or names a field that there is not.
+    """
+    from tileseg.settings import Job
+
+    try:
+        text = _read(path).decode()
+        is_json = _is_record(path)
+        values = _recorded(path, json.loads(text)) if is_json else tomllib.loads(text)
+    except (OSError, ValueError) as err:
+        msg = f"{path}: cannot be read as a job file: {reason(err)}"
+        raise UsageError(msg) from err
+    return checked(path, values, Job)
+
+
+def _is_record(path: str) -> bool:
+    """Return whether a job file is the record of a run."""
+    return Path(path).suffix == ".json"
+
+
+def _recorded(path: str, record: Any) -> dict[str, Any]:  # noqa: ANN401  (what JSON can say)
+    """Return the job of a run's record."""
+    wanted = "wanted run.json or last-attempt.json of tileseg, or a job file in TOML"
+    if not isinstance(record, dict) or not {"request_id", "plan_id"} <= record.keys():
+        msg = f"{path}: is no record of a run; {wanted}"
+        raise UsageError(msg)
+    job = record.get("job")
+    if not isinstance(job, dict):
+        msg = f"{path}: does not say which job it is the record of; {wanted}"
+        raise UsageError(msg)
+    return job
+
+
+def _read(path: str) -> bytes:
+    """Return the bytes of a job file, on a disk or in an object store."""
     if not is_remote(path):
-        return None
+        return Path(path).read_bytes()
+    from tileseg.objects import open_storage
+
     folder, _, name = path.rpartition("/")
     try:
         return open_storage(folder).read(name)
@@ -74,8 +112,6 @@ def stated(options: dict[str, Any]) -> dict[str, Any]:
 
 def one_each(inputs: Sequence[str], values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the fields of a job for each scene, with directories of their own."""
-    from tileseg.settings import scene_name, within
-
     output = values.get("output", "out")
     work = values.get("work")
     return [

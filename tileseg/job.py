@@ -20,13 +20,15 @@ from tileseg.execution import Progress, carry_out
 from tileseg.fit import doubts
 from tileseg.inspection import inspect, inspect_again
 from tileseg.ledger import Plan, forget, plans
+from tileseg.locations import is_remote
 from tileseg.lock import Hold, hold
 from tileseg.objects import open_storage
+from tileseg.place import Place
 from tileseg.preflight import preflight
 from tileseg.products import build, present
 from tileseg.record import Record
 from tileseg.resolve import device_of, resolve
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 from tileseg.staff import Staff
 from tileseg.storage import write_whole
 from tileseg.task import Task, prepare
@@ -103,7 +105,7 @@ def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None
         _adopt(held, place, job, record)  # another run was faster
 
 
-def _adopt_answer(place: publish.Place, task: Task, record: Record) -> bool:
+def _adopt_answer(place: Place, task: Task, record: Record) -> bool:
     """Adopt what is asked for, if it is there, published or parked; say whether.
 
     Raises:
@@ -153,7 +155,7 @@ def _look(task: Task, record: Record) -> None:
         read_canary(path).check(task.ensemble, path)  # before, not after the work
 
 
-def _check_free(place: publish.Place, held: dict[str, Any] | None, task: Task) -> None:
+def _check_free(place: Place, held: dict[str, Any] | None, task: Task) -> None:
     job, request = task.job, task.request_id
     is_meant = job.overwrite and job.again
     if held and not is_meant and request in place.rolled_back():
@@ -177,9 +179,7 @@ def _plan(task: Task, staff: Staff, record: Record) -> Plan:
     return plan
 
 
-def _adopt(
-    held: dict[str, Any], place: publish.Place, job: Job, record: Record
-) -> None:
+def _adopt(held: dict[str, Any], place: Place, job: Job, record: Record) -> None:
     """Do nothing: what is published answers the request."""
     logger.info("%s: nothing to do, %s is complete", job.href, place)
     record.adopt(held)
@@ -195,7 +195,7 @@ def _adopt(
 
 
 def _adopt_parked(
-    held: dict[str, Any] | None, place: publish.Place, task: Task, record: Record
+    held: dict[str, Any] | None, place: Place, task: Task, record: Record
 ) -> bool:
     """Return whether the result is there, parked; put it live if it may be by now.
 
@@ -226,7 +226,7 @@ def _while(lock: Hold, progress: Progress) -> Progress:
 
 
 def _close(
-    place: publish.Place, record: Record, folder: Path, listed: list[dict[str, Any]]
+    place: Place, record: Record, folder: Path, listed: list[dict[str, Any]]
 ) -> None:
     """Write the record of what is in `folder`, where it is to be published."""
     plan_id = record.values["plan_id"]

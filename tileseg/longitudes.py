@@ -5,7 +5,7 @@ West, south, east, north in degrees; west > east across the antimeridian.
 
 from collections.abc import Sequence
 
-__all__ = ["TURN", "between", "hull"]
+__all__ = ["TURN", "between", "hull", "is_bbox"]
 
 TURN = 360.0
 """Degrees."""
@@ -34,6 +34,13 @@ def hull(boxes: Sequence[Sequence[float]]) -> list[float]:
     west, east = between(begin, end + TURN) if width > 0 else between(0, TURN)
     sides = west, min(it[1] for it in boxes), east, max(it[3] for it in boxes)
     return [round(side, _DIGITS) for side in sides]
+
+
+def is_bbox(box: tuple[float, float, float, float]) -> bool:
+    """Return whether it is west, south, east and north of something on the Earth."""
+    west, south, east, north = box
+    is_wide = west != east and all(abs(x) <= TURN / 2 for x in (west, east))
+    return is_wide and -TURN / 4 <= south < north <= TURN / 4
 
 
 def _wrapped(longitude: float) -> float:

@@ -10,16 +10,21 @@ import unicodedata
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-__all__ = ["DOCUMENT", "SUFFIXES", "is_api_item", "is_catalog", "slug", "stem"]
-
-DOCUMENT = re.compile(
-    r"(?P<document>[^?]+\.(?:geo)?json)(?:#(?P<item>.+))?", re.IGNORECASE
-)
-"""What a STAC document is called, and perhaps which of its Items is meant."""
+__all__ = [
+    "SUFFIXES",
+    "is_api_item",
+    "is_catalog",
+    "parts_of",
+    "scene_name",
+    "slug",
+    "stem",
+]
 
 SUFFIXES = (".tif", ".tiff")
 """How a GeoTIFF's name ends, in any case."""
 
+# What a STAC document is called, and perhaps which of its Items is meant.
+_DOCUMENT = re.compile(r"([^?]+\.(?:geo)?json)(?:#(.+))?", re.IGNORECASE)
 _API = re.compile(r"https?://[^?#]+/collections/[^/?#]+/items/[^/?#]+/?")
 
 _LONGEST = 200  # bytes: with what we put round a name, below what file systems take
@@ -65,7 +70,19 @@ def is_api_item(source: str) -> bool:
 def is_catalog(source: str) -> bool:
     """Return whether an input is named like a STAC document, or an Item in one."""
     plain = source.partition("?")[0] if "://" in source else source
-    return bool(DOCUMENT.fullmatch(plain) or is_api_item(plain))
+    return bool(_DOCUMENT.fullmatch(plain) or is_api_item(plain))
+
+
+def parts_of(source: str) -> tuple[str, str | None]:
+    """Return a STAC document and which of its Items, None for the only one."""
+    found = _DOCUMENT.fullmatch(source)
+    return (found[1], found[2]) if found else (source, None)
+
+
+def scene_name(source: str) -> str:
+    """Return the name of a scene's results: its file's stem, or its STAC Item's id."""
+    _, item = parts_of(source)
+    return slug(item) if item else stem(source)
 
 
 def _is_odd(letter: str) -> bool:

@@ -6,14 +6,16 @@ from pathlib import PurePosixPath
 from time import perf_counter
 from typing import Any
 
+from tileseg.address import called
 from tileseg.errors import ExitCode, TilesegError, worst
-from tileseg.nightly_state import FAILED, night_of
+from tileseg.names import scene_name
+from tileseg.nightly_entry import FAILED
+from tileseg.nightly_state import night_of
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
 from tileseg.objects import open_storage
 from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import update
-from tileseg.settings import called, scene_name
 
 __all__ = ["Night"]
 

@@ -5,7 +5,6 @@ A table is a dataclass in `_TABLES`, and a field of `NightFile`.
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 from tileseg.address import split
 from tileseg.errors import InputError, TilesegError, UsageError
-from tileseg.fields import checked, one_of, read_toml, written
-from tileseg.settings import Job, is_bbox, is_remote, lies_in, within
+from tileseg.fields import Limits, check_values, checked, one_of, read_toml, written
+from tileseg.locations import check_location, lies_in, work_beside
+from tileseg.longitudes import is_bbox
+from tileseg.settings import Job
 
 __all__ = [
     "OF_A_NIGHT",
@@ -29,8 +30,6 @@ __all__ = [
     "secret",
 ]
 
-_Limits = dict[str, tuple[Callable[[Any], bool], str]]
-
 RECEIVER = "an https address without user and password"
 """What a webhook is."""
 
@@ -39,7 +38,6 @@ _MOST_ITEMS = 10_000
 _CLOCK = re.compile(r"([01]?\d|2[0-3]):([0-5]\d)")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _AGO = re.compile(r"(\d{1,5}) (hour|day|week)s?")
-_ANY = "any scene"
 OF_A_NIGHT = ("input", "join", "output", "work", "dry_run")
 """Fields of a job that are not for all scenes alike."""
 
@@ -88,7 +86,7 @@ class Source:
             raise UsageError(msg)
         if self.stac:
             self._check_api()
-        _check(self, self._limits())
+        check_values(self, self._limits)
 
     def _check_api(self) -> None:
         if not is_web(self.stac) or "?" in self.stac:
@@ -96,7 +94,7 @@ class Source:
             raise UsageError(msg)
 
     @staticmethod
-    def _limits() -> _Limits:
+    def _limits() -> Limits:
         when = "a date, a time as 2026-05-01T00:00:00Z, or as 30 days"
         return {
             "bbox": (is_bbox, "west, south, east, north in degrees, south < north"),
@@ -137,7 +135,7 @@ class Target:
     def __post_init__(self) -> None:
         """Refuse what is no place."""
         for name in ("output", "work"):
-            within(name, getattr(self, name), _ANY)
+            check_location(name, getattr(self, name))
         if not self.output.strip("/."):
             msg = f"output: got {self.output!r}, wanted a directory or address"
             raise UsageError(msg)
@@ -150,11 +148,7 @@ class Target:
     @property
     def workplace(self) -> str:
         """Where unfinished work lives, a directory each in it."""
-        name = Path(self.output.rstrip("/")).name
-        beside = Path(self.output).with_name(f"{name}.work")
-        return self.work or str(
-            Path("out") / f"{name}.work" if is_remote(self.output) else beside
-        )
+        return self.work or work_beside(self.output)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,10 +179,10 @@ class Schedule:
         if self.deadline and self.hours is not None:
             msg = "deadline, hours: wanted one of them, got both"
             raise UsageError(msg)
-        _check(self, self._limits())
+        check_values(self, self._limits)
 
     @staticmethod
-    def _limits() -> _Limits:
+    def _limits() -> Limits:
         return {
             "deadline": (
                 lambda x: x == "" or isinstance(x, time) or _CLOCK.fullmatch(x),
@@ -343,16 +337,6 @@ def is_receiver(address: str) -> bool:
 def _is_secret(said: str) -> bool:
     kind, _, name = said.partition(":")
     return kind in ("env", "file") and bool(name) and not name.startswith("//")
-
-
-def _check(table: Source | Schedule, limits: _Limits) -> None:
-    """Refuse values beyond their limits."""
-    hidden = {item.name for item in fields(table) if not item.repr}
-    for name, (is_good, wanted) in limits.items():
-        if (got := getattr(table, name)) is not None and not is_good(got):
-            told = "" if name in hidden else f"got {written(got)}, "
-            msg = f"{name}: {told}wanted {wanted}"
-            raise UsageError(msg)
 
 
 def _is_moment(said: str | date) -> bool:

@@ -8,11 +8,12 @@ from urllib.parse import quote
 
 from tileseg.cost import amount
 from tileseg.errors import TilesegError
-from tileseg.nightly_state import Entry
+from tileseg.locations import is_remote
+from tileseg.nightly_entry import Entry
 from tileseg.overlay import thumbnail
 from tileseg.page import page_of
-from tileseg.publish import PARKED, parked_home
-from tileseg.settings import is_remote
+from tileseg.place import PARKED
+from tileseg.publish import parked_home
 from tileseg.storage import Storage
 
 __all__ = ["PAGE", "page"]

@@ -1,8 +1,7 @@
 """Which scenes a night takes, in which order, why not the rest, and what they cost."""
 
 import hashlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -14,19 +13,18 @@ from typing import Any
 from tileseg.ensemble import Ensemble, read_ensemble
 from tileseg.errors import TilesegError
 from tileseg.ledger import digest, tiles_done
+from tileseg.locations import within
+from tileseg.nightly_entry import FAILED, Entry, Speed
 from tileseg.nightly_file import NightFile, Schedule
 from tileseg.nightly_source import Found
-from tileseg.nightly_state import FAILED, Entry, Speed, State
+from tileseg.nightly_state import State
 from tileseg.objects import open_storage
 from tileseg.redact import redact
-from tileseg.settings import Job, within
+from tileseg.settings import Job
 from tileseg.storage import Storage
 from tileseg.task import Task, check_shared, draft, meet, versions
 
-__all__ = ["Choice", "Cost", "asked", "chosen", "measured", "ordered", "rows", "span",
-           "turns"]  # fmt: skip
-
-logger = logging.getLogger(__name__)
+__all__ = ["Choice", "Cost", "asked", "chosen", "ordered", "span", "turns"]
 
 Left = Callable[[], float | None]
 
@@ -303,82 +301,6 @@ def turns(
         yield choice, time is None or time > 0
 
 
-def measured(choices: Iterable[Choice]) -> float | None:
-    """Return how many tiles a second a device here does, by a few of one scene.
-
-    Args:
-        choices: the scenes; the first one that can be opened is looked at.
-
-    Returns:
-        None where nothing is to be computed, or somebody else's devices are to.
-    """
-    due = (choice for choice in choices if choice.is_due)
-    choice = next((it for it in due if it.cost and it.cost.tiles), None)
-    if choice is None or Job(**choice.facts).engine_kind != "local":
-        return None
-    from tileseg.check import tile_rate
-
-    try:
-        return tile_rate(choice.open())
-    except TilesegError as err:
-        logger.warning("%s", err)
-        return None
-
-
-def rows(
-    choices: Sequence[Choice],
-    night: Schedule,
-    state: State,
-    now: datetime,
-    rate: float | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Yield what a night would do with each scene, in its order, as JSON values.
-
-    Args:
-        choices: all scenes.
-        night: the schedule.
-        state: what is known.
-        now: when it would go on.
-        rate: tiles a second of a device, where no former scene says how long.
-    """
-    end, spent = night.end(state.started), 0.0
-
-    def left() -> float | None:
-        return None if end is None else (end - now).total_seconds() - spent
-
-    due = ordered(choices, night)
-    for choice, has_time in turns(due, lambda: state.speed, left, span(state, end)):
-        row = _row(choice, state, rate)
-        if has_time:
-            spent += row["seconds"] or 0
-        yield row if has_time else {**row, "runs": False, "why": "no time"}
-    yield from (_row(choice, state) for choice in choices if not choice.is_due)
-
-
 def span(state: State, end: datetime | None) -> float:
     """Return how many seconds the night has in all."""
     return inf if end is None else (end - state.started).total_seconds()
-
-
-def _row(choice: Choice, state: State, rate: float | None = None) -> dict[str, Any]:
-    cost, flaw = (choice.cost, choice.flaw) if choice.is_due else (None, None)
-    device = _device_seconds(cost, state.speed, rate) if cost else None
-    return {
-        "scene": choice.found.href,
-        "output": choice.facts["output"],
-        "runs": choice.is_due,
-        "why": choice.why,
-        "tiles": cost and cost.tiles,
-        "bytes": cost and cost.bytes,
-        "seconds": cost and state.speed.seconds(cost.tiles),
-        "device_minutes": None if device is None else device / 60,
-        "next": choice.known.next if choice.known and not choice.is_due else None,
-        "error": flaw or (choice.known.error if choice.known else None),
-    }
-
-
-def _device_seconds(cost: Cost, speed: Speed, rate: float | None) -> float | None:
-    if not cost.tiles:
-        return 0.0
-    known = speed.device_seconds(cost.tiles)
-    return cost.tiles / rate if known is None and rate else known

@@ -16,19 +16,22 @@ from time import monotonic
 from typing import Any
 
 from tileseg.errors import DeadlineError, ExitCode, TilesegError, worst
+from tileseg.locations import is_remote
 from tileseg.lock import hold
+from tileseg.nightly_entry import Entry
 from tileseg.nightly_file import NightFile
 from tileseg.nightly_page import PAGE, page
-from tileseg.nightly_plan import Choice, chosen, measured, ordered, rows, span, turns
+from tileseg.nightly_plan import Choice, chosen, ordered, span, turns
 from tileseg.nightly_source import find
-from tileseg.nightly_state import STATE, Entry, State, hold_state, night_of, read_state
+from tileseg.nightly_state import STATE, State, hold_state, night_of, read_state
 from tileseg.nightly_summary import SUMMARY, in_lines, outcome_of, row, summary, work
+from tileseg.nightly_table import measured, rows
 from tileseg.objects import open_storage
 from tileseg.preflight import check_writable
 from tileseg.record import Record
 from tileseg.redact import json_bytes
 from tileseg.series import update
-from tileseg.settings import Job, is_remote
+from tileseg.settings import Job
 from tileseg.staff import check_engine
 from tileseg.task import refuse_vanishing
 

@@ -13,15 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tileseg.address import is_address, keep
+from tileseg.address import called, is_address, keep
 from tileseg.catalog import items_of
 from tileseg.errors import TilesegError, UsageError
 from tileseg.inputs import find_many, is_listing, listing, root_of
-from tileseg.names import DOCUMENT, is_catalog
+from tileseg.locations import lies_in
+from tileseg.names import is_catalog, parts_of, scene_name
 from tileseg.nightly_file import Source, Target
 from tileseg.redact import redact
 from tileseg.remote import fetcher
-from tileseg.settings import called, lies_in, scene_name
 from tileseg.times import of_properties
 
 __all__ = ["Found", "find", "is_apart"]
@@ -100,7 +100,7 @@ def _found(source: Source, now: datetime) -> list[Found]:
 def _looked_at(sources: Iterable[str]) -> list[Found]:
     """Return scenes with the marks of their versions."""
     sources = list(sources)
-    documents = dict.fromkeys(map(_document, filter(is_catalog, sources)))
+    documents = dict.fromkeys(parts_of(it)[0] for it in filter(is_catalog, sources))
     items: dict[str, Any] = {}
     for document in documents:
         try:
@@ -110,11 +110,6 @@ def _looked_at(sources: Iterable[str]) -> list[Found]:
     known = {it.source: it for it in _items(items)}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         return list(threads.map(lambda it: known.get(it) or _file(it), sources))
-
-
-def _document(source: str) -> str:
-    found = DOCUMENT.fullmatch(source)
-    return found["document"] if found else source
 
 
 def _items(items: Mapping[str, dict[str, Any]]) -> Iterator[Found]:

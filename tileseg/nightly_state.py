@@ -6,52 +6,32 @@ ended, a person the one that was switched.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import date, datetime, timedelta
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import PurePosixPath
-from statistics import linear_regression
 from time import monotonic, sleep
 from typing import Any
 
-from tileseg.cost import total
-from tileseg.errors import BusyError, ExitCode, OutputError, UsageError
+from tileseg.errors import BusyError, OutputError, UsageError
 from tileseg.lock import hold, hold_file
+from tileseg.nightly_entry import FAILED, REMEMBERED, Entry, Outcome, Speed
 from tileseg.nightly_file import Schedule
 from tileseg.redact import json_bytes
 from tileseg.series import forget
 from tileseg.storage import Disk, Storage
 
-__all__ = [
-    "FAILED",
-    "STATE",
-    "Entry",
-    "Outcome",
-    "Speed",
-    "State",
-    "hold_state",
-    "night_of",
-    "read_state",
-]
+__all__ = ["STATE", "State", "hold_state", "night_of", "read_state"]
 
 STATE = "night-state.json"
-
-FAILED = ("failed", "partial", "parked")
-"""States of a scene that is tried again, unless it is given up."""
-
-_LIVE = ("done", "released", "unchanged", "kept", "partial")
-"""Of one whose last try left what is live, or would have replaced it."""
 
 _LOCK = ".night-state"
 _PATIENCE_SECONDS = 30.0  # for others, who need moments
 _PAUSE_SECONDS = 0.1
 _VERSION = 1
-_REMEMBERED = 8  # scenes that say how fast the next one will be
 _MIDDAY = timedelta(hours=12)
-_NOT_THE_SCENES = (ExitCode.OUTPUT, ExitCode.STORAGE, ExitCode.BUSY)
-"""What ends a scene and is not its fault: no reason to give it up."""
 
 
 def night_of(now: datetime) -> str:
@@ -60,109 +40,6 @@ def night_of(now: datetime) -> str:
     By this machine's clock.
     """
     return (now.astimezone() - _MIDDAY).date().isoformat()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How one attempt at a scene ended."""
-
-    state: str
-    """`done`, `released`, `unchanged`, `kept`, `partial`, `failed`, `parked` or
-    `waiting`."""
-    exit_code: int = 0
-    error: str | None = None
-    seconds: float | None = None
-    workers: int = 1
-    tiles: int | None = None
-    """Done by it, forwarded or skipped: as a plan counts them."""
-    is_whole: bool = True
-    """Whether one attempt did all of it."""
-    size: int = 0
-    """Bytes of the products."""
-    spent: dict[str, Any] | None = None
-    """What devices took, see `cost.py`; None where nothing was done."""
-    item: str = ""
-    """Path of its STAC Item in its folder; empty without one."""
-    products: tuple[str, ...] = ()
-    """Paths of all products in its folder."""
-    request: str = ""
-    """Id of what was asked for; empty where it was not even known."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """What is known of a scene since it was last tried."""
-
-    scene: str
-    mark: str
-    """Of which version it was; see `nightly_source`."""
-    asked: str
-    """Digest of what was asked of it: options, models, versions of packages."""
-    how: str = ""
-    """And of all that a night's file said."""
-    state: str
-    """See `Outcome`; `unchanged` is `done`, too, but on a former night."""
-    night: str
-    """When it was last tried."""
-    exit_code: int = 0
-    error: str | None = None
-    attempts: int = 0
-    """Failed ones since it last went well, or changed."""
-    next: str | None = None
-    """The night on which it is tried again, if it failed."""
-    given_up: bool = False
-    """Whether it is not tried again until it changes, or somebody says so."""
-    seconds: float | None = None
-    """Of all attempts of that night, as the three that follow."""
-    workers: float = 1
-    tiles: int | None = None
-    spent: dict[str, Any] | None = None
-    size: int = 0
-    item: str = ""
-    products: tuple[str, ...] = ()
-    request: str = ""
-    claim: str = ""
-    """Another scene of its name that was refused its place, and the version of that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """How long scenes took: of the last ones tiles, seconds and devices' seconds."""
-
-    samples: tuple[tuple[int, float, float], ...] = ()
-
-    def and_of(self, outcome: Outcome) -> "Speed":
-        """Return it with one scene more, if that says something."""
-        if outcome.state != "done" or not (outcome.tiles and outcome.is_whole):
-            return self
-        if not (outcome.seconds and outcome.spent):
-            return self
-        sample = outcome.tiles, outcome.seconds, outcome.spent["device_seconds"]
-        return Speed((*self.samples, sample)[-_REMEMBERED:])
-
-    def seconds(self, tiles: int) -> float | None:
-        """Return how long so many tiles will take; None where nothing is known."""
-        return _expected([(sample[0], sample[1]) for sample in self.samples], tiles)
-
-    def device_seconds(self, tiles: int) -> float | None:
-        """Return how long devices will be held for them, as `cost.py` counts it."""
-        return _expected([(sample[0], sample[2]) for sample in self.samples], tiles)
-
-
-def _expected(samples: Sequence[tuple[int, float]], tiles: int) -> float | None:
-    """Return what so many tiles will take, by what others did; None without any.
-
-    Something for the scene and something for each tile, where the samples tell the
-    two apart: many small scenes do not make a large one seem endless.
-    """
-    if not samples:
-        return None
-    done, spent = zip(*samples, strict=True)
-    if len(set(done)) > 1:
-        slope, start = linear_regression(done, spent)
-        if slope > 0 and start > 0:
-            return start + slope * tiles
-    return float(tiles * sum(spent) / sum(done))
 
 
 @dataclass(slots=True)
@@ -227,17 +104,7 @@ class State:
             outcome: how it ended.
             night: when a failed one is tried again, and how often.
         """
-        known = {
-            each.name: getattr(outcome, each.name)
-            for each in fields(Outcome)
-            if each.name != "is_whole"
-        }
-        known |= _in_all(self.tonight.get(name), outcome)
-        entry = replace(entry, **known, night=self.night, next=None, given_up=False)
-        if outcome.state in FAILED:
-            entry = self._failed(entry, night)
-        elif outcome.state != "waiting":
-            entry = replace(entry, attempts=0)
+        entry = entry.after(outcome, self.tonight.get(name), self.night, night)
         self.speed = self.speed.and_of(outcome)
         self.scenes[name] = entry
         self.is_told = False
@@ -260,9 +127,7 @@ class State:
         """
         if (before := self.scenes.get(name)) is None:
             return False
-        products = tuple(str(it["path"]) for it in live["outputs"])
-        known = _turned(before, live, is_released=is_released)
-        entry = replace(before, item=item, products=products, **known)
+        entry = before.turned(live, item, is_released=is_released)
         self.scenes[name] = entry
         self.is_told &= entry == before
         return forget(self.series, name) or entry != before
@@ -338,18 +203,6 @@ class State:
                 self.scenes[key] = known
         return frozenset(found)
 
-    def _failed(self, entry: Entry, night: Schedule) -> Entry:
-        if entry.exit_code in _NOT_THE_SCENES:
-            return replace(entry, next=self._in_nights(1))
-        attempts = entry.attempts + 1
-        if attempts > night.retries:
-            return replace(entry, attempts=attempts, given_up=True)
-        nights = night.backoff[min(attempts, len(night.backoff)) - 1]
-        return replace(entry, attempts=attempts, next=self._in_nights(nights))
-
-    def _in_nights(self, number: int) -> str:
-        return (date.fromisoformat(self.night) + timedelta(days=number)).isoformat()
-
     def as_bytes(self) -> bytes:
         """Return the file's bytes."""
         return json_bytes(
@@ -372,42 +225,6 @@ class State:
 
 def _plain(scenes: Mapping[str, Entry]) -> dict[str, Any]:
     return {name: asdict(scenes[name]) for name in sorted(scenes)}
-
-
-def _in_all(before: Entry | None, outcome: Outcome) -> dict[str, Any]:
-    """Return what a scene took this night, if an attempt before this one made some."""
-    if before is None or not before.seconds:
-        return {}
-    if outcome.seconds is None:
-        names = ("seconds", "workers", "tiles", "spent")
-        return {name: getattr(before, name) for name in names}
-    seconds = before.seconds + outcome.seconds
-    held = before.seconds * before.workers + outcome.seconds * outcome.workers
-    return {
-        "seconds": seconds,
-        "workers": held / seconds,
-        "tiles": (before.tiles or 0) + (outcome.tiles or 0),
-        "spent": total(it for it in (before.spent, outcome.spent) if it),
-    }
-
-
-def _turned(
-    before: Entry, live: Mapping[str, Any], *, is_released: bool
-) -> dict[str, Any]:
-    """Return what is another of a scene since a person made another result live."""
-    is_ours = live["request_id"] == before.request
-    well = {"exit_code": 0, "error": None, "attempts": 0, "next": None}
-    well["given_up"] = False
-    if is_released and before.state == "parked":
-        return {**well, "state": "released"}
-    if before.state in _LIVE and not is_ours:
-        text = "a person put another version back; tileseg versions lists them"
-        return {**well, "state": "kept", "exit_code": int(ExitCode.BUSY), "error": text}
-    if before.state != "kept":
-        return {}
-    if live["status"] == "partial":
-        return {**well, "state": "partial", "exit_code": int(ExitCode.PARTIAL)}
-    return {**well, "state": "unchanged" if before.seconds is None else "done"}
 
 
 @contextmanager
@@ -473,7 +290,7 @@ def _parsed(values: Mapping[str, Any]) -> State:
         run=values.get("run", ""),
         seconds=float(values["seconds"]),
         is_told=bool(values["is_told"]),
-        speed=Speed(tuple(islice(samples, _REMEMBERED))),
+        speed=Speed(tuple(islice(samples, REMEMBERED))),
         scenes=_entries(values["scenes"]),
         forgotten=_entries(values.get("forgotten", {})),
         series=dict(values["series"]),

@@ -7,8 +7,8 @@ from typing import Any
 
 from tileseg.cost import in_words, total
 from tileseg.errors import ExitCode, NobodyError, OtherPlanError, worst
-from tileseg.nightly_state import Entry, Outcome
-from tileseg.publish import PARKED
+from tileseg.nightly_entry import Entry, Outcome
+from tileseg.place import PARKED
 from tileseg.record import Record
 from tileseg.redact import redact
 from tileseg.series import ITEM

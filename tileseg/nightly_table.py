@@ -1,9 +1,20 @@
-"""What a night would do, as a table that a person reads. Pure."""
+"""What a night would do: as JSON values, and as a table that a person reads."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-__all__ = ["table"]
+from tileseg.errors import TilesegError
+from tileseg.nightly_entry import Speed
+from tileseg.nightly_file import Schedule
+from tileseg.nightly_plan import Choice, Cost, ordered, span, turns
+from tileseg.nightly_state import State
+from tileseg.settings import Job
+
+__all__ = ["measured", "rows", "table"]
+
+logger = logging.getLogger(__name__)
 
 _WHY = {
     "new": "new",
@@ -22,6 +33,82 @@ _WHY = {
     "double": "another scene has its name",
 }
 _MOST = 200  # rows
+
+
+def measured(choices: Iterable[Choice]) -> float | None:
+    """Return how many tiles a second a device here does, by a few of one scene.
+
+    Args:
+        choices: the scenes; the first one that can be opened is looked at.
+
+    Returns:
+        None where nothing is to be computed, or somebody else's devices are to.
+    """
+    due = (choice for choice in choices if choice.is_due)
+    choice = next((it for it in due if it.cost and it.cost.tiles), None)
+    if choice is None or Job(**choice.facts).engine_kind != "local":
+        return None
+    from tileseg.check import tile_rate
+
+    try:
+        return tile_rate(choice.open())
+    except TilesegError as err:
+        logger.warning("%s", err)
+        return None
+
+
+def rows(
+    choices: Sequence[Choice],
+    night: Schedule,
+    state: State,
+    now: datetime,
+    rate: float | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yield what a night would do with each scene, in its order, as JSON values.
+
+    Args:
+        choices: all scenes.
+        night: the schedule.
+        state: what is known.
+        now: when it would go on.
+        rate: tiles a second of a device, where no former scene says how long.
+    """
+    end, spent = night.end(state.started), 0.0
+
+    def left() -> float | None:
+        return None if end is None else (end - now).total_seconds() - spent
+
+    due = ordered(choices, night)
+    for choice, has_time in turns(due, lambda: state.speed, left, span(state, end)):
+        row = _row(choice, state, rate)
+        if has_time:
+            spent += row["seconds"] or 0
+        yield row if has_time else {**row, "runs": False, "why": "no time"}
+    yield from (_row(choice, state) for choice in choices if not choice.is_due)
+
+
+def _row(choice: Choice, state: State, rate: float | None = None) -> dict[str, Any]:
+    cost, flaw = (choice.cost, choice.flaw) if choice.is_due else (None, None)
+    device = _device_seconds(cost, state.speed, rate) if cost else None
+    return {
+        "scene": choice.found.href,
+        "output": choice.facts["output"],
+        "runs": choice.is_due,
+        "why": choice.why,
+        "tiles": cost and cost.tiles,
+        "bytes": cost and cost.bytes,
+        "seconds": cost and state.speed.seconds(cost.tiles),
+        "device_minutes": None if device is None else device / 60,
+        "next": choice.known.next if choice.known and not choice.is_due else None,
+        "error": flaw or (choice.known.error if choice.known else None),
+    }
+
+
+def _device_seconds(cost: Cost, speed: Speed, rate: float | None) -> float | None:
+    if not cost.tiles:
+        return 0.0
+    known = speed.device_seconds(cost.tiles)
+    return cost.tiles / rate if known is None and rate else known
 
 
 def table(plan: Mapping[str, Any]) -> str:

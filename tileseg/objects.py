@@ -24,7 +24,7 @@ from tileseg.errors import (
     UsageError,
 )
 from tileseg.journal import Entries, Journal
-from tileseg.settings import is_remote
+from tileseg.locations import is_remote
 from tileseg.source import Later, Part
 from tileseg.source import Version as FileVersion
 from tileseg.storage import Disk, Storage

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 
 from tileseg.errors import OutputError
-from tileseg.settings import is_remote
+from tileseg.locations import is_remote
 from tileseg.task import Task
 
 __all__ = ["RESERVE", "check_writable", "preflight", "room"]

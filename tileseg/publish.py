@@ -7,23 +7,21 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 from tileseg import swap, versions
 from tileseg.errors import BusyError, OtherPlanError, OutputError
-from tileseg.lock import hold_file
-from tileseg.settings import PARKED_END
-from tileseg.versions import RECORD, Version
+from tileseg.locations import PARKED_END
+from tileseg.lock import Hold, hold_file
+from tileseg.place import PARKED, Listed, Place
+from tileseg.versions import RECORD
 
 __all__ = [
-    "PARKED",
     "RECORD",
-    "Listed",
-    "Place",
     "check_free",
     "check_new",
     "clear_up",
@@ -39,84 +37,6 @@ __all__ = [
     "staging_file",
     "sweep",
 ]
-
-PARKED = "parked"
-"""The status of a result that a gate keeps from going live."""
-
-
-Listed = Iterable[Mapping[str, Any]]
-"""Files: path, bytes and sha256 of each."""
-
-
-class Place(Protocol):
-    """Where the outputs of one scene go, and what a job does there."""
-
-    def published(self) -> dict[str, Any] | None:
-        """Return the record of what is there; None if it is empty."""
-
-    def is_complete(self, record: dict[str, Any], request_id: str) -> bool:
-        """Return whether `record` answers the request and its files are intact."""
-
-    def sweep(self) -> None:
-        """Remove what killed runs left of versions that are not the published one."""
-
-    def staging(self) -> AbstractContextManager[Path]:
-        """Give an empty local folder; publish it if all goes well.
-
-        With a record whose status is `PARKED` beside what is published.
-        """
-
-    def list_outputs(
-        self, folder: Path, plan_id: str, listed: Listed = ()
-    ) -> list[dict[str, Any]]:
-        """Return path, bytes and sha256 of every file of the folder, once published.
-
-        Args:
-            folder: with the files.
-            plan_id: whose they are.
-            listed: see `list_outputs` of publish.py.
-        """
-
-    def parked(self) -> dict[str, Any] | None:
-        """Return the record of the result that a gate keeps from going live, if any."""
-
-    def holds_parked(self, record: dict[str, Any]) -> bool:
-        """Return whether the files of the parked result are intact."""
-
-    def kept(self) -> list[Version]:
-        """Return the versions that were live before; the last one first."""
-
-    def rolled_back(self) -> frozenset[str]:
-        """Return the ids of requests whose results were live and were taken back."""
-
-    def release(self, gates: list[Any] | None = None) -> dict[str, Any]:
-        """Make the parked result live, and return its record.
-
-        Args:
-            gates: what its record is to say of them anew.
-
-        Raises:
-            OutputError: there is none, or its files are not intact.
-            BusyError: another run is publishing.
-        """
-
-    def discard_parked(self) -> None:
-        """Remove the parked result.
-
-        Raises:
-            BusyError: another run is publishing.
-        """
-
-    def roll_back(self, wanted: str = "") -> dict[str, Any]:
-        """Make a kept version live, and return its record; keep the one that was.
-
-        Args:
-            wanted: see `versions.choose`.
-
-        Raises:
-            OutputError: there is no such version, or its files are not intact.
-            BusyError: another run is publishing.
-        """
 
 
 def published(output: Path, name: str = RECORD) -> dict[str, Any] | None:
@@ -276,25 +196,11 @@ def staging(output: Path, name: str = RECORD, *, keep: int = 0) -> Iterator[Path
         OutputError: the place cannot be written.
     """
     place = output.resolve()  # a link keeps pointing to where it does
-    # A name of its own: a run that was frozen may wake up and go on writing.
-    folder = swap.sibling(place, f"staging.{uuid4().hex}")
-    missing = [parent for parent in place.parents if not parent.exists()]
-    with ExitStack() as stack:
-        stack.callback(_remove_empty, missing)
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(hold_file(swap.sibling(place, "lock")))
-            clear_up(place)
-            folder.mkdir()
-        except OSError as err:
-            msg = f"{output}: cannot be written: {err.strerror}"
-            raise OutputError(msg) from err
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    with _workshop(output, place, clear_up) as (folder, held):
         before = published(place, name)
         yield folder
-        if (
-            published(place, name) != before
-        ):  # refuses what somebody put there meanwhile
+        now = published(place, name)  # refuses what somebody put there meanwhile
+        if now != before:
             msg = f"{output}: another run published there meanwhile; run again"
             raise BusyError(msg)
         held.renew()
@@ -303,16 +209,43 @@ def staging(output: Path, name: str = RECORD, *, keep: int = 0) -> Iterator[Path
 
 
 @contextmanager
-def explained(output: Path) -> Iterator[None]:
-    """Say where a publication failed.
+def _workshop(
+    output: Path, place: Path, clear: Callable[[Path], None]
+) -> Iterator[tuple[Path, Hold]]:
+    """Give an empty sibling of a place to who alone builds for it; neither stays.
+
+    On an error parents that were made for it do not stay either.
+
+    Args:
+        output: what messages call the place.
+        place: its path.
+        clear: what removes what killed runs left there.
+    """
+    # A name of its own: a run that was frozen may wake up and go on writing.
+    folder = swap.sibling(place, f"staging.{uuid4().hex}")
+    missing = [parent for parent in place.parents if not parent.exists()]
+    with ExitStack() as stack:
+        stack.callback(_remove_empty, missing)
+        with explained(output, "written"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold_file(swap.sibling(place, "lock")))
+            clear(place)
+            folder.mkdir()
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder, held
+
+
+@contextmanager
+def explained(output: Path, what: str = "published") -> Iterator[None]:
+    """Say which place cannot be `published` or `written`, and why.
 
     Raises:
-        OutputError: it did.
+        OutputError: it cannot.
     """
     try:
         yield
     except OSError as err:
-        msg = f"{output}: cannot be published: {err.strerror}"
+        msg = f"{output}: cannot be {what}: {err.strerror or err}"
         raise OutputError(msg) from err
 
 
@@ -358,29 +291,13 @@ def staging_file(output: Path) -> Iterator[Path]:
         OutputError: the place cannot be written.
     """
     place = output.absolute()
-    missing = [parent for parent in place.parents if not parent.exists()]
-    folder = swap.sibling(place, f"staging.{uuid4().hex}")
-    with ExitStack() as stack:
-        stack.callback(_remove_empty, missing)
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(hold_file(swap.sibling(place, "lock")))
-            for item in _leftovers(place):
-                shutil.rmtree(item, ignore_errors=True)
-            folder.mkdir()
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        except OSError as err:
-            msg = f"{output}: cannot be written: {err.strerror or err}"
-            raise OutputError(msg) from err
+    with _workshop(output, place, _remove_leftovers) as (folder, held):
         yield folder / place.name
         held.renew()
-        try:
+        with explained(output, "written"):
             swap.sync(folder / place.name)
             (folder / place.name).replace(place)
             swap.sync(place.parent)
-        except OSError as err:
-            msg = f"{output}: cannot be written: {err.strerror or err}"
-            raise OutputError(msg) from err
 
 
 def recover(output: Path) -> None:
@@ -411,6 +328,10 @@ def clear_up(place: Path) -> None:
     recover(place)
     recover(parked_home(place))
     versions.recover(place)
+    _remove_leftovers(place)
+
+
+def _remove_leftovers(place: Path) -> None:
     for item in _leftovers(place):
         shutil.rmtree(item, ignore_errors=True)
 

@@ -26,7 +26,7 @@ from tileseg.grid import Grid, Run, Shard
 from tileseg.ledger import Plan, Receipt
 from tileseg.memory import peak_rss_mb, waited_seconds
 from tileseg.metrics import STAGES
-from tileseg.publish import PARKED
+from tileseg.place import PARKED
 from tileseg.redact import json_bytes
 from tileseg.seams import add_up
 from tileseg.task import Task

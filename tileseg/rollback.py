@@ -12,7 +12,7 @@ from tileseg.bucket import place_at
 from tileseg.errors import InputError, OutputError, TilesegError
 from tileseg.history import series_of
 from tileseg.nightly_state import STATE, State, hold_state, read_state
-from tileseg.publish import PARKED
+from tileseg.place import PARKED
 from tileseg.series import COLLECTION, ITEM, update
 from tileseg.storage import Storage
 from tileseg.versions import Version, name_of

@@ -1,15 +1,12 @@
 """What may be asked for one scene: the fields of a job, from wherever they come."""
 
-import json
 import os
-import tomllib
-from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from tileseg.address import STORES, is_address, keep, shown
+from tileseg.address import called, keep, keep_input, shown
 from tileseg.attributes import Attribute, fault
 from tileseg.bounds import Gates
 from tileseg.builtin import model_folder
@@ -25,27 +22,13 @@ from tileseg.choices import (
     SYMMETRIES,
 )
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, of_table, one_of, reason, said, written
-from tileseg.names import DOCUMENT, is_catalog, slug, stem
+from tileseg.fields import Limits, check_values, of_table, one_of
+from tileseg.locations import check_location, work_beside
+from tileseg.longitudes import is_bbox
+from tileseg.names import scene_name
 from tileseg.rules import parse_rule
 
-__all__ = [
-    "BESIDE",
-    "KEPT_END",
-    "LAYERS",
-    "MOST_METRES",
-    "PARKED_END",
-    "Job",
-    "called",
-    "is_bbox",
-    "is_nested",
-    "is_record",
-    "is_remote",
-    "lies_in",
-    "read_job",
-    "scene_name",
-    "within",
-]
+__all__ = ["LAYERS", "MOST_METRES", "Job"]
 
 LAYERS = ("confidence", "margin", "entropy", "probabilities")
 """What there may be of each pixel beside its class: each a raster, a field of a job."""
@@ -53,15 +36,8 @@ LAYERS = ("confidence", "margin", "entropy", "probabilities")
 MOST_METRES = 1_000_000
 """That borders may be simplified by."""
 
-KEPT_END, PARKED_END, _WORK_END = ".versions", ".parked", ".work"
-BESIDE = (KEPT_END, PARKED_END, _WORK_END)
-"""How names of folders beside a local output end, after its own name: with what was
-live before, with what a gate refused, with what is under way."""
-
 _LONGEST = 10 * 86_400  # seconds
 _MOST_KEPT = 1000
-_HALF_TURN = 180  # degrees
-_STORES = tuple(f"{scheme}://" for scheme in STORES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,20 +165,13 @@ class Job:
 
     def __post_init__(self) -> None:
         """Refuse what no run could mean."""
-        _check_address("output", self.output)
-        _check_address("work", self.work)
+        check_location("output", self.output)
+        check_location("work", self.work)
         table: object = self.gates
         if isinstance(table, dict):
             object.__setattr__(self, "gates", of_table("gates", table, Gates))
-        for item in fields(self):
-            if not fits(got := getattr(self, item.name), item.type):
-                msg = f"{item.name}: got {written(got)}, wanted {said(item.type)}"
-                raise UsageError(msg)
+        check_values(self, self._limits)
         self._keep_secrets()
-        for name, (is_good, wanted) in self._limits().items():
-            if (got := getattr(self, name)) is not None and not is_good(got):
-                msg = f"{name}: got {written(got)}, wanted {wanted}"
-                raise UsageError(msg)
         self._check_inputs()
         for name in ("simplify", "min_area"):
             if getattr(self, name) is not None and not self.polygons:
@@ -215,7 +184,7 @@ class Job:
 
     def _keep_secrets(self) -> None:
         """Have handles in the place of addresses with a query."""
-        sources = tuple(map(_kept, self.inputs))
+        sources = tuple(map(keep_input, self.inputs))
         is_one = isinstance(self.input, str)
         object.__setattr__(self, "input", sources[0] if is_one else sources)
         rules = map(parse_rule, self.mask)
@@ -270,14 +239,14 @@ class Job:
             if (value := getattr(self, item.name)) != _default(item)
             and item.name not in ("overwrite", "again", "dry_run")
         }
-        inputs = [_shown(source) for source in self.inputs]
+        inputs = list(map(called, self.inputs))
         if self.mask:
             rules = map(parse_rule, self.mask)
             given["mask"] = [str(it.with_source(shown(it.source))) for it in rules]
         return {**given, "input": inputs if len(inputs) > 1 else inputs[0]}
 
     @staticmethod
-    def _limits() -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def _limits() -> Limits:
         """Return, for each field with limits, its test and what it wants."""
         positive = (lambda number: number > 0), "1 or more"
         seconds = (lambda x: 0 < x <= _LONGEST), "more than 0 seconds, at most 10 days"
@@ -352,16 +321,8 @@ class Job:
 
     @property
     def workplace(self) -> str:
-        """Where unfinished work lives: a local path, or an address, like the outputs'.
-
-        On a disk unless something else is asked for.
-        """
-        if self.work:
-            return self.work
-        output = self.output_path
-        if is_remote(self.destination):
-            output = Path("out") / output.name
-        return str(output.with_name(output.name + _WORK_END))
+        """Where unfinished work lives: a local path or an address, as the outputs."""
+        return self.work or work_beside(self.destination)
 
     @property
     def work_path(self) -> Path:
@@ -394,136 +355,3 @@ def _plain(value: Any) -> Any:  # noqa: ANN401  (any field of a job)
 def _default(item: "Field[Any]") -> object:
     """Return what a field is if nobody says anything."""
     return item.default if item.default_factory is MISSING else item.default_factory()
-
-
-def is_remote(address: str) -> bool:
-    """Return whether an output or work directory is in an object store."""
-    return address.startswith(_STORES)
-
-
-def called(source: str | tuple[str, ...]) -> str:
-    """Return what a scene is called that is made of one file or several."""
-    first, *more = (source,) if isinstance(source, str) else source
-    first = _shown(first)
-    return f"{first} and {len(more)} more" if more else first
-
-
-def scene_name(source: str) -> str:
-    """Return the name of a scene's results: its file's stem, or its STAC Item's id."""
-    item = _item(source)
-    return slug(item) if item else stem(source)
-
-
-def _shown(source: str) -> str:
-    """Return what may be seen by anyone; of a STAC document which Item is meant."""
-    item = _item(source)
-    document = source.removesuffix(f"#{item}")
-    return f"{shown(document)}#{item}" if item else shown(source)
-
-
-def _kept(source: str) -> str:
-    """Return the handle of an input; which Item is meant is no secret.
-
-    Raises:
-        UsageError: a STAC document has a query, or see `keep`.
-    """
-    if is_address(source) and "?" in source.partition("#")[0] and is_catalog(source):
-        msg = f"{shown(source)}: wanted a STAC document without a query"
-        raise UsageError(msg)
-    return source if _item(source) else keep(source)
-
-
-def _item(source: str) -> str | None:
-    """Return the id of the Item of a STAC document that is meant, where one is."""
-    found = DOCUMENT.fullmatch(source)
-    return found["item"] if found else None
-
-
-def within(field: str, shared: str, name: str) -> str:
-    """Return the place of one scene among those that share an output or work directory.
-
-    Raises:
-        UsageError: what is shared is no address that may be shown.
-    """
-    _check_address(field, shared)
-    if is_remote(shared):
-        return f"{shared.rstrip('/')}/{name}"
-    return str(Path(shared) / name)
-
-
-def lies_in(path: str, place: str) -> bool:
-    """Return whether a path or address is a place's, or of something in it."""
-    if "://" in path or "://" in place:
-        return f"{path.rstrip('/')}/".startswith(f"{place.rstrip('/')}/")
-    return Path(path).resolve().is_relative_to(Path(place).resolve())
-
-
-def is_nested(work: str, output: str) -> bool:
-    """Return whether the results of one scene would replace its work directory."""
-    if is_remote(work) or is_remote(output):
-        return lies_in(work, output)
-    place = Path(output).resolve()
-    ends = "", KEPT_END, PARKED_END
-    beside = (str(place.with_name(place.name + end)) for end in ends)
-    return any(lies_in(work, it) for it in beside)
-
-
-def is_bbox(box: tuple[float, float, float, float]) -> bool:
-    """Return whether it is west, south, east and north of something on the Earth."""
-    west, south, east, north = box
-    is_wide = west != east and all(abs(x) <= _HALF_TURN for x in (west, east))
-    return is_wide and -_HALF_TURN / 2 <= south < north <= _HALF_TURN / 2
-
-
-def _check_address(field: str, address: object) -> None:
-    """Refuse an address that is none of ours or may hold a secret, not repeating it."""
-    if not isinstance(address, str) or "://" not in address:
-        return
-    if not is_remote(address):
-        msg = f"{field}: wanted a directory or one of {', '.join(_STORES)}"
-        raise UsageError(msg)
-    bucket, *prefix = address.partition("://")[2].rstrip("/").split("/")
-    is_plain = bool(bucket and prefix) and not {"", ".", ".."} & set(prefix)
-    if not is_plain or "@" in bucket or "?" in address:
-        msg = (
-            f"{field}: wanted bucket and prefix, no user, key or query: s3://maps/2024"
-        )
-        raise UsageError(msg)
-
-
-def read_job(path: str, data: bytes | None = None) -> dict[str, Any]:
-    """Read the fields of a `Job` from a TOML file, or from a run's record (JSON).
-
-    Args:
-        path: the file's.
-        data: its bytes, where they are known already.
-
-    Raises:
-        UsageError: the file is unreadable or names a field that there is not.
-    """
-    try:
-        text = (Path(path).read_bytes() if data is None else data).decode()
-        is_json = is_record(path)
-        values = _recorded(path, json.loads(text)) if is_json else tomllib.loads(text)
-    except (OSError, ValueError) as err:
-        msg = f"{path}: cannot be read as a job file: {reason(err)}"
-        raise UsageError(msg) from err
-    return checked(path, values, Job)
-
-
-def is_record(path: str) -> bool:
-    """Return whether a job file is the record of a run."""
-    return Path(path).suffix == ".json"
-
-
-def _recorded(path: str, record: Any) -> dict[str, Any]:  # noqa: ANN401  (what JSON can say)
-    """Return the job of a run's record."""
-    wanted = "wanted run.json or last-attempt.json of tileseg, or a job file in TOML"
-    if not isinstance(record, dict) or not {"request_id", "plan_id"} <= record.keys():
-        msg = f"{path}: is no record of a run; {wanted}"
-        raise UsageError(msg)
-    job = record.get("job")
-    if not isinstance(job, dict):
-        msg = f"{path}: does not say which job it is the record of; {wanted}"
-        raise UsageError(msg)
-    return job

@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tileseg.address import is_address
+from tileseg.address import called, is_address
 from tileseg.area import pixel_metres
 from tileseg.card import NODATA
 from tileseg.encode import Look
 from tileseg.ground import authority_code, footprint
 from tileseg.mlm import EXTENSIONS, class_object, multihash
-from tileseg.names import DOCUMENT, is_catalog
+from tileseg.names import is_catalog, parts_of, scene_name
 from tileseg.redact import json_bytes
-from tileseg.settings import called, scene_name
 from tileseg.task import Task
 from tileseg.times import SOMETIME, Period, spelled
 
@@ -208,7 +207,5 @@ def _address(source: str) -> str:
     name = called(source)
     if is_address(name):
         return name
-    found = DOCUMENT.fullmatch(name)
-    if not (found and found["item"]):
-        return Path(name).absolute().as_uri()
-    return f"{Path(found['document']).absolute().as_uri()}#{quote(found['item'])}"
+    document, item = parts_of(name)
+    return Path(document).absolute().as_uri() + (f"#{quote(item)}" if item else "")

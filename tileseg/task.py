@@ -25,12 +25,13 @@ from tileseg.grid import Grid, Run, Shard, shard_size
 from tileseg.identity import Ahead, Identities, identify, unknown
 from tileseg.inputs import mosaic_of
 from tileseg.ledger import digest
-from tileseg.names import is_catalog
+from tileseg.locations import is_nested, is_remote
+from tileseg.names import is_catalog, scene_name
 from tileseg.objects import open_storage
 from tileseg.probe import examine
 from tileseg.rules import Rule, parse_rule
 from tileseg.scene import Band, Scene, locate, open_scene
-from tileseg.settings import Job, is_nested, is_remote, scene_name
+from tileseg.settings import Job
 from tileseg.times import last, spelled
 
 if TYPE_CHECKING:

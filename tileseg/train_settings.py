@@ -1,7 +1,7 @@
 """What may be asked of a training: its fields, from wherever they come."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
 from pathlib import Path
@@ -11,7 +11,7 @@ from tileseg.builtin import model_folder, not_ours, portable_name
 from tileseg.choices import DEVICES, ENGINES, UNITS
 from tileseg.classes import color_of, renaming
 from tileseg.errors import UsageError
-from tileseg.fields import checked, fits, one_of, read_toml, said, written
+from tileseg.fields import Limits, check_values, checked, one_of, read_toml
 
 __all__ = ["BASE_RATE", "RATE", "Settled", "Training", "read_training", "with_colors"]
 
@@ -118,14 +118,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Refuse what no training could mean."""
-        for item in fields(self):
-            if not fits(got := getattr(self, item.name), item.type):
-                msg = f"{item.name}: got {written(got)}, wanted {said(item.type)}"
-                raise UsageError(msg)
-        for name, (is_good, wanted) in self._limits().items():
-            if (got := getattr(self, name)) is not None and not is_good(got):
-                msg = f"{name}: got {written(got)}, wanted {wanted}"
-                raise UsageError(msg)
+        check_values(self, self._limits)
         not_ours(self.to)
         renaming(self.renamed)
         if self.offset is not None and self.scale is None:
@@ -135,7 +128,7 @@ class Training:
             msg = "scale: means nothing with unit dn, values as they are stored"
             raise UsageError(msg)
 
-    def _limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def _limits(self) -> Limits:
         """Return, for each field with limits, its test and what it wants."""
         positive = (lambda number: number > 0), "more than 0"
         count = (lambda number: number >= 0), "0 or more"
@@ -257,7 +250,7 @@ class Settled(Training):
         """Pixels that training tiles keep from other blocks."""
         return self.halo if self.margin is None else self.margin
 
-    def _limits(self) -> dict[str, tuple[Callable[[Any], bool], str]]:
+    def _limits(self) -> Limits:
         least = self.tile + 2 * self.keep
         return {
             # Slots make another class, which super() without arguments does not know.

@@ -17,8 +17,8 @@ from uuid import uuid4
 
 from tileseg import swap
 from tileseg.errors import OutputError
+from tileseg.locations import KEPT_END
 from tileseg.redact import json_bytes
-from tileseg.settings import KEPT_END
 from tileseg.storage import write_whole
 
 __all__ = [

@@ -19,6 +19,7 @@ from tileseg.grid import Grid, Run, Shard, Strip
 from tileseg.identity import Identities
 from tileseg.lanes import ALONE, Threads
 from tileseg.ledger import Ledger, Receipt
+from tileseg.locations import is_remote
 from tileseg.maker import Maker
 from tileseg.memory import rss_mb
 from tileseg.model import Network
@@ -30,7 +31,6 @@ from tileseg.prints import Prints
 from tileseg.reader import Reader
 from tileseg.region import Stencil
 from tileseg.scene import Band, Scene
-from tileseg.settings import is_remote
 from tileseg.shelf import cut
 from tileseg.sketch import Sketch
 from tileseg.task import Task
