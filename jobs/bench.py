@@ -35,10 +35,10 @@ from benchmark.document import as_document
 from benchmark.picture import draw
 from benchmark.setting import Setting
 from benchmark.table import Row, as_text
-from tileseg.choices import DEVICES
-from tileseg.console import one_line_errors
-from tileseg.device import resolve_device
+from tileseg.base.choices import DEVICES
+from tileseg.commands.console import one_line_errors
 from tileseg.errors import UsageError
+from tileseg.network.device import resolve_device
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 python jobs/evaluate.py out/itaipu/mask.tif examples/itaipu_checkpoints.geojson
 """
 
-from tileseg.cli_mask import evaluate
+from tileseg.commands.cli_mask import evaluate
 
 if __name__ == "__main__":
     evaluate()

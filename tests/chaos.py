@@ -29,10 +29,25 @@ from pathlib import Path
 
 import faults
 
-SEGMENT = ("torch", "rasterio", "obstore", "tileseg.cli", "tileseg.bucket")
-SEGMENT += ("tileseg.job", "tileseg.engine", "tileseg.stitch", "tileseg.features")
-SEGMENT += ("tileseg.quicklook", "tileseg.overlay", "tileseg.stac", "tileseg.report")
-SEGMENT += ("tileseg.verify", "tileseg.products", "tileseg.swap", "tileseg.monitor")
+SEGMENT = (
+    "torch",
+    "rasterio",
+    "obstore",
+    "tileseg.cli",
+    "tileseg.publishing.bucket",
+    "tileseg.job",
+    "tileseg.engines.engine",
+    "tileseg.outputs.stitch",
+    "tileseg.polygons.features",
+    "tileseg.outputs.quicklook",
+    "tileseg.outputs.overlay",
+    "tileseg.outputs.stac",
+    "tileseg.steps.report",
+    "tileseg.outputs.verify",
+    "tileseg.steps.products",
+    "tileseg.publishing.swap",
+    "tileseg.commands.monitor",
+)
 HANG_SECONDS = 120
 TIMED = "report.html"
 COUNTED = ("ledger.Ledger.record", "predict.Predictor._forward")
@@ -420,7 +435,7 @@ def make(folder):
     import torch
     from making import lively, make_model, make_scene, random_pixels
 
-    from tileseg.unet import UNet
+    from tileseg.network.unet import UNet
 
     coarse = random_pixels(21, 16)
     pixels = coarse.repeat(20, axis=1).repeat(20, axis=2)[:, :410, :300]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from making import make_model, make_scene, random_pixels
 
-from tileseg import identity
+from tileseg.scenes import identity
 
 # A law holds however slow the machine is; a hang is what pytest-timeout is for.
 settings.register_profile("tileseg", deadline=None)

@@ -153,8 +153,8 @@ def _outcome(action: Callable[[], None]) -> tuple[int, str]:
 
 def _prepare(path: str, model: str) -> None:
     """Do all that a job does before it reads."""
+    from tileseg.plans.task import prepare
     from tileseg.settings import Job
-    from tileseg.task import prepare
 
     output = f"{path}.out"
     prepare(Job(input=path, model=model, output=output, bands=(1,), scale=1.0))
@@ -163,8 +163,8 @@ def _prepare(path: str, model: str) -> None:
 def _read(path: str) -> None:
     """Open a scene and read it: all, or its first and its last shard."""
     from tileseg.grid import Grid, Run
-    from tileseg.reader import Reader
-    from tileseg.scene import open_scene
+    from tileseg.scenes.reader import Reader
+    from tileseg.scenes.scene import open_scene
     from tileseg.window import Window
 
     scene = open_scene(path)

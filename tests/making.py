@@ -10,17 +10,17 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 
-from tileseg.architecture import unet
-from tileseg.card import Card
-from tileseg.classes import LandClass
+from tileseg.base.classes import LandClass
+from tileseg.cards.architecture import unet
+from tileseg.cards.card import Card
+from tileseg.cards.item import to_stac
 from tileseg.errors import ExitCode, PreemptedError
-from tileseg.item import to_stac
 from tileseg.job import run
-from tileseg.model import save
-from tileseg.objects import open_storage
-from tileseg.publish import file_sha256
+from tileseg.network.model import save
+from tileseg.network.unet import UNet
+from tileseg.publishing.publish import file_sha256
 from tileseg.settings import Job
-from tileseg.unet import UNet
+from tileseg.stores.objects import open_storage
 
 NORTH_UP = Affine(10, 0, 500_000, 0, -10, 4_600_000)
 

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from tileseg.bucket import Bucket
+from tileseg.publishing.bucket import Bucket
 
 
 def publish(output, work, plan):

@@ -4,8 +4,8 @@ from time import process_time
 
 import pytest
 
-from tileseg import address
-from tileseg.address import (
+from tileseg.base import address
+from tileseg.base.address import (
     has_secret,
     is_allowed,
     keep,
@@ -15,8 +15,8 @@ from tileseg.address import (
     whole,
 )
 from tileseg.errors import RefusedError, UsageError
-from tileseg.server import _is_public
-from tileseg.web import _seconds, _size
+from tileseg.stores.server import _is_public
+from tileseg.stores.web import _seconds, _size
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import promql_parser as promql
 import pytest
 from manifests import INFRA, documents
 
-from tileseg.metrics import METRICS
+from tileseg.base.metrics import METRICS
 
 WATCHING = INFRA / "watching"
 [RULES] = documents(WATCHING / "rules.yaml")

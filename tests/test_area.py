@@ -5,8 +5,8 @@ import pytest
 from affine import Affine
 from pyproj import CRS, Transformer
 
-from tileseg.area import row_hectares, row_metres
 from tileseg.geobox import GeoBox
+from tileseg.scenes.area import row_hectares, row_metres
 
 METRES_10 = Affine(10, 0, 500_000, 0, -10, 4_600_000)
 

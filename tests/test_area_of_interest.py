@@ -21,7 +21,7 @@ from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run
 from tileseg.job import run
-from tileseg.region import Stencil, _surfaces, region_of_bbox, region_of_file
+from tileseg.scenes.region import Stencil, _surfaces, region_of_bbox, region_of_file
 from tileseg.settings import Job
 from tileseg.window import Window
 

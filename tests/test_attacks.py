@@ -19,8 +19,8 @@ from obstore.store import from_url
 
 from tileseg.errors import TilesegError
 from tileseg.job import run
-from tileseg.record import Record
 from tileseg.settings import Job
+from tileseg.steps.record import Record
 
 ROOT = Path(__file__).parents[1]
 CANARY = "ZWTQ-4711-QXVZ"  # in a file that nobody may read through us
@@ -237,7 +237,7 @@ def test_a_symlink_to_a_scene_is_a_scene(attacked, scene_path, tmp_path):
 
 SECOND = """
 import json, sys
-from tileseg.environment import scrub
+from tileseg.base.environment import scrub
 scrub()
 import pyogrio, rasterio
 opened = []

@@ -18,14 +18,14 @@ from pyproj import CRS
 from test_features import small_polygons
 from test_polygonize import write
 
-from tileseg.attributes import COLUMNS, Origin, fault
+from tileseg.base.attributes import COLUMNS, Origin, fault
 from tileseg.cli import main
+from tileseg.commands.intake import read_job
 from tileseg.errors import ExitCode, UsageError
-from tileseg.features import write_features
-from tileseg.intake import read_job
 from tileseg.job import run
+from tileseg.plans.task import prepare
+from tileseg.polygons.features import write_features
 from tileseg.settings import Job
-from tileseg.task import prepare
 
 TAKEN = dt.datetime(2024, 5, 17, 10, 30, 15, tzinfo=dt.UTC)
 ORIGIN = Origin(scene="S2A_x", taken=TAKEN, model="fields 1.0")

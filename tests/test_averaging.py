@@ -18,22 +18,22 @@ from making import lively, make_card, make_model, make_plain
 from test_oracle import BLOCKS, invalid_pixels, scaled, tame_network, whole
 from torch.profiler import ProfilerActivity, profile
 
-from tileseg import averaging, model
-from tileseg.averaging import D4, Averaged
-from tileseg.blend import Blend
-from tileseg.device import Device, resolve_device, tile_bytes
-from tileseg.ensemble import Ensemble
+from tileseg.cards.ensemble import Ensemble
+from tileseg.cards.item import read_card
+from tileseg.engines.staff import Staff
 from tileseg.errors import ExitCode, ModelError
 from tileseg.grid import Grid, Run
-from tileseg.item import read_card
 from tileseg.job import run as carry_out
-from tileseg.model import Network
-from tileseg.predict import Predictor, Scaling
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
+from tileseg.network import averaging, model
+from tileseg.network.averaging import D4, Averaged
+from tileseg.network.blend import Blend
+from tileseg.network.device import Device, resolve_device, tile_bytes
+from tileseg.network.model import Network
+from tileseg.network.predict import Predictor, Scaling
+from tileseg.network.unet import UNet
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 from tileseg.settings import LAYERS, Job
-from tileseg.staff import Staff
-from tileseg.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")
 BANDS = ("one", "two", "three")

@@ -10,10 +10,10 @@ import rasterio
 import torch
 from click.testing import CliRunner
 
-from tileseg.device import resolve_device
+from tileseg.cards.item import read_card
 from tileseg.errors import ExitCode
-from tileseg.item import read_card
-from tileseg.model import load_module
+from tileseg.network.device import resolve_device
+from tileseg.network.model import load_module
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import bench

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import geometries
 
-from tileseg.blend import Blend, Fold
+from tileseg.network.blend import Blend, Fold
 
 KINDS = st.sampled_from(["crop", "cosine"])
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from tileseg.bounds import Gates, failed, judge, shares_of
+from tileseg.base.bounds import Gates, failed, judge, shares_of
+from tileseg.base.fields import checked
 from tileseg.errors import UsageError
-from tileseg.fields import checked
 from tileseg.settings import Job
 
 JOB = {"input": "a.tif"}

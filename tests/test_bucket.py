@@ -18,13 +18,13 @@ from making import job_maker, make_scene, random_pixels, succeed
 from obstore.exceptions import GenericError
 from s3 import SECRET, contents, next_second, plain, serve
 
-from tileseg import objects
-from tileseg.bucket import Bucket, open_place
 from tileseg.cli import main
 from tileseg.errors import BusyError, ExitCode, OutputError, StorageError, UsageError
 from tileseg.job import run
-from tileseg.objects import Objects
+from tileseg.publishing.bucket import Bucket, open_place
 from tileseg.settings import Job
+from tileseg.stores import objects
+from tileseg.stores.objects import Objects
 
 PRODUCTS = {
     "mask.tif",

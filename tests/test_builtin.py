@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from making import digests, make_model, make_scene, random_pixels
 
 import tileseg
-from tileseg.builtin import MODELS, model_folder, portable_name
+from tileseg.base.builtin import MODELS, model_folder, portable_name
+from tileseg.cards.item import read_card
 from tileseg.cli import main
-from tileseg.item import read_card
-from tileseg.model import load_module
+from tileseg.network.model import load_module
 from tileseg.settings import Job
 
 BANDS = {

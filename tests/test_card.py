@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from making import make_card
 
-from tileseg.adopt import _classes
-from tileseg.card import Card
-from tileseg.classes import LandClass
-from tileseg.drift import statistics_of
+from tileseg.base.classes import LandClass
+from tileseg.cards.card import Card
+from tileseg.cards.drift import statistics_of
+from tileseg.cards.item import from_stac, read_card, to_stac
 from tileseg.errors import ModelError, TilesegError
-from tileseg.item import from_stac, read_card, to_stac
-from tileseg.train_settings import with_colors
+from tileseg.training.adopt import _classes
+from tileseg.training.train_settings import with_colors
 
 INPUT = ("properties", "mlm:input", 0)
 OUTPUT = ("properties", "mlm:output", 0)

@@ -13,12 +13,12 @@ from schemas import faults as faults_of_ours
 from stac_schemas import faults
 from strategies import geometries
 
-from tileseg.architecture import KINDS, Architecture, unet
-from tileseg.builtin import MODELS, model_folder
-from tileseg.card import Card
-from tileseg.classes import LandClass
-from tileseg.drift import PERCENTS, statistics_of
-from tileseg.item import read_card, to_stac
+from tileseg.base.builtin import MODELS, model_folder
+from tileseg.base.classes import LandClass
+from tileseg.cards.architecture import KINDS, Architecture, unet
+from tileseg.cards.card import Card
+from tileseg.cards.drift import PERCENTS, statistics_of
+from tileseg.cards.item import read_card, to_stac
 
 AT = "https://stac-extensions.github.io/{}/schema.json"
 

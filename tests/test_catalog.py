@@ -18,13 +18,13 @@ from stac import (
     planetary_computer,
 )
 
-from tileseg import documents
-from tileseg.catalog import asset_href, scenes_of, stack_of
+from tileseg.base.names import is_catalog, scene_name
 from tileseg.errors import InputError, RefusedError, TilesegError, UsageError
-from tileseg.inputs import mosaic_of
 from tileseg.job import run
-from tileseg.names import is_catalog, scene_name
+from tileseg.scenes.catalog import asset_href, scenes_of, stack_of
+from tileseg.scenes.inputs import mosaic_of
 from tileseg.settings import Job
+from tileseg.stores import documents
 from tileseg.window import Window
 
 BGR = ("blue", "green", "red")

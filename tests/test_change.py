@@ -25,11 +25,11 @@ from scipy import ndimage
 from test_evaluate import NAMES, SHAPE, patchy, write
 from test_report import HOSTILE, Page, values_of
 
+from tileseg.changes.hysteresis import COUNTS, TOO_SMALL, UNDECIDED, Patch, Rule, settle
 from tileseg.cli import main
 from tileseg.errors import ExitCode
-from tileseg.evaluate import Question, evaluate
-from tileseg.hysteresis import COUNTS, TOO_SMALL, UNDECIDED, Patch, Rule, settle
-from tileseg.publish import staging
+from tileseg.evaluation.evaluate import Question, evaluate
+from tileseg.publishing.publish import staging
 from tileseg.window import Window
 
 PIXEL = 0.01  # hectares
@@ -163,8 +163,8 @@ OPTIONS = "--confidence", "0.8,0.5", "--min-area", "0.04"
 def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monkeypatch):
     """Matrix, raster, tags and polygons; in many windows and in one, to the byte."""
     once = made(*runs, tmp_path / "once", *OPTIONS)
-    monkeypatch.setattr("tileseg.polygonize._SIDE", 16)
-    monkeypatch.setattr("tileseg.polygonize._LEAST_SIDE", 16)
+    monkeypatch.setattr("tileseg.steps.polygonize._SIDE", 16)
+    monkeypatch.setattr("tileseg.steps.polygonize._LEAST_SIDE", 16)
     record = made(*runs, tmp_path / "out", *OPTIONS)
 
     codes, wanted = expected_raster(arrays, RULE)
@@ -213,9 +213,9 @@ def test_a_comparison_is_what_the_whole_arrays_say(runs, arrays, tmp_path, monke
 @pytest.mark.parametrize("side", [1000, 20])
 def test_the_page_shows_what_the_files_say(runs, arrays, tmp_path, monkeypatch, side):
     """Pixel by pixel, or of each cell the first; however it was read."""
-    monkeypatch.setattr("tileseg.transitions._MAP_SIDE", side)
-    monkeypatch.setattr("tileseg.polygonize._SIDE", 16)
-    monkeypatch.setattr("tileseg.polygonize._LEAST_SIDE", 16)
+    monkeypatch.setattr("tileseg.changes.transitions._MAP_SIDE", side)
+    monkeypatch.setattr("tileseg.steps.polygonize._SIDE", 16)
+    monkeypatch.setattr("tileseg.steps.polygonize._LEAST_SIDE", 16)
     made(*runs, tmp_path / "out", *OPTIONS)
 
     page = Page((tmp_path / "out" / "change.html").read_bytes())
@@ -556,7 +556,7 @@ def test_a_stopped_comparison_leaves_what_was_there(runs, tmp_path, monkeypatch,
 
 
 def test_a_mask_that_changes_meanwhile_is_noticed(runs, tmp_path, monkeypatch):
-    from tileseg import change as module
+    from tileseg.changes import change as module
 
     carry_out = module._carry_out
 

@@ -6,12 +6,12 @@ from affine import Affine
 from click.testing import CliRunner
 from making import make_model, make_scene, random_pixels, snapshot
 
-from tileseg import task
-from tileseg.check import check
+from tileseg.cards.drift import statistics_of
 from tileseg.cli import main
-from tileseg.drift import statistics_of
 from tileseg.job import run
+from tileseg.plans import task
 from tileseg.settings import Job
+from tileseg.steps.check import check
 
 SOUTH_UP = Affine(10, 0, 500_000, 0, 10, 4_600_000)
 ROTATED = Affine(10, 2, 500_000, 2, -10, 4_600_000)

@@ -10,12 +10,12 @@ import pytest
 import rasterio
 from making import NORTH_UP, make_model, make_scene, random_pixels
 
-from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.job import run
+from tileseg.polygons.features import write_features
+from tileseg.polygons.table import Meaning
+from tileseg.polygons.vectorize import polygonise
 from tileseg.settings import Job
-from tileseg.table import Meaning
-from tileseg.vectorize import polygonise
 from tileseg.window import Window
 
 PARTS = [

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from making import digests, make_model, make_scene, random_pixels, snapshot
 from rasterio.rio.main import main_group as rio
 
-from tileseg.builtin import default_model
+from tileseg.base.builtin import default_model
 from tileseg.cli import main
 
 ROOT = Path(__file__).parents[1]

@@ -27,20 +27,20 @@ from making import (
 )
 from test_engine import damage
 
-from tileseg.actor import NONCE
-from tileseg.canary import make_canary, save_canary
-from tileseg.card import NODATA
+from tileseg.cards.card import NODATA
+from tileseg.engines.actor import NONCE
+from tileseg.engines.leases import MAX_TRIES
+from tileseg.engines.staff import Staff
+from tileseg.engines.worker import Recipe
 from tileseg.errors import ExitCode, InputError
-from tileseg.identity import Identities
 from tileseg.job import run
-from tileseg.leases import MAX_TRIES
-from tileseg.ledger import Ledger, Plan
-from tileseg.publish import file_sha256
+from tileseg.plans.canary import make_canary, save_canary
+from tileseg.plans.ledger import Ledger, Plan
+from tileseg.plans.task import prepare
+from tileseg.publishing.publish import file_sha256
+from tileseg.scenes.identity import Identities
 from tileseg.settings import Job
-from tileseg.staff import Staff
-from tileseg.storage import Disk
-from tileseg.task import prepare
-from tileseg.worker import Recipe
+from tileseg.stores.storage import Disk
 
 ray = pytest.importorskip("ray")
 
@@ -242,7 +242,7 @@ def use(monkeypatch, kind, rate=50_000):
         facts = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
         return kind(**facts, rate=rate)
 
-    monkeypatch.setattr("tileseg.worker.Recipe.of", of)
+    monkeypatch.setattr("tileseg.engines.worker.Recipe.of", of)
 
 
 class StillbornRecipe(PoisonRecipe):
@@ -487,7 +487,7 @@ def test_a_work_directory_that_no_worker_sees_is_named(
 ):
     """Before a shard is made, and with what to do about it."""
     elsewhere = Disk(tmp_path / "elsewhere")
-    monkeypatch.setattr("tileseg.shift.open_storage", lambda _: elsewhere)
+    monkeypatch.setattr("tileseg.engines.shift.open_storage", lambda _: elsewhere)
 
     values = run(job(engine="ray"), quiet, staff).values
 

@@ -21,11 +21,11 @@ from faults import environment
 from making import after, digests, job_maker, make_scene, random_pixels, receipts_of
 from test_cluster import quiet, use
 
+from tileseg.engines.leases import Leases
+from tileseg.engines.staff import Staff
 from tileseg.errors import ExitCode
 from tileseg.job import run
-from tileseg.leases import Leases
 from tileseg.settings import Job
-from tileseg.staff import Staff
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -388,7 +388,7 @@ def test_without_any_node_the_job_ends_resumably(cluster, add, job, expected, tm
 def test_workers_of_another_version_take_no_part(add, job, monkeypatch, tmp_path):
     add()
     others = {"tileseg": "0.0.1"}
-    monkeypatch.setattr("tileseg.shift.versions", lambda **_: others)
+    monkeypatch.setattr("tileseg.engines.shift.versions", lambda **_: others)
 
     values, _ = segment(job(workers=1))
 
@@ -535,7 +535,7 @@ def test_a_sigterm_that_python_drops_is_heard():
     script = """
 import os, signal
 from tileseg.errors import PreemptedError
-from tileseg.pool import connect
+from tileseg.engines.pool import connect
 
 def send():
     if signal.getsignal(signal.SIGTERM) is not mine:  # but Ray's

@@ -17,16 +17,16 @@ from rasterio.warp import Resampling, reproject
 from strategies import cuts, grids
 from test_scene import assert_strips_show, noise, whole
 
-from tileseg.compose import Target, Wish, compose
+from tileseg.base.rules import Rule
 from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
-from tileseg.layer import BandFacts, Layer
-from tileseg.raster import Resampled
-from tileseg.reader import Reader
-from tileseg.rules import Rule
-from tileseg.scene import open_scene
-from tileseg.warp import resample
+from tileseg.scenes.compose import Target, Wish, compose
+from tileseg.scenes.layer import BandFacts, Layer
+from tileseg.scenes.raster import Resampled
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
+from tileseg.scenes.warp import resample
 from tileseg.window import Window
 
 ZONE = {"crs": "EPSG:32631"}

@@ -6,7 +6,7 @@ import re
 import sys
 import time
 
-from tileseg.console import progress
+from tileseg.commands.console import progress
 
 
 class Terminal(io.StringIO):
@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 def test_what_was_done_before_is_no_part_of_the_rate(monkeypatch, caplog):
     """Of a job or training that goes on: ten tiles in 0.2 s are at most 50 a second."""
-    caplog.set_level(logging.INFO, "tileseg.console")
+    caplog.set_level(logging.INFO, "tileseg.commands.console")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
 
     with progress("maps/scene.tif") as told:

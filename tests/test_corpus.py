@@ -17,13 +17,13 @@ from fuzz import Child
 from making import make_model
 from rasterio.crs import CRS
 
-from tileseg.gdal import open_dataset
+from tileseg.engines.staff import Staff
 from tileseg.grid import Grid, Run
 from tileseg.job import run
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
+from tileseg.scenes.gdal import open_dataset
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 from tileseg.settings import Job
-from tileseg.staff import Staff
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "corpus"))

@@ -11,10 +11,10 @@ import pytest
 import torch
 from making import digests, job_maker, make_scene, random_pixels, stop_after
 
-from tileseg.device import device_error
 from tileseg.errors import DeviceFaultError, DeviceMemoryError, ExitCode
 from tileseg.job import run
-from tileseg.unet import UNet
+from tileseg.network.device import device_error
+from tileseg.network.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 FORWARD = UNet.forward
@@ -182,8 +182,8 @@ DIE = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 import test_devices as tests
-from tileseg.bounds import Gates
-from tileseg.ledger import Ledger
+from tileseg.base.bounds import Gates
+from tileseg.plans.ledger import Ledger
 from tileseg.settings import Job
 
 def forward(self, tiles):

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from shapely.geometry import box
 from walk import MARK, ROOT, blocks
 
-from tileseg.builtin import default_model
+from tileseg.base.builtin import default_model
 
 PAGES = sorted(
     path

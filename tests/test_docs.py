@@ -8,7 +8,7 @@ import pytest
 from walk import ROOT, blocks
 
 from tileseg.cli import main
-from tileseg.nightly_file import read_night
+from tileseg.nights.nightly_file import read_night
 
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()

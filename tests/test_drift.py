@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import wasserstein_distance
 
-from tileseg.drift import (
+from tileseg.cards.drift import (
     PERCENTS,
     drift,
     known_scenes,

@@ -20,18 +20,18 @@ from test_simplify import simply
 from test_vectorize import assert_same, masks, numbers, shapes_of, whole
 from test_vectorize import cut as traced
 
-from tileseg.area import row_hectares, row_metres
-from tileseg.borders import Gauge, borders_of
 from tileseg.cli import main
-from tileseg.eliminate import eliminate, eliminate_within, settled
 from tileseg.errors import UsageError
 from tileseg.geobox import GeoBox
 from tileseg.job import run
-from tileseg.join import join
-from tileseg.polygonize import Wish, polygonize
+from tileseg.polygons.borders import Gauge, borders_of
+from tileseg.polygons.eliminate import eliminate, eliminate_within, settled
+from tileseg.polygons.join import join
+from tileseg.polygons.simplify import Manner
+from tileseg.polygons.vectorize import Areas, polygonise
+from tileseg.scenes.area import row_hectares, row_metres
 from tileseg.settings import Job
-from tileseg.simplify import Manner
-from tileseg.vectorize import Areas, polygonise
+from tileseg.steps.polygonize import Wish, polygonize
 from tileseg.window import Window
 
 UTM = CRS.from_epsg(32631).to_wkt()
@@ -316,7 +316,7 @@ def test_the_file_does_not_depend_on_windows_or_workers(
 ):
     path, mask = a_mask
     confidence = path.replace("mask.tif", "confidence.tif")
-    monkeypatch.setattr("tileseg.polygonize._SIDE", 48)
+    monkeypatch.setattr("tileseg.steps.polygonize._SIDE", 48)
     wish = {"min_area": 0.15, "simplify": simplify, "confidence": confidence}
     tiles = {"tiled": True, "blockxsize": 16, "blockysize": 32}
     made = []

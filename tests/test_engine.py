@@ -12,17 +12,17 @@ import rasterio.shutil
 import torch
 from making import job_maker, make_model, make_scene, random_pixels, read, stop_after
 
-from tileseg.card import NODATA
-from tileseg.device import Device
+from tileseg.cards.card import NODATA
+from tileseg.engines.worker import Recipe, Worker
 from tileseg.errors import ExitCode, PreemptedError
 from tileseg.grid import Run, Shard
 from tileseg.job import run
-from tileseg.ledger import Ledger, Plan
-from tileseg.storage import Disk
-from tileseg.task import prepare
-from tileseg.unet import UNet
+from tileseg.network.device import Device
+from tileseg.network.unet import UNet
+from tileseg.plans.ledger import Ledger, Plan
+from tileseg.plans.task import prepare
+from tileseg.stores.storage import Disk
 from tileseg.window import Window
-from tileseg.worker import Recipe, Worker
 
 HEIGHT, WIDTH = 410, 300  # 5 x 4 shards of 96 pixels
 BLOCK, SHARD, HALO = 64, 96, 4

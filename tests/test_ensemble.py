@@ -20,17 +20,17 @@ from making import (
 )
 
 import tileseg
+from tileseg.cards.ensemble import Channel, Ensemble
 from tileseg.cli import main
-from tileseg.device import resolve_device
-from tileseg.ensemble import Channel, Ensemble
+from tileseg.engines.resolve import _in_numbers
+from tileseg.engines.worker import Recipe
 from tileseg.errors import ExitCode, UsageError
 from tileseg.job import run
-from tileseg.ledger import Ledger, Plan
-from tileseg.resolve import _in_numbers
+from tileseg.network.device import resolve_device
+from tileseg.plans.ledger import Ledger, Plan
+from tileseg.plans.task import prepare
 from tileseg.settings import LAYERS
-from tileseg.storage import Disk
-from tileseg.task import prepare
-from tileseg.worker import Recipe
+from tileseg.stores.storage import Disk
 
 CARD = make_card()
 OTHER = replace(CARD, name="other", version="2", sha256="1" * 64)

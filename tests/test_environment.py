@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tileseg import environment
-from tileseg.environment import scrub
+from tileseg.base import environment
+from tileseg.base.environment import scrub
 
 ROOT = Path(__file__).parents[1]
 DANGEROUS = {
@@ -34,7 +34,7 @@ DANGEROUS = {
 LOOK = """
 import json, logging, sys
 logging.basicConfig(level="WARNING", format="%(message)s")
-from tileseg.environment import scrub
+from tileseg.base.environment import scrub
 scrub()
 import pyogrio, rasterio
 from pyproj import network

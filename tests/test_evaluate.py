@@ -13,13 +13,13 @@ from rasterio.features import shapes
 from rasterio.transform import from_origin
 from rasterio.warp import transform
 
-from tileseg import evaluate as module
 from tileseg.cli import main
 from tileseg.errors import InputError, RefusedError, UsageError
-from tileseg.evaluate import Question, evaluate
+from tileseg.evaluation import evaluate as module
+from tileseg.evaluation.evaluate import Question, evaluate
+from tileseg.evaluation.reference import open_reference
+from tileseg.evaluation.scorecard import as_picture, as_text
 from tileseg.geobox import GeoBox
-from tileseg.reference import open_reference
-from tileseg.scorecard import as_picture, as_text
 
 NAMES = ("water", "land", "rock")
 UTM = "EPSG:32631"

@@ -9,11 +9,11 @@ import rasterio
 from rasterio.warp import transform
 
 import tileseg
-from tileseg.builtin import default_model
-from tileseg.evaluate import Question, evaluate
-from tileseg.item import read_card
-from tileseg.reference import open_reference
-from tileseg.scene import open_scene
+from tileseg.base.builtin import default_model
+from tileseg.cards.item import read_card
+from tileseg.evaluation.evaluate import Question, evaluate
+from tileseg.evaluation.reference import open_reference
+from tileseg.scenes.scene import open_scene
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCENE = EXAMPLES / "itaipu.tif"

@@ -20,16 +20,16 @@ from shapely.geometry import shape
 from test_engine import damage
 from test_products import SYSTEMS, TRANSFORMS
 
-from tileseg.area import lonlat_digits
+from tileseg.base.stopping import StopSignal
 from tileseg.errors import OutputError, PreemptedError, UsageError
-from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.job import run
-from tileseg.join import join
+from tileseg.polygons.features import write_features
+from tileseg.polygons.join import join
+from tileseg.polygons.table import Meaning
+from tileseg.polygons.vectorize import polygonise
+from tileseg.scenes.area import lonlat_digits
 from tileseg.settings import Job
-from tileseg.stopping import StopSignal
-from tileseg.table import Meaning
-from tileseg.vectorize import polygonise
 
 FORMATS = ["gpkg", "parquet", "fgb", "geojson", "geojsonl"]
 LONLAT = (".geojson", ".geojsonl")

@@ -7,11 +7,11 @@ from importlib import import_module
 import pytest
 from walk import ROOT
 
-from tileseg.bounds import Gates
-from tileseg.fields import said, written
-from tileseg.nightly_file import Schedule, Source, Target
+from tileseg.base.bounds import Gates
+from tileseg.base.fields import said, written
+from tileseg.nights.nightly_file import Schedule, Source, Target
 from tileseg.settings import Job
-from tileseg.train_settings import Training
+from tileseg.training.train_settings import Training
 
 
 def test_every_file_has_a_page_of_its_fields(monkeypatch):

@@ -11,16 +11,16 @@ from affine import Affine
 from click.testing import CliRunner
 from making import digests, make_card, make_model, make_scene, random_pixels
 
-from tileseg import fit
-from tileseg.architecture import Architecture
-from tileseg.builtin import default_model
+from tileseg.base.builtin import default_model
+from tileseg.cards.architecture import Architecture
+from tileseg.cards.drift import statistics_of
+from tileseg.cards.item import read_card, to_stac
 from tileseg.cli import main
-from tileseg.drift import statistics_of
-from tileseg.fit import compare, doubts, with_statistics
-from tileseg.item import read_card, to_stac
 from tileseg.job import run
+from tileseg.plans import fit
+from tileseg.plans.fit import compare, doubts, with_statistics
+from tileseg.plans.task import draft, meet
 from tileseg.settings import Job
-from tileseg.task import draft, meet
 
 PIXELS = random_pixels(230, 170)
 NAMES = ("blue", "green", "red")

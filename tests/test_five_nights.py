@@ -10,7 +10,8 @@ from making import make_model, make_plain, random_pixels
 from s3 import contents, plain, serve
 from test_nightly_service import DAY, Nights, start, states, wait_for
 
-from tileseg import address, nightly_run
+from tileseg.base import address
+from tileseg.nights import nightly_run
 
 GRID = {"crs": "EPSG:32631", "nodata": 0}
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import lively
 
-from tileseg.fused import CpuParts, FusedUNet, GpuParts, fuse, pool, trimmed
-from tileseg.unet import UNet
+from tileseg.network.fused import CpuParts, FusedUNet, GpuParts, fuse, pool, trimmed
+from tileseg.network.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 SHAPES = [(2, 4, 6, 10), (1, 7, 4, 700)]
@@ -189,7 +189,7 @@ def test_the_kernels_are_their_twins():
 @torch.inference_mode()
 def compare_kernels():
     """Compare the kernels with their twins, in every type, and the network of them."""
-    from tileseg import kernels
+    from tileseg.network import kernels
 
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for shape in SHAPES:

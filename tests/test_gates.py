@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from making import digests, job_maker, make_model, make_scene, random_pixels, snapshot
 
 from tileseg.cli import main
+from tileseg.engines.staff import Staff
 from tileseg.errors import ExitCode
-from tileseg.folder import Folder
 from tileseg.job import run
-from tileseg.staff import Staff
+from tileseg.publishing.folder import Folder
 
 HEIGHT, WIDTH = 130, 171
 TOO_FEW = {"nodata": 0.0}  # the scene has some
@@ -261,9 +261,9 @@ def test_golden_tiles_that_are_given_again_let_a_result_pass(job, golden):
 
 def test_golden_labels_are_those_of_a_mask(job, golden):
     """Where a spot's tiles lie in the scene: the same network, grid and scaling."""
-    from tileseg.canary import read_canary
-    from tileseg.precision import spots
-    from tileseg.task import prepare
+    from tileseg.plans.canary import read_canary
+    from tileseg.plans.precision import spots
+    from tileseg.plans.task import prepare
 
     done(job())
     labels = read_canary(str(golden)).labels

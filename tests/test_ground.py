@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import CRS, Transformer
 
+from tileseg.base.longitudes import hull
 from tileseg.geobox import GeoBox
-from tileseg.ground import authority_code, footprint
-from tileseg.longitudes import hull
+from tileseg.scenes.ground import authority_code, footprint
 
 ROWS, COLUMNS = 97, 131
 SIDES = np.array([-0.06, 0.03, 0.47, 0.97, 1.06])

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from making import files_of
 
-from tileseg import identity as module
-from tileseg.console import deadline
+from tileseg.base.stopping import Stop, StopSignal
+from tileseg.commands.console import deadline
 from tileseg.errors import InputError
-from tileseg.identity import Ahead, Identities, identify
-from tileseg.stopping import Stop, StopSignal
-from tileseg.storage import Disk
+from tileseg.scenes import identity as module
+from tileseg.scenes.identity import Ahead, Identities, identify
+from tileseg.stores.storage import Disk
 
 DATA = b"II*\0" + bytes(range(200))
 

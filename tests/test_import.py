@@ -22,20 +22,20 @@ from making import lively, make_card, make_scene, random_pixels
 from safetensors.torch import save_file
 from torch import nn
 
-from tileseg import adopt
-from tileseg.adopt import _halo
-from tileseg.architecture import Architecture
+from tileseg.cards.architecture import Architecture
+from tileseg.cards.item import read_card
 from tileseg.cli import main
-from tileseg.device import Device
 from tileseg.errors import UsageError
-from tileseg.footprint import footprint
-from tileseg.foreign import _in_parts
-from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.lock import hold_file
-from tileseg.model import Network, load_module
+from tileseg.network.device import Device
+from tileseg.network.foreign import _in_parts
+from tileseg.network.model import Network, load_module
+from tileseg.network.unet import UNet
 from tileseg.settings import Job
-from tileseg.unet import UNet
+from tileseg.stores.lock import hold_file
+from tileseg.training import adopt
+from tileseg.training.adopt import _halo
+from tileseg.training.footprint import footprint
 
 pytestmark = pytest.mark.slow  # the libraries alone take half a minute to load
 

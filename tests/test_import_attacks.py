@@ -18,13 +18,13 @@ from payloads import CHECKPOINTS, torchscript
 from safetensors.torch import save
 from torch import nn
 
+from tileseg.cards.item import to_stac
 from tileseg.cli import main
 from tileseg.errors import RefusedError
-from tileseg.foreign import open_onnx
-from tileseg.item import to_stac
 from tileseg.job import run
+from tileseg.network.foreign import open_onnx
+from tileseg.network.unet import UNet
 from tileseg.settings import Job
-from tileseg.unet import UNet
 
 OPTIONS = (
     *("--bands", "blue,green,red", "--classes", "water,trees,fields"),
@@ -403,7 +403,7 @@ def _folder(tmp_path, *, kind, name, data, parameters):
     """Write a model folder of a network of another library, by hand."""
     from making import make_card
 
-    from tileseg.architecture import Architecture
+    from tileseg.cards.architecture import Architecture
 
     folder = tmp_path / "model"
     folder.mkdir()

@@ -14,9 +14,9 @@ from strategies import cuts
 from tileseg.errors import ExitCode
 from tileseg.grid import Grid, Run
 from tileseg.job import run
-from tileseg.prints import Prints
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
+from tileseg.scenes.prints import Prints
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 from tileseg.window import Window
 
 HEIGHT, WIDTH = 500, 430  # 6 x 5 shards of 96 pixels, the last ones cut
@@ -233,7 +233,7 @@ def test_a_stopped_update_goes_on(make, pixels, tmp_path, monkeypatch):
     pixels[:, 100:400, 100:300] = 4321
     make_scene(scene, pixels)
     with monkeypatch.context() as patch:
-        patch.setattr("tileseg.products.build", lambda *_args: 1 / 0)
+        patch.setattr("tileseg.steps.products.build", lambda *_args: 1 / 0)
         patch.setattr("tileseg.job.build", lambda *_args: 1 / 0)
         assert run(make()).error
 

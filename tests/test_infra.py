@@ -26,12 +26,12 @@ from manifests import (
 )
 
 from tileseg import __version__
-from tileseg.budget import budget_of
 from tileseg.grid import Run
-from tileseg.nightly_file import read_night
-from tileseg.preflight import RESERVE, room
+from tileseg.nights.nightly_file import read_night
+from tileseg.plans.budget import budget_of
+from tileseg.plans.preflight import RESERVE, room
+from tileseg.plans.task import prepare
 from tileseg.settings import Job
-from tileseg.task import prepare
 
 OVERLAYS = ("small", "large")
 MANIFESTS = manifests()

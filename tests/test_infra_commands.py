@@ -15,7 +15,7 @@ from manifests import INFRA, JOBS, ROOT, built
 from s3 import serve
 
 from tileseg.cli import main
-from tileseg.nightly_file import read_night
+from tileseg.nights.nightly_file import read_night
 
 UNIT = INFRA / "systemd" / "tileseg-nightly.service"
 TIMER = UNIT.with_suffix(".timer")

@@ -16,11 +16,11 @@ from s3 import serve
 from stac import GEOTIFF, earth_search, make_item
 
 import tileseg
+from tileseg.base.names import scene_name
 from tileseg.cli import main
 from tileseg.errors import InputError, UsageError
-from tileseg.inputs import _matches, find_many, find_scenes, mosaic_of
-from tileseg.layer import Layer
-from tileseg.names import scene_name
+from tileseg.scenes.inputs import _matches, find_many, find_scenes, mosaic_of
+from tileseg.scenes.layer import Layer
 from tileseg.settings import Job
 
 NORTH_UP = Affine(10, 0, 500_000, 0, -10, 4_600_000)

@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import json, os, signal, socket, subprocess, sys
-from tileseg.jail import confine
+from tileseg.scenes.jail import confine
 
 folder, port, pid, is_confined = json.loads(sys.argv[1])
 file = f"{folder}/file"
@@ -86,7 +86,7 @@ def test_who_looks_at_files_is_confined(tmp_path):
     path.write_bytes(b"12345")
     program = """
 import sys
-from tileseg import probe
+from tileseg.scenes import probe
 assert probe._look_at_all() == 0
 try:
     open(sys.argv[1], "wb")

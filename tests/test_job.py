@@ -24,8 +24,8 @@ from making import (
 from tileseg.errors import ExitCode
 from tileseg.grid import Shard
 from tileseg.job import run
+from tileseg.plans.task import prepare
 from tileseg.settings import Job
-from tileseg.task import prepare
 
 HEIGHT, WIDTH = 230, 170  # 3 x 2 shards of 96 pixels, 10 x 8 tiles of stride 24
 SHARDS = 6

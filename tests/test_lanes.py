@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import lively, make_card, make_plain, random_pixels
 
-from tileseg.blend import Blend
-from tileseg.bus import Ring
-from tileseg.device import resolve_device
 from tileseg.errors import TileError
 from tileseg.grid import Grid, Run
-from tileseg.lanes import Lanes, Threads, share
-from tileseg.model import Network
-from tileseg.predict import Predictor, Scaling
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
-from tileseg.unet import UNet
+from tileseg.network.blend import Blend
+from tileseg.network.bus import Ring
+from tileseg.network.device import resolve_device
+from tileseg.network.lanes import Lanes, Threads, share
+from tileseg.network.model import Network
+from tileseg.network.predict import Predictor, Scaling
+from tileseg.network.unet import UNet
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 
 GRID = Grid(height=141, width=197, tile=32, halo=8, shard=64)
 
@@ -108,7 +108,7 @@ def rows_of(scene, network, blend="crop", lanes=0, **options):
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_lanes_and_buffers_used_again_change_no_pixel(lanes, blend, scene, monkeypatch):
     """Of strips one block high, in buffers that hold the next but one already."""
-    monkeypatch.setattr("tileseg.raster._STRIP_ROWS", 32)
+    monkeypatch.setattr("tileseg.scenes.raster._STRIP_ROWS", 32)
     torch.set_num_threads(1)
     network = make_network()
     expected = rows_of(scene, network, blend)
@@ -123,7 +123,7 @@ def test_a_host_that_is_ahead_of_the_device_changes_no_pixel(blend, scene, monke
     """As it is with a GPU, whose answers are waited for some batches later."""
     network = make_network()
     expected = rows_of(scene, network, blend)
-    monkeypatch.setattr("tileseg.bus.Bus.ahead", 4)
+    monkeypatch.setattr("tileseg.network.bus.Bus.ahead", 4)
 
     np.testing.assert_array_equal(expected, rows_of(scene, network, blend))
 
@@ -147,7 +147,7 @@ class Spoiled(Network):
 @pytest.mark.parametrize(("lanes", "ahead"), [(0, 0), (0, 4), (1, 0)])
 def test_the_tile_at_fault_is_named(lanes, ahead, bad, scene, monkeypatch):
     """The second of the fourth batch of three, however late that is looked at."""
-    monkeypatch.setattr("tileseg.bus.Bus.ahead", ahead)
+    monkeypatch.setattr("tileseg.network.bus.Bus.ahead", ahead)
     network = make_network(kind=Spoiled)
     network.bad = bad
 

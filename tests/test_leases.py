@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from tileseg.engines.leases import MAX_TRIES, Leases
 from tileseg.grid import Grid, Run, Shard
-from tileseg.leases import MAX_TRIES, Leases
 
 
 def make_grid(rows, columns, shard=96):

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from making import digests, make_scene, random_pixels, snapshot
 
+from tileseg.base.journal import Lines
 from tileseg.errors import ExitCode, OutputError
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.journal import Lines
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt, digest
-from tileseg.seams import Seams
+from tileseg.plans.ledger import Artifact, Ledger, Plan, Receipt, digest
+from tileseg.plans.seams import Seams
 from tileseg.settings import Job
-from tileseg.storage import Disk, write_whole
+from tileseg.stores.storage import Disk, write_whole
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan({"input": "a scene", "blend": "crop"}, {"batch_size": 16})
@@ -184,7 +184,7 @@ def test_opening_touches_no_file_of_others(ledger):
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from tileseg.storage import write_whole
+from tileseg.stores.storage import write_whole
 os.fsync = lambda _handle: os.kill(os.getpid(), signal.SIGKILL)
 write_whole(Path(sys.argv[1]), b"data")
 """

@@ -18,7 +18,7 @@ LOOK = """
 import json
 import psutil
 import ray
-from tileseg.pool import _Actor, connect
+from tileseg.engines.pool import _Actor, connect
 
 connect()
 actor = _Actor.remote()

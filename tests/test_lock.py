@@ -19,13 +19,14 @@ from making import digests, make_scene, random_pixels, snapshot
 from obstore.exceptions import GenericError
 from s3 import serve
 
-from tileseg import lock, objects, quicklook
 from tileseg.errors import BusyError, ExitCode, OutputError, StorageError
 from tileseg.job import run
-from tileseg.lock import hold, hold_file
-from tileseg.objects import Objects, open_storage
+from tileseg.outputs import quicklook
 from tileseg.settings import Job
-from tileseg.storage import Disk
+from tileseg.stores import lock, objects
+from tileseg.stores.lock import hold, hold_file
+from tileseg.stores.objects import Objects, open_storage
+from tileseg.stores.storage import Disk
 
 ROOT = Path(__file__).parents[1]
 NUMBERS = count()
@@ -35,9 +36,9 @@ LONG_ENOUGH = STALE + 1.3  # a store tells whole seconds
 HOLD = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us
-from tileseg import lock
-from tileseg.lock import hold
-from tileseg.objects import open_storage
+from tileseg.stores import lock
+from tileseg.stores.lock import hold
+from tileseg.stores.objects import open_storage
 lock._BEAT_SECONDS = 0.5
 with hold(open_storage(sys.argv[1]), "a plan"):
     print("held", flush=True)
@@ -350,7 +351,7 @@ FROZEN = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 from making import after
-import tileseg.quicklook
+import tileseg.outputs.quicklook
 from tileseg.job import run
 from tileseg.settings import Job
 
@@ -359,11 +360,11 @@ def freeze(*_args):
     os.kill(os.getpid(), signal.SIGSTOP)
 
 if {point!r} == "products":
-    real = tileseg.quicklook.quicklook
+    real = tileseg.outputs.quicklook.quicklook
     def picture(*args):
         freeze()
         return real(*args)
-    tileseg.quicklook.quicklook = picture
+    tileseg.outputs.quicklook.quicklook = picture
 job = Job(**{facts!r})
 progress = after(job, 2, freeze) if {point!r} == "shards" else lambda *_: None
 record = run(job, progress)

@@ -13,12 +13,12 @@ from shapely.geometry import shape
 from test_polygonize import write
 
 from tileseg.errors import OutputError
-from tileseg.features import write_features
 from tileseg.geobox import GeoBox
-from tileseg.join import join
-from tileseg.polygonize import Wish, polygonize
-from tileseg.table import Meaning
-from tileseg.vectorize import polygonise
+from tileseg.polygons.features import write_features
+from tileseg.polygons.join import join
+from tileseg.polygons.table import Meaning
+from tileseg.polygons.vectorize import polygonise
+from tileseg.steps.polygonize import Wish, polygonize
 
 SIDE = 10.0  # metres, of a pixel
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from tileseg.augment import jittered, turned
-from tileseg.calibrate import calibration, cool, fit_temperature, head
-from tileseg.losses import cross_entropy_and_dice
-from tileseg.unet import UNet
+from tileseg.network.unet import UNet
+from tileseg.training.augment import jittered, turned
+from tileseg.training.calibrate import calibration, cool, fit_temperature, head
+from tileseg.training.losses import cross_entropy_and_dice
 
 
 @pytest.fixture

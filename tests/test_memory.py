@@ -15,7 +15,7 @@ import rasterio
 from making import NORTH_UP, make_model, make_scene, random_pixels
 from rasterio.windows import Window
 
-from tileseg.memory import peak_rss_mb, rss_mb
+from tileseg.base.memory import peak_rss_mb, rss_mb
 from tileseg.settings import LAYERS
 
 ROOT = Path(__file__).parents[1]
@@ -28,10 +28,10 @@ import json, re, sys
 from pathlib import Path
 
 import tileseg
-from tileseg.item import read_card
-from tileseg.memory import peak_rss_mb
-from tileseg.model import load
-from tileseg.device import resolve_device
+from tileseg.cards.item import read_card
+from tileseg.base.memory import peak_rss_mb
+from tileseg.network.model import load
+from tileseg.network.device import resolve_device
 
 scene, model, output, engine, options = sys.argv[1:]
 network = load(Path(model), read_card(Path(model)), resolve_device("cpu"))
@@ -47,7 +47,7 @@ import resource, threading
 
 import torch
 
-from tileseg.memory import keep_heap
+from tileseg.base.memory import keep_heap
 
 def faults():
     return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt

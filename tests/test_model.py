@@ -8,11 +8,11 @@ import pytest
 import torch
 from making import lively, make_card, make_model
 
-from tileseg.device import Device, resolve_device, worker_devices
+from tileseg.cards.item import read_card
 from tileseg.errors import ModelError, UsageError
-from tileseg.item import read_card
-from tileseg.model import Network, load, load_module, save
-from tileseg.unet import UNet
+from tileseg.network.device import Device, resolve_device, worker_devices
+from tileseg.network.model import Network, load, load_module, save
+from tileseg.network.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")
 

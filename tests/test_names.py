@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import make_scene, random_pixels
 
+from tileseg.base.names import slug, stem
 from tileseg.errors import ExitCode
 from tileseg.job import run
-from tileseg.names import slug, stem
 from tileseg.settings import Job
 
 HOSTILE = [

@@ -9,7 +9,7 @@ from schemas import faults
 
 from tileseg.cli import main
 from tileseg.errors import InputError
-from tileseg.inputs import find_many
+from tileseg.scenes.inputs import find_many
 
 
 @pytest.fixture

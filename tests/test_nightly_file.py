@@ -8,12 +8,12 @@ from datetime import time as dt_time
 import pytest
 import stac_api
 
-from tileseg import address
+from tileseg.base import address
 from tileseg.errors import InputError, RefusedError, StorageError, UsageError
-from tileseg.nightly_file import Schedule, Source, read_night, secret
-from tileseg.nightly_hook import check, notify
-from tileseg.nightly_search import search
-from tileseg.nightly_source import find
+from tileseg.nights.nightly_file import Schedule, Source, read_night, secret
+from tileseg.nights.nightly_hook import check, notify
+from tileseg.nights.nightly_search import search
+from tileseg.nights.nightly_source import find
 
 NOW = datetime(2026, 5, 31, 12, tzinfo=UTC)
 
@@ -450,7 +450,7 @@ def test_a_webhook_that_may_be_told_is_asked_nothing_before(site):
 
 
 def test_an_api_that_does_not_answer_is_given_up(site, monkeypatch):
-    monkeypatch.setattr("tileseg.calls._WAIT_SECONDS", 61)
+    monkeypatch.setattr("tileseg.stores.calls._WAIT_SECONDS", 61)
     site.be(fail=10**6)
     try:
         with pytest.raises(StorageError, match="does not answer \\(503; tried 1 times"):

@@ -32,24 +32,27 @@ from making import (
 )
 from schemas import faults
 
-from tileseg import address, cli_nightly, job, nightly_run
+from tileseg import job
+from tileseg.base import address
+from tileseg.base.stopping import Stop, StopSignal
 from tileseg.cli import main
-from tileseg.cli_nightly import run_one
-from tileseg.console import deadline
+from tileseg.commands import cli_nightly
+from tileseg.commands.cli_nightly import run_one
+from tileseg.commands.console import deadline
+from tileseg.commands.monitor import Monitor
+from tileseg.engines.staff import Staff
 from tileseg.errors import DeadlineError, ExitCode, OutputError, PreemptedError
-from tileseg.monitor import Monitor
-from tileseg.nightly_entry import Entry, Outcome, Speed
-from tileseg.nightly_file import Schedule, read_night
-from tileseg.nightly_page import page
-from tileseg.nightly_plan import Choice, Cost, ordered, turns
-from tileseg.nightly_run import Tonight, hold_night
-from tileseg.nightly_source import Found
-from tileseg.nightly_state import State, night_of, read_state
-from tileseg.nightly_summary import STATES
-from tileseg.series import update
-from tileseg.staff import Staff
-from tileseg.stopping import Stop, StopSignal
-from tileseg.storage import Disk
+from tileseg.nights import nightly_run
+from tileseg.nights.nightly_entry import Entry, Outcome, Speed
+from tileseg.nights.nightly_file import Schedule, read_night
+from tileseg.nights.nightly_page import page
+from tileseg.nights.nightly_plan import Choice, Cost, ordered, turns
+from tileseg.nights.nightly_run import Tonight, hold_night
+from tileseg.nights.nightly_source import Found
+from tileseg.nights.nightly_state import State, night_of, read_state
+from tileseg.nights.nightly_summary import STATES
+from tileseg.nights.series import update
+from tileseg.stores.storage import Disk
 
 FIRST = datetime(2026, 5, 31, 22, tzinfo=UTC).astimezone()
 DAY = timedelta(days=1)

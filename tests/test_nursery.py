@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tileseg.nursery import Nursery
+from tileseg.scenes.nursery import Nursery
 
 ROOT = Path(__file__).parents[1]
 MODULE_NAME = f"told_{os.getpid()}"  # of these tests alone, whatever runs beside
@@ -16,7 +16,7 @@ MODULE = '''
 """Does what it is told."""
 
 import os, resource, signal, sys, time
-from tileseg.nursery import serve_forks
+from tileseg.scenes.nursery import serve_forks
 
 def stray():
     """Go away: of no group that others know, and of no parent that lives."""

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from making import lively, make_card, make_plain
 from strategies import cuts, grids
 
-from tileseg.blend import Blend
-from tileseg.device import resolve_device
 from tileseg.errors import ModelError
 from tileseg.grid import Grid, Run
-from tileseg.model import Network
-from tileseg.predict import Predictor, Scaling
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
-from tileseg.unet import UNet
+from tileseg.network.blend import Blend
+from tileseg.network.device import resolve_device
+from tileseg.network.model import Network
+from tileseg.network.predict import Predictor, Scaling
+from tileseg.network.unet import UNet
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 
 NODATA_LAYOUTS = ("none", "all", "rectangles", "checker", "stripes", "pixels")
 # dtype, nodata tag, (least, greatest) measurement
@@ -437,7 +437,7 @@ def test_rows_without_data_come_out_while_the_scene_is_read(
     first_valid, blend, folder, monkeypatch
 ):
     """What is held must not grow with a stretch of nodata, at its end or inside."""
-    monkeypatch.setattr("tileseg.raster._STRIP_ROWS", 16)
+    monkeypatch.setattr("tileseg.scenes.raster._STRIP_ROWS", 16)
     grid = Grid(height=960, width=40, tile=32, halo=8, shard=32)
     pixels = np.zeros((1, grid.height, grid.width), dtype="uint8")
     pixels[:, first_valid:] = 1

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tileseg.overlap import Ahead, behind
+from tileseg.base.overlap import Ahead, behind
 
 
 def count(stop, made=None, error=None):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from tileseg.overview import halved, level_shapes, mean, mode, nearest
+from tileseg.masks.overview import halved, level_shapes, mean, mode, nearest
 
 PIXELS = arrays(
     np.uint8,

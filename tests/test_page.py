@@ -15,13 +15,13 @@ import pytest
 import rasterio
 from test_report import HEIGHT, HOSTILE, WIDTH, make_hostile, page_facts
 
-from tileseg.change import Wish, change
-from tileseg.names import slug
-from tileseg.nightly_entry import Entry
-from tileseg.nightly_page import page as night_page
-from tileseg.pair import find
-from tileseg.report import report
-from tileseg.storage import Disk
+from tileseg.base.names import slug
+from tileseg.changes.change import Wish, change
+from tileseg.changes.pair import find
+from tileseg.nights.nightly_entry import Entry
+from tileseg.nights.nightly_page import page as night_page
+from tileseg.steps.report import report
+from tileseg.stores.storage import Disk
 
 pytestmark = pytest.mark.slow
 

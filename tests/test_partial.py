@@ -12,13 +12,13 @@ from affine import Affine
 from making import job_maker, make_scene, random_pixels, read
 from pyproj import Transformer
 
-from tileseg.card import NODATA
+from tileseg.cards.card import NODATA
 from tileseg.errors import ExitCode
-from tileseg.features import write_failures
 from tileseg.geobox import GeoBox
 from tileseg.job import run
-from tileseg.publish import file_sha256
-from tileseg.unet import UNet
+from tileseg.network.unet import UNet
+from tileseg.polygons.features import write_failures
+from tileseg.publishing.publish import file_sha256
 
 FORWARD = UNet.forward
 SHARDS = 6  # 3 x 2 of 96 pixels, in 230 x 170

@@ -24,13 +24,13 @@ from shapely.geometry import shape
 
 from tileseg.cli import main
 from tileseg.errors import ExitCode, InputError, OtherPlanError, UsageError
-from tileseg.features import write_features
 from tileseg.geobox import GeoBox
-from tileseg.join import join
-from tileseg.polygonize import Wish, polygonize, windows
-from tileseg.publish import staging_file
-from tileseg.table import Meaning
-from tileseg.vectorize import polygonise
+from tileseg.polygons.features import write_features
+from tileseg.polygons.join import join
+from tileseg.polygons.table import Meaning
+from tileseg.polygons.vectorize import polygonise
+from tileseg.publishing.publish import staging_file
+from tileseg.steps.polygonize import Wish, polygonize, windows
 from tileseg.window import Window
 
 UTM = rasterio.CRS.from_epsg(32631).to_wkt()
@@ -427,7 +427,7 @@ def test_what_killed_ones_left_is_swept_and_nothing_else(tmp_path, small):
     output = tmp_path / "made.gpkg"
     program = """
 import os, signal, sys
-import tileseg.polygonize as it
+import tileseg.steps.polygonize as it
 it.write_features = lambda areas, meaning, path: (
     path.touch(), os.kill(os.getpid(), signal.SIGKILL))
 it.polygonize(it.Wish(mask=sys.argv[1], output=it.Path(sys.argv[2])))
@@ -483,7 +483,7 @@ def test_a_stopped_one_leaves_no_file(tmp_path, monkeypatch, suffix):
     def stopped(*_):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("tileseg.class_raster.read_window", stopped)
+    monkeypatch.setattr("tileseg.evaluation.class_raster.read_window", stopped)
     result = CliRunner().invoke(main, [*args, "--workers", "1"])
 
     assert result.exit_code == ExitCode.PREEMPTED
@@ -496,7 +496,7 @@ def test_processes_end_with_the_one_that_started_them():
 import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from tileseg.processes import _serve
+from tileseg.base.processes import _serve
 pool = ProcessPoolExecutor(1, get_context("spawn"), _serve)
 print(pool.submit(os.getpid).result(), flush=True)
 os.abort()

@@ -7,12 +7,12 @@ import torch
 from making import lively, make_model, make_scene, random_pixels
 
 import tileseg
-from tileseg.device import Device
-from tileseg.model import Network
-from tileseg.precision import _read, compare, spots
+from tileseg.network.device import Device
+from tileseg.network.model import Network
+from tileseg.network.unet import UNet
+from tileseg.plans.precision import _read, compare, spots
+from tileseg.plans.task import prepare
 from tileseg.settings import Job
-from tileseg.task import prepare
-from tileseg.unet import UNet
 
 
 def prepared(scene, model):
@@ -99,7 +99,7 @@ def test_auto_falls_back_where_labels_differ(
         module.final_conv.bias += 3000  # beside it, bf16 loses what differs
     model = make_model(tmp_path / "model", module=module)
     monkeypatch.setattr(
-        "tileseg.engine.resolve_device",
+        "tileseg.engines.engine.resolve_device",
         lambda _device, precision: Device(
             "cpu", "any", "bf16" if precision == "auto" else precision
         ),
@@ -121,7 +121,7 @@ def test_the_comparison_is_with_the_plain_network(scene_path, model_path, monkey
             made.append((device.precision, device.network))
             super().__init__(card, module, device, trim)
 
-    monkeypatch.setattr("tileseg.model.Network", Seen)
+    monkeypatch.setattr("tileseg.network.model.Network", Seen)
     compare(
         prepared(scene_path, model_path), Device("cpu", "any", "fp32", network="fused")
     )

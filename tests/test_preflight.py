@@ -9,9 +9,9 @@ from making import NORTH_UP, job_maker, make_scene, random_pixels, snapshot, sto
 
 from tileseg.errors import ExitCode, OutputError
 from tileseg.job import run
-from tileseg.preflight import _needs, preflight
-from tileseg.task import prepare
-from tileseg.unet import UNet
+from tileseg.network.unet import UNet
+from tileseg.plans.preflight import _needs, preflight
+from tileseg.plans.task import prepare
 
 FORWARD = UNet.forward
 

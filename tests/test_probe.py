@@ -15,13 +15,13 @@ from attacks import DEFLATE, bombs, strips, tiff, tiles, zeros
 from making import NORTH_UP, make_scene, random_pixels
 from rasterio.errors import RasterioIOError
 
-from tileseg import probe
-from tileseg.address import allow
+from tileseg.base.address import allow
 from tileseg.errors import InputError, RefusedError, TilesegError
 from tileseg.job import run
-from tileseg.probe import examine
+from tileseg.plans.task import prepare
+from tileseg.scenes import probe
+from tileseg.scenes.probe import examine
 from tileseg.settings import Job
-from tileseg.task import prepare
 
 BOMBS = bombs()
 
@@ -29,7 +29,7 @@ BOMBS = bombs()
 # In a process of its own: of children the largest ever counts.
 PROGRAM = """
 import json, resource, sys
-from tileseg import probe
+from tileseg.scenes import probe
 from tileseg.job import run
 from tileseg.settings import Job
 
@@ -51,12 +51,12 @@ print(json.dumps([values["exit_code"], values["error"], cpu, mb, own]))
 LOOK = """
 import os, sys
 import psutil
-from tileseg import probe
+from tileseg.scenes import probe
 
 def look():
     probe.examine({sys.argv[1]: "scene"})
     children = psutil.Process().children()
-    return [one.pid for one in children if "tileseg.probe" in one.cmdline()]
+    return [one.pid for one in children if "tileseg.scenes.probe" in one.cmdline()]
 """
 
 
@@ -68,7 +68,7 @@ def look(*paths):
 def lookers():
     """Return the processes that look for this one."""
     children = psutil.Process().children()
-    return [child for child in children if "tileseg.probe" in child.cmdline()]
+    return [child for child in children if "tileseg.scenes.probe" in child.cmdline()]
 
 
 def refuse(path, tmp_path, **facts):
@@ -361,7 +361,7 @@ def test_a_trusted_scene_and_one_that_is_known_are_not_looked_at(
         "shard": 96,
     }
     looks = []
-    monkeypatch.setattr("tileseg.task.examine", looks.append)
+    monkeypatch.setattr("tileseg.plans.task.examine", looks.append)
 
     prepare(Job(**facts, trusted=True))
     assert looks == []

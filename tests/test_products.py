@@ -13,9 +13,9 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rio_cogeo.cogeo import cog_validate
 
-from tileseg.item import read_card
+from tileseg.cards.item import read_card
 from tileseg.job import run
-from tileseg.overview import SHRINK
+from tileseg.masks.overview import SHRINK
 from tileseg.settings import LAYERS, Job
 
 # What people divide by three, measure from satellites or convert from feet.

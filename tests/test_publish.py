@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from making import snapshot
 
-from tileseg import swap
 from tileseg.errors import BusyError, ExitCode, OutputError, PreemptedError
-from tileseg.publish import (
+from tileseg.publishing import swap
+from tileseg.publishing.publish import (
     check_free,
     is_complete,
     list_outputs,

@@ -19,7 +19,7 @@ from rasterio.features import shapes
 from shapely.geometry import shape
 from test_polygonize import write
 
-from tileseg.polygonize import Wish, polygonize
+from tileseg.steps.polygonize import Wish, polygonize
 
 FORMATS = ["gpkg", "parquet", "fgb", "geojson", "geojsonl"]
 TAGS = {

@@ -7,11 +7,11 @@ from conftest import quiet_import
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tileseg.adopt import Told, adopt
 from tileseg.errors import ModelError, UsageError
-from tileseg.foreign import OnnxNetwork
-from tileseg.recognise import _unwrapped
-from tileseg.unet import UNet
+from tileseg.network.foreign import OnnxNetwork
+from tileseg.network.unet import UNet
+from tileseg.training.adopt import Told, adopt
+from tileseg.training.recognise import _unwrapped
 
 STATE = UNet(3, 2, width=2, depth=1).state_dict()
 PREFIXES = ("model.", "module.", "_orig_mod.", "net.", "network.")

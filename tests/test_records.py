@@ -12,11 +12,11 @@ from click.testing import CliRunner
 from making import make_model, make_scene, random_pixels
 from schemas import described, faults, schema, told
 
+from tileseg.cards.drift import statistics_of
 from tileseg.cli import main
-from tileseg.drift import statistics_of
 from tileseg.job import run
+from tileseg.network.unet import UNet
 from tileseg.settings import Job
-from tileseg.unet import UNet
 
 ELSEWHERE = {
     ".counts.retries",  # Ray, see test_cluster.py

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import make_scene, random_pixels
 
-from tileseg.redact import Redacted, redact
+from tileseg.base.redact import Redacted, redact
 
 ROOT = Path(__file__).parents[1]
 CANARY = "Zq7cAnArY9xK2"

@@ -28,9 +28,9 @@ from making import NORTH_UP, after, digests, make_scene, random_pixels
 from obstore.store import from_url
 from proxy import stand_before
 
-import tileseg.server
-from tileseg import gate, glance, remote
-from tileseg.address import allow, keep
+import tileseg.stores.server
+from tileseg.base.address import allow, keep
+from tileseg.base.stopping import StopSignal
 from tileseg.errors import (
     ExitCode,
     InputError,
@@ -40,16 +40,17 @@ from tileseg.errors import (
     TilesegError,
     UsageError,
 )
-from tileseg.gdal import gdal_env, open_dataset
-from tileseg.identity import look
 from tileseg.job import run
-from tileseg.remote import RemoteFile, fetcher
-from tileseg.scene import open_scene
+from tileseg.network.unet import UNet
+from tileseg.outputs import glance
+from tileseg.plans.task import prepare
+from tileseg.scenes.gdal import gdal_env, open_dataset
+from tileseg.scenes.identity import look
+from tileseg.scenes.scene import open_scene
 from tileseg.settings import Job
-from tileseg.source import Traffic
-from tileseg.stopping import StopSignal
-from tileseg.task import prepare
-from tileseg.unet import UNet
+from tileseg.stores import gate, remote
+from tileseg.stores.remote import RemoteFile, fetcher
+from tileseg.stores.source import Traffic
 from tileseg.window import Window
 
 BLOCK = 4096
@@ -106,7 +107,7 @@ def _fresh(monkeypatch):
     """Know nothing of earlier tests; fetch small blocks, and be impatient."""
     remote.fetcher.cache_clear()
     remote._gate.cache_clear()
-    tileseg.server._netrc.cache_clear()
+    tileseg.stores.server._netrc.cache_clear()
     monkeypatch.setattr(remote, "_BLOCK_BYTES", BLOCK)
     monkeypatch.setattr(remote, "_STALL_SECONDS", 0.4)
     monkeypatch.setattr(remote, "_WAIT_SECONDS", 0.02)

@@ -21,15 +21,15 @@ from making import make_model, make_scene, random_pixels
 from pyproj import CRS
 from rasterio.features import rasterize
 
-from tileseg import overlay
-from tileseg.area import row_hectares
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid
 from tileseg.job import run
-from tileseg.overlay import Overlay, fitted, outlines, shards
-from tileseg.overview import mean, mode
-from tileseg.report import report
+from tileseg.masks.overview import mean, mode
+from tileseg.outputs import overlay
+from tileseg.outputs.overlay import Overlay, fitted, outlines, shards
+from tileseg.scenes.area import row_hectares
 from tileseg.settings import Job
+from tileseg.steps.report import report
 
 HOSTILE = (
     "</script><img src=x onerror=alert(1)>",

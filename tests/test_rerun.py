@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner
 from making import make_model, make_scene, random_pixels, snapshot
 
-from tileseg.bounds import Gates
+from tileseg.base.bounds import Gates
 from tileseg.cli import main
+from tileseg.commands.intake import read_job
 from tileseg.errors import UsageError
-from tileseg.intake import read_job
 from tileseg.settings import Job
 
 ROOT = Path(__file__).parents[1]

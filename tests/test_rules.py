@@ -8,12 +8,12 @@ from making import NORTH_UP, make_plain, make_scene
 from test_compose import ZONE, layer, read_all, stack
 from test_scene import noise
 
-from tileseg.compose import Target, Wish
+from tileseg.base.rules import Rule, parse_rule
 from tileseg.errors import UsageError
 from tileseg.grid import Grid, Run
-from tileseg.reader import Reader
-from tileseg.rules import Rule, parse_rule
-from tileseg.scene import open_scene
+from tileseg.scenes.compose import Target, Wish
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 
 
 @pytest.mark.parametrize(

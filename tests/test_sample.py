@@ -8,9 +8,9 @@ import pytest
 import rasterio
 from making import NORTH_UP, make_scene, random_pixels
 
-from tileseg.raster import Scene
-from tileseg.sample import _place, _windows, affordable, sample
-from tileseg.scene import open_scene
+from tileseg.scenes.raster import Scene
+from tileseg.scenes.sample import _place, _windows, affordable, sample
+from tileseg.scenes.scene import open_scene
 from tileseg.window import Window
 
 
@@ -134,7 +134,7 @@ def test_a_job_pays_for_a_hundredth_of_its_pixels_or_one_million(block, size, pl
 def facts_of(block, size):
     """Return a scene of which only this is asked."""
     from tileseg.geobox import GeoBox
-    from tileseg.raster import File
+    from tileseg.scenes.raster import File
 
     file = File(
         href="s.tif",

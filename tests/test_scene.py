@@ -18,9 +18,9 @@ from strategies import cuts, grids
 
 from tileseg.errors import InputError, RefusedError, UsageError
 from tileseg.grid import Grid, Run
-from tileseg.pixels import Pixels
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
+from tileseg.scenes.pixels import Pixels
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
 
 TILED = [
     {"tiled": True, "blockxsize": side, "blockysize": side}

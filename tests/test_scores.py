@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn import metrics
 
-from tileseg.scores import Calibration, Confusion, count_pairs, estimate_areas
+from tileseg.evaluation.scores import (
+    Calibration,
+    Confusion,
+    count_pairs,
+    estimate_areas,
+)
 
 NODATA = 255
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from making import make_scene, random_pixels, read
 from strategies import grids
 
-from tileseg.card import NODATA
+from tileseg.cards.card import NODATA
 from tileseg.grid import Run
 from tileseg.job import run
-from tileseg.seams import Seams, add_up, look_at
+from tileseg.plans.seams import Seams, add_up, look_at
 from tileseg.settings import Job
 from tileseg.window import Window
 

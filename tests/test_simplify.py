@@ -20,18 +20,18 @@ from test_products import SYSTEMS
 from test_vectorize import joined as joined_as_traced
 from test_vectorize import masks, shapes_of, whole
 
-from tileseg.area import pixel_lean
 from tileseg.errors import UsageError
-from tileseg.features import write_features
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run
 from tileseg.job import run
-from tileseg.join import join
-from tileseg.polygonize import Wish, polygonize
+from tileseg.polygons.features import write_features
+from tileseg.polygons.join import join
+from tileseg.polygons.simplify import Manner, polygonise_simply, tolerance_of
+from tileseg.polygons.table import Meaning
+from tileseg.polygons.vectorize import Areas
+from tileseg.scenes.area import pixel_lean
 from tileseg.settings import Job
-from tileseg.simplify import Manner, polygonise_simply, tolerance_of
-from tileseg.table import Meaning
-from tileseg.vectorize import Areas
+from tileseg.steps.polygonize import Wish, polygonize
 from tileseg.window import Window
 
 UTM = CRS.from_epsg(32631).to_wkt()
@@ -231,7 +231,7 @@ def test_files_say_so(tmp_path, kind):
 def test_the_file_does_not_depend_on_how_the_mask_is_stored(
     tmp_path, monkeypatch, workers
 ):
-    monkeypatch.setattr("tileseg.polygonize._SIDE", 48)
+    monkeypatch.setattr("tileseg.steps.polygonize._SIDE", 48)
     mask = smooth_mask(130, 171, 4)
     stored = {
         "strips": {"blockysize": 7},

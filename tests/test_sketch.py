@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from making import make_scene, random_pixels
 from strategies import cuts
 
-from tileseg import glance
 from tileseg.grid import Grid, Run, Shard
 from tileseg.job import run
-from tileseg.reader import Reader
-from tileseg.scene import open_scene
+from tileseg.outputs import glance
+from tileseg.scenes.reader import Reader
+from tileseg.scenes.scene import open_scene
+from tileseg.scenes.sketch import Collage, Sampling, Sketch, shown
 from tileseg.settings import Job
-from tileseg.sketch import Collage, Sampling, Sketch, shown
 from tileseg.window import Window
 
 HEIGHT, WIDTH = 1310, 740  # every third pixel is shown
@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 1310, 740  # every third pixel is shown
 @pytest.fixture(scope="module", autouse=True)
 def _small_sketches():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tileseg.sketch._SIDE", 600)
+        patch.setattr("tileseg.scenes.sketch._SIDE", 600)
         yield
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tileseg.errors import UsageError
-from tileseg.split import PARTS, TEST, TRAINING, VALIDATION, Split, split
+from tileseg.training.split import PARTS, TEST, TRAINING, VALIDATION, Split, split
 from tileseg.window import Window
 
 SHARES = 0.15, 0.15

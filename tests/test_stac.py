@@ -15,16 +15,16 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.projection import ProjectionExtension
 from stac_schemas import faults
 
+from tileseg.base.redact import HIDDEN
+from tileseg.cards.item import read_card
 from tileseg.errors import OutputError
-from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.publish import file_sha256, list_outputs
-from tileseg.redact import HIDDEN
-from tileseg.series import COLLECTION, update
+from tileseg.nights.series import COLLECTION, update
+from tileseg.outputs.stac import item
+from tileseg.plans.task import prepare
+from tileseg.publishing.publish import file_sha256, list_outputs
 from tileseg.settings import Job
-from tileseg.stac import item
-from tileseg.storage import Disk
-from tileseg.task import prepare
+from tileseg.stores.storage import Disk
 
 HEIGHT, WIDTH = 130, 171
 TAKEN = {"TIFFTAG_DATETIME": "2024:06:01 10:50:31"}
@@ -110,7 +110,7 @@ def test_each_file_of_a_result_is_hashed_once(tmp_path, model_path, scene, monke
         hashed.append(path.name)
         return file_sha256(path)
 
-    monkeypatch.setattr("tileseg.publish.file_sha256", noted)
+    monkeypatch.setattr("tileseg.publishing.publish.file_sha256", noted)
     record = run(job_of(scene(), model_path, tmp_path / "out", polygons="gpkg"))
 
     assert sorted(hashed) == [item["path"] for item in record.values["outputs"]]

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import NORTH_UP, make_plain
 
-from tileseg.cog import Image, frame
-from tileseg.encode import Look, block_side, raster_tags, shard_bytes
-from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.grid import Grid, Run
-from tileseg.ledger import Files
-from tileseg.overview import SHRINK, level_shapes
-from tileseg.scene import open_scene
-from tileseg.stitch import stitch
+from tileseg.masks.cog import Image, frame
+from tileseg.masks.encode import Look, block_side, raster_tags, shard_bytes
+from tileseg.masks.overview import SHRINK, level_shapes
+from tileseg.outputs.stitch import stitch
+from tileseg.plans.ledger import Files
+from tileseg.scenes.gdal import gdal_env
+from tileseg.scenes.scene import open_scene
 from tileseg.window import Window
 
 WKT = rasterio.CRS.from_epsg(32631).to_wkt(version="WKT2_2019")
@@ -187,7 +187,7 @@ def test_encoded_blocks_are_taken_as_they_are(tmp_path, monkeypatch):
         sizes.append(block.size)
         return b"x" * 9
 
-    monkeypatch.setattr("tileseg.stitch.deflate", counted)
+    monkeypatch.setattr("tileseg.outputs.stitch.deflate", counted)
 
     shelf.stitch(tmp_path / "a.tif")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from tileseg.base.stopping import Stop, StopSignal
 from tileseg.errors import PreemptedError
-from tileseg.stopping import Stop, StopSignal
 
 TERM = PreemptedError("SIGTERM")
 

@@ -30,14 +30,14 @@ from making import (
 )
 from s3 import serve
 
+from tileseg.base.journal import Entries
 from tileseg.errors import ExitCode, OutputError, StorageError
 from tileseg.grid import Shard
 from tileseg.job import run
-from tileseg.journal import Entries
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt, find_plan, forget
-from tileseg.objects import Objects, open_storage
-from tileseg.seams import Seams
+from tileseg.plans.ledger import Artifact, Ledger, Plan, Receipt, find_plan, forget
+from tileseg.plans.seams import Seams
 from tileseg.settings import Job
+from tileseg.stores.objects import Objects, open_storage
 
 ROOT = Path(__file__).parents[1]
 PLAN = Plan({"input": "a scene", "blend": "crop"}, {"batch_size": 16})
@@ -389,7 +389,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
 from making import after
-from tileseg.bounds import Gates
+from tileseg.base.bounds import Gates
 from tileseg.job import run
 from tileseg.settings import Job
 job = Job(**{facts!r})

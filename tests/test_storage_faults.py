@@ -19,11 +19,11 @@ from proxy import stand_before
 from publication import publish, whole
 from s3 import SECRET, contents, environment, next_second, plain, serve
 
-from tileseg import objects
 from tileseg.cli import main
 from tileseg.errors import ExitCode, StorageError, TilesegError
 from tileseg.job import run
-from tileseg.objects import Objects
+from tileseg.stores import objects
+from tileseg.stores.objects import Objects
 
 PRODUCTS = 5  # mask, confidence, quicklook, item.json, report
 NUMBERS = count()

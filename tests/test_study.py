@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from tileseg.item import read_card
-from tileseg.scores import Calibration, Confusion
+from tileseg.cards.item import read_card
+from tileseg.evaluation.scores import Calibration, Confusion
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
 import study

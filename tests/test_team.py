@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from test_train import made, prepared
 
-from tileseg.train import train
+from tileseg.training.train import train
 
 ROOT = Path(__file__).parents[1]
 SIZE = 3
@@ -24,12 +24,12 @@ from dataclasses import replace
 import torch
 from torch import distributed
 from tileseg.errors import PreemptedError
-from tileseg.stopping import Stop, StopSignal
-from tileseg.storage import Disk
-from tileseg.survey import survey
-from tileseg.team import Team
-from tileseg.train import _learn
-from tileseg.train_settings import Training
+from tileseg.base.stopping import Stop, StopSignal
+from tileseg.stores.storage import Disk
+from tileseg.training.survey import survey
+from tileseg.training.team import Team
+from tileseg.training.train import _learn
+from tileseg.training.train_settings import Training
 
 rank, size, facts = int(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 facts = {key: tuple(it) if isinstance(it, list) else it for key, it in facts.items()}

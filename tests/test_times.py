@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import rasterio
 
-from tileseg.times import Period, of_properties, of_tags, spelled, together
+from tileseg.base.times import Period, of_properties, of_tags, spelled, together
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "itaipu.tif"
 MORNING = datetime(2024, 6, 1, 10, 50, 31, tzinfo=UTC)

@@ -15,10 +15,9 @@ from test_nightly_service import DAY, FIRST, Nights, stop_in_hand
 from test_records import blinded
 from test_train import prepared
 
-from tileseg import job, nightly_run
-from tileseg.address import allow
-from tileseg.change import Wish, change
-from tileseg.choices import (
+from tileseg import job
+from tileseg.base.address import allow
+from tileseg.base.choices import (
     BLENDS,
     ENGINES,
     FORMATS,
@@ -27,14 +26,16 @@ from tileseg.choices import (
     SYMMETRIES,
     UNITS,
 )
+from tileseg.changes.change import Wish, change
+from tileseg.changes.pair import find
 from tileseg.cli import main
 from tileseg.errors import PreemptedError
 from tileseg.job import run
-from tileseg.nightly_summary import STATES
-from tileseg.nightly_table import _WHY
-from tileseg.pair import find
+from tileseg.nights import nightly_run
+from tileseg.nights.nightly_summary import STATES
+from tileseg.nights.nightly_table import _WHY
 from tileseg.settings import Job
-from tileseg.train import train
+from tileseg.training.train import train
 
 
 def check(name: str, documents: Iterable[dict]) -> None:

@@ -19,6 +19,8 @@ from making import make_model, make_scene
 from test_evaluate import write
 
 import tileseg
+from tileseg.base.stopping import Stop, StopSignal
+from tileseg.cards.item import read_card, write_card
 from tileseg.cli import main
 from tileseg.errors import (
     InputError,
@@ -27,16 +29,14 @@ from tileseg.errors import (
     PreemptedError,
     UsageError,
 )
-from tileseg.item import read_card, write_card
-from tileseg.model import load_module, round_weights
-from tileseg.scores import plain
-from tileseg.split import TEST, VALIDATION
-from tileseg.stopping import Stop, StopSignal
-from tileseg.storage import Disk
-from tileseg.survey import survey
-from tileseg.train import train
-from tileseg.train_loop import Loop, rate_at
-from tileseg.train_settings import Training
+from tileseg.evaluation.scores import plain
+from tileseg.network.model import load_module, round_weights
+from tileseg.stores.storage import Disk
+from tileseg.training.split import TEST, VALIDATION
+from tileseg.training.survey import survey
+from tileseg.training.train import train
+from tileseg.training.train_loop import Loop, rate_at
+from tileseg.training.train_settings import Training
 
 ROOT = Path(__file__).parents[1]
 SHAPE = 230, 170
@@ -237,8 +237,8 @@ def test_a_killed_process_goes_on_to_the_same_end(training):
 MEASURE = """
 import re, sys
 from pathlib import Path
-from tileseg.train import train
-from tileseg.train_settings import Training
+from tileseg.training.train import train
+from tileseg.training.train_settings import Training
 scene, labels, to = sys.argv[1:]
 train(Training(scenes=(scene,), labels=(labels,), to=to, unit="dn", tile=64, halo=8,
     width=4, depth=2, epochs=1, steps=3, judged=8, classes=("water", "land")))

@@ -6,7 +6,7 @@ from affine import Affine
 from pyproj import CRS
 
 from tileseg.geobox import GeoBox
-from tileseg.train_overlap import boxes_in
+from tileseg.training.train_overlap import boxes_in
 
 LONLAT = CRS.from_epsg(4326).to_wkt()
 BARCELONA = GeoBox(

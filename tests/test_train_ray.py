@@ -17,14 +17,14 @@ import pytest
 import torch
 from test_train import elsewhere, made, prepared
 
+from tileseg.base.stopping import Stop, StopSignal
 from tileseg.errors import LostError, ModelError, PreemptedError, UsageError
-from tileseg.stopping import Stop, StopSignal
-from tileseg.train import _learn, train
-from tileseg.train_settings import Training
+from tileseg.training.train import _learn, train
+from tileseg.training.train_settings import Training
 
 ray = pytest.importorskip("ray")
-train_ray = pytest.importorskip("tileseg.train_ray")
-from tileseg.pool import _on_loopback, demand  # noqa: E402
+train_ray = pytest.importorskip("tileseg.training.train_ray")
+from tileseg.engines.pool import _on_loopback, demand  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # processes start slowly
 
@@ -126,7 +126,7 @@ def test_a_killed_worker_is_replaced_and_the_bytes_are_the_same(
     team = elsewhere(trainings[1], "killed")
     marks = [team.folder.with_name(f"died {when}") for when in ("early", "at work")]
     deadly = partial(die_once, Deadly(marks[0]))
-    monkeypatch.setattr("tileseg.train._learn", deadly)
+    monkeypatch.setattr("tileseg.training.train._learn", deadly)
 
     train(team)
 
@@ -159,7 +159,7 @@ def test_a_stopped_training_goes_on_with_as_many_workers_or_without(
             stop.ask(PreemptedError("stopped by the test"))
 
     with monkeypatch.context() as patch:
-        patch.setattr("tileseg.train._learn", wait_at_sixth)
+        patch.setattr("tileseg.training.train._learn", wait_at_sixth)
         with pytest.raises(StopSignal, match="stopped by the test"):
             train(team, stop, ask)
     assert not (team.folder / "card.json").exists()

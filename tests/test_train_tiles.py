@@ -13,15 +13,15 @@ from making import NORTH_UP, make_scene
 from rasterio.warp import calculate_default_transform, reproject
 from test_evaluate import UTM, patchy, write, write_points
 
-from tileseg.drift import statistics_of
+from tileseg.cards.drift import statistics_of
 from tileseg.errors import InputError, UsageError
-from tileseg.split import TRAINING, VALIDATION, Split
-from tileseg.storage import Disk
-from tileseg.survey import _scaling, _statistics, survey
-from tileseg.team import Team
-from tileseg.train_ground import count_classes
-from tileseg.train_settings import Training
-from tileseg.train_tiles import _Lots
+from tileseg.stores.storage import Disk
+from tileseg.training.split import TRAINING, VALIDATION, Split
+from tileseg.training.survey import _scaling, _statistics, survey
+from tileseg.training.team import Team
+from tileseg.training.train_ground import count_classes
+from tileseg.training.train_settings import Training
+from tileseg.training.train_tiles import _Lots
 from tileseg.window import Window
 
 SHAPE = 211, 170

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tileseg.unet import UNet, trace
+from tileseg.network.unet import UNet, trace
 
 TRACE = """\
 Input: [1, 3, 128, 128]

@@ -13,16 +13,16 @@ from making import lively, make_card, make_model, stop_after
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from tileseg import averaging, variants
-from tileseg.device import Device, default_batch, tile_bytes
-from tileseg.engine import LocalEngine
+from tileseg.cards.item import read_card
+from tileseg.engines.engine import LocalEngine
 from tileseg.errors import DeviceFaultError, ExitCode, ModelError
-from tileseg.item import read_card
 from tileseg.job import run
-from tileseg.model import Network, choose, load
+from tileseg.network import averaging, variants
+from tileseg.network.device import Device, default_batch, tile_bytes
+from tileseg.network.model import Network, choose, load
+from tileseg.network.unet import UNet
+from tileseg.plans.task import prepare
 from tileseg.settings import Job
-from tileseg.task import prepare
-from tileseg.unet import UNet
 
 CPU = Device("cpu", "any", "fp32")
 GPU = Device("cuda", "any", "bf16")

@@ -12,9 +12,9 @@ from rasterio.features import rasterize, shapes
 from shapely.geometry import shape
 
 from tileseg.grid import Grid, Run, Shard
-from tileseg.join import join
-from tileseg.trace import components
-from tileseg.vectorize import Areas, Pieces, polygonise
+from tileseg.polygons.join import join
+from tileseg.polygons.trace import components
+from tileseg.polygons.vectorize import Areas, Pieces, polygonise
 
 BORDERS = "top", "bottom", "left", "right"
 

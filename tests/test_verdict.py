@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import make_model, make_scene, random_pixels
 
+from tileseg.base.memory import waited_seconds
 from tileseg.cli import main
+from tileseg.engines.maker import Maker
 from tileseg.job import run
-from tileseg.maker import Maker
-from tileseg.memory import waited_seconds
-from tileseg.model import Network
-from tileseg.reader import Reader
+from tileseg.network.model import Network
+from tileseg.scenes.reader import Reader
 from tileseg.settings import Job
-from tileseg.verdict import ENDS, STAGES, Spent, Verdict, judge
+from tileseg.steps.verdict import ENDS, STAGES, Spent, Verdict, judge
 
 SECONDS = st.floats(0, 1e6)
 LIMITS = {"start", *STAGES, "idle", *ENDS, "publish"}
@@ -290,11 +290,17 @@ def test_of_several_workers_the_share_is_that_of_one(ready, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("limit", "owner", "name"),
     [
-        ("start", "tileseg.worker:Recipe", "network"),
+        ("start", "tileseg.engines.worker:Recipe", "network"),
         pytest.param("start", "tileseg.job", "prepare", marks=pytest.mark.slow),
-        pytest.param("stitch", "tileseg.stitch", "stitch", marks=pytest.mark.slow),
-        pytest.param("verify", "tileseg.verify", "verify_mask", marks=pytest.mark.slow),
-        pytest.param("publish", "tileseg.overlay", "overlays", marks=pytest.mark.slow),
+        pytest.param(
+            "stitch", "tileseg.outputs.stitch", "stitch", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "verify", "tileseg.outputs.verify", "verify_mask", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "publish", "tileseg.outputs.overlay", "overlays", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_is_slow_before_and_after_is_what_limits(

@@ -8,14 +8,14 @@ import rasterio
 from affine import Affine
 from making import NORTH_UP, after, digests, make_scene, random_pixels
 
-from tileseg import verify
-from tileseg.encode import shard_bytes
 from tileseg.errors import ExitCode, OutputError
-from tileseg.gdal import gdal_env
 from tileseg.geobox import GeoBox
 from tileseg.job import run
+from tileseg.masks.encode import shard_bytes
+from tileseg.outputs import verify
+from tileseg.outputs.verify import verify_layer, verify_mask
+from tileseg.scenes.gdal import gdal_env
 from tileseg.settings import Job
-from tileseg.verify import verify_layer, verify_mask
 
 HEIGHT, WIDTH = 1300, 1700  # 3 x 4 blocks, two overviews
 WKT, OTHER = (

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from making import snapshot
 
-from tileseg import publish, swap
 from tileseg.errors import OutputError, UsageError
-from tileseg.folder import Folder
-from tileseg.place import PARKED
-from tileseg.publish import list_outputs
+from tileseg.plans.task import meet
+from tileseg.publishing import publish, swap
+from tileseg.publishing.folder import Folder
+from tileseg.publishing.place import PARKED
+from tileseg.publishing.publish import list_outputs
+from tileseg.publishing.versions import name_of
 from tileseg.settings import Job
-from tileseg.task import meet
-from tileseg.versions import name_of
 
 
 @pytest.fixture

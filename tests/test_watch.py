@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tileseg.watch import Watch
+from tileseg.base.watch import Watch
 
 
 def watch_over(watch, times, signs):

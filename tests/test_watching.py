@@ -13,19 +13,19 @@ from click.testing import CliRunner
 from making import make_scene, random_pixels
 from prometheus_client.parser import text_string_to_metric_families
 
-from tileseg import metrics
+from tileseg.base import metrics
+from tileseg.base.logs import JsonLines, about
+from tileseg.base.stopping import StopSignal
 from tileseg.cli import main
-from tileseg.cli_nightly import run_one
-from tileseg.console import configure_logging, tell
-from tileseg.cost import bill, in_words, total
-from tileseg.energy import EnergyMeter
+from tileseg.commands.cli_nightly import run_one
+from tileseg.commands.console import configure_logging, tell
+from tileseg.commands.monitor import Monitor
+from tileseg.engines.staff import Staff
 from tileseg.errors import DeadlineError, PreemptedError
-from tileseg.logs import JsonLines, about
-from tileseg.monitor import Monitor
-from tileseg.nightly_summary import in_line
+from tileseg.network.energy import EnergyMeter
+from tileseg.nights.nightly_summary import in_line
+from tileseg.plans.cost import bill, in_words, total
 from tileseg.settings import Job
-from tileseg.staff import Staff
-from tileseg.stopping import StopSignal
 
 
 def read(path):
@@ -124,7 +124,7 @@ def test_rays_port_is_told_what_workers_do_not_count(nights, monkeypatch):
     ray = pytest.importorskip("ray")
     from ray.util.metrics import Counter, Gauge
 
-    from tileseg import meters
+    from tileseg.engines import meters
 
     _, [(_, night, _), _] = nights
     told = {}

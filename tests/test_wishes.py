@@ -24,16 +24,16 @@ from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 from test_scene import noise
 
-from tileseg.card import NODATA
-from tileseg.compose import Target, Wish
+from tileseg.cards.card import NODATA
+from tileseg.cards.item import read_card, to_stac
 from tileseg.errors import ExitCode, UsageError
-from tileseg.glance import glance
-from tileseg.item import read_card, to_stac
 from tileseg.job import run
-from tileseg.layer import Layer
-from tileseg.scene import open_scene
+from tileseg.outputs.glance import glance
+from tileseg.plans.task import prepare
+from tileseg.scenes.compose import Target, Wish
+from tileseg.scenes.layer import Layer
+from tileseg.scenes.scene import open_scene
 from tileseg.settings import Job
-from tileseg.task import prepare
 
 HEIGHT, WIDTH = 230, 170
 

@@ -7,12 +7,12 @@ from typing import Any, NoReturn
 import click
 
 from tileseg import __version__
-from tileseg.cli_mask import change, evaluate, polygonize
-from tileseg.cli_model import model
-from tileseg.cli_nightly import is_over, nightly, run_one
-from tileseg.cli_train import train
-from tileseg.cli_versions import release, rollback, versions
-from tileseg.console import (
+from tileseg.commands.cli_mask import change, evaluate, polygonize
+from tileseg.commands.cli_model import model
+from tileseg.commands.cli_nightly import is_over, nightly, run_one
+from tileseg.commands.cli_train import train
+from tileseg.commands.cli_versions import release, rollback, versions
+from tileseg.commands.console import (
     begin,
     leave,
     one_line_errors,
@@ -20,9 +20,9 @@ from tileseg.console import (
     signals,
     tell,
 )
+from tileseg.commands.intake import scenes_of
+from tileseg.commands.options import job_options, watch_options
 from tileseg.errors import TilesegError, worst
-from tileseg.intake import scenes_of
-from tileseg.options import job_options, watch_options
 
 __all__ = ["main", "nightly", "segment"]
 
@@ -56,8 +56,8 @@ def segment(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     One line of JSON per scene goes to stdout, everything else to stderr.
     """
     begin(options)
-    from tileseg.monitor import Monitor
-    from tileseg.staff import Staff
+    from tileseg.commands.monitor import Monitor
+    from tileseg.engines.staff import Staff
 
     monitor = Monitor(options.pop("metrics"), options.pop("heartbeat"))
     with results(), one_line_errors(), signals() as stop, Staff(stop) as staff, monitor:
@@ -81,8 +81,8 @@ def check(**options: Any) -> NoReturn:  # noqa: ANN401  (fields of a Job)
     could not begin.
     """
     begin(options)
-    from tileseg.check import check as look_at
     from tileseg.settings import Job
+    from tileseg.steps.check import check as look_at
 
     codes = [0]
     with results(), one_line_errors(), signals():

@@ -5,8 +5,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from tileseg import publish
-from tileseg.bucket import open_place
+from tileseg.base.locations import is_remote
+from tileseg.engines.resolve import device_of, resolve
+from tileseg.engines.staff import Staff
 from tileseg.errors import (
     BusyError,
     ExitCode,
@@ -16,22 +17,21 @@ from tileseg.errors import (
     StorageError,
     TilesegError,
 )
-from tileseg.execution import Progress, carry_out
-from tileseg.fit import doubts
-from tileseg.inspection import inspect, inspect_again
-from tileseg.ledger import Plan, forget, plans
-from tileseg.locations import is_remote
-from tileseg.lock import Hold, hold
-from tileseg.objects import open_storage
-from tileseg.place import Place
-from tileseg.preflight import preflight
-from tileseg.products import build, present
-from tileseg.record import Record
-from tileseg.resolve import device_of, resolve
+from tileseg.plans.fit import doubts
+from tileseg.plans.ledger import Plan, forget, plans
+from tileseg.plans.preflight import preflight
+from tileseg.plans.task import Task, prepare
+from tileseg.publishing import publish
+from tileseg.publishing.bucket import open_place
+from tileseg.publishing.place import Place
 from tileseg.settings import Job
-from tileseg.staff import Staff
-from tileseg.storage import write_whole
-from tileseg.task import Task, prepare
+from tileseg.steps.execution import Progress, carry_out
+from tileseg.steps.inspection import inspect, inspect_again
+from tileseg.steps.products import build, present
+from tileseg.steps.record import Record
+from tileseg.stores.lock import Hold, hold
+from tileseg.stores.objects import open_storage
+from tileseg.stores.storage import write_whole
 
 __all__ = ["run"]
 
@@ -150,7 +150,7 @@ def _look(task: Task, record: Record) -> None:
         logger.warning("%s: %s", task.job.href, text)
         record.add_warning(text)
     if path := task.job.gates.canary:
-        from tileseg.canary import read_canary
+        from tileseg.plans.canary import read_canary
 
         read_canary(path).check(task.ensemble, path)  # before, not after the work
 

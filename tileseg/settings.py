@@ -6,11 +6,11 @@ from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
-from tileseg.address import called, keep, keep_input, shown
-from tileseg.attributes import Attribute, fault
-from tileseg.bounds import Gates
-from tileseg.builtin import model_folder
-from tileseg.choices import (
+from tileseg.base.address import called, keep, keep_input, shown
+from tileseg.base.attributes import Attribute, fault
+from tileseg.base.bounds import Gates
+from tileseg.base.builtin import model_folder
+from tileseg.base.choices import (
     BLENDS,
     DEVICES,
     ENGINES,
@@ -21,12 +21,12 @@ from tileseg.choices import (
     RESAMPLINGS,
     SYMMETRIES,
 )
+from tileseg.base.fields import Limits, check_values, of_table, one_of
+from tileseg.base.locations import check_location, work_beside
+from tileseg.base.longitudes import is_bbox
+from tileseg.base.names import scene_name
+from tileseg.base.rules import parse_rule
 from tileseg.errors import UsageError
-from tileseg.fields import Limits, check_values, of_table, one_of
-from tileseg.locations import check_location, work_beside
-from tileseg.longitudes import is_bbox
-from tileseg.names import scene_name
-from tileseg.rules import parse_rule
 
 __all__ = ["LAYERS", "MOST_METRES", "Job"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tileseg.bounds import Gates
-from tileseg.fields import said as in_toml
-from tileseg.nightly_file import OF_A_NIGHT, Schedule, Source, Target
+from tileseg.base.bounds import Gates
+from tileseg.base.fields import said as in_toml
+from tileseg.nights.nightly_file import OF_A_NIGHT, Schedule, Source, Target
 from tileseg.settings import Job
-from tileseg.train_settings import BASE_RATE, RATE, Settled, Training
+from tileseg.training.train_settings import BASE_RATE, RATE, Settled, Training
 
 __all__ = ["TOLD", "pages"]
 
@@ -22,9 +22,9 @@ _ASSETS = Path(__file__).parents[2] / "tileseg/assets"
 
 TOLD = {
     "tileseg/settings.py": "job-file.md",
-    "tileseg/bounds.py": "job-file.md",
-    "tileseg/nightly_file.py": "nightly-file.md",
-    "tileseg/train_settings.py": "training-file.md",
+    "tileseg/base/bounds.py": "job-file.md",
+    "tileseg/nights/nightly_file.py": "nightly-file.md",
+    "tileseg/training/train_settings.py": "training-file.md",
     **{
         f"tileseg/assets/{name}.schema.json": f"{name}-json.md"
         for name in ("run", "card", "night", "plan", "metrics", "change")

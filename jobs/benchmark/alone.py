@@ -16,15 +16,15 @@ from torch import Tensor
 from benchmark.scenes import own_model
 from benchmark.setting import Setting
 from benchmark.table import Figures, Row, interleave, spread
-from tileseg import averaging
-from tileseg.card import Card
-from tileseg.choices import NETWORKS
-from tileseg.device import Device
-from tileseg.ensemble import Ensemble
+from tileseg.base.choices import NETWORKS
+from tileseg.base.memory import keep_heap
+from tileseg.cards.card import Card
+from tileseg.cards.ensemble import Ensemble
+from tileseg.cards.item import read_card
 from tileseg.errors import TilesegError
-from tileseg.item import read_card
-from tileseg.memory import keep_heap
-from tileseg.model import load_module
+from tileseg.network import averaging
+from tileseg.network.device import Device
+from tileseg.network.model import load_module
 
 __all__ = ["measure", "rate_of", "tiles_a_second"]
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from benchmark.simulate import SimulatedNetwork
 from benchmark.whole import watched
-from tileseg.device import resolve_device
-from tileseg.item import read_card
+from tileseg.base.memory import peak_rss_mb
+from tileseg.cards.item import read_card
+from tileseg.engines.worker import Recipe
 from tileseg.job import run
-from tileseg.memory import peak_rss_mb
-from tileseg.model import Network, load
+from tileseg.network.device import resolve_device
+from tileseg.network.model import Network, load
 from tileseg.settings import Job
-from tileseg.worker import Recipe
 
 __all__: list[str] = []
 

@@ -18,16 +18,16 @@ from benchmark.scenes import Kind, make_scene
 from benchmark.setting import Setting
 from benchmark.simulate import SimulatedRecipe
 from benchmark.table import Row, spread
-from tileseg.crew import Failure, Outcome
-from tileseg.engine import Engine
+from tileseg.engines.crew import Failure, Outcome
+from tileseg.engines.engine import Engine
+from tileseg.engines.resolve import resolve
+from tileseg.engines.staff import Staff
+from tileseg.engines.worker import Recipe
 from tileseg.grid import Run
-from tileseg.ledger import Ledger, Receipt, forget
-from tileseg.resolve import resolve
+from tileseg.plans.ledger import Ledger, Receipt, forget
+from tileseg.plans.task import Task, prepare
 from tileseg.settings import Job
-from tileseg.staff import Staff
-from tileseg.storage import Disk
-from tileseg.task import Task, prepare
-from tileseg.worker import Recipe
+from tileseg.stores.storage import Disk
 
 __all__ = ["Case", "measure", "measure_case"]
 

@@ -12,10 +12,10 @@ from rasterio.windows import Window
 from benchmark.scenes import Kind, make_scene, own_model
 from benchmark.setting import Setting
 from benchmark.table import Row
+from tileseg.engines.staff import Staff
 from tileseg.job import run
-from tileseg.publish import file_sha256
+from tileseg.publishing.publish import file_sha256
 from tileseg.settings import Job
-from tileseg.staff import Staff
 
 __all__ = ["measure"]
 

@@ -10,7 +10,7 @@ import rasterio
 import torch
 
 import tileseg
-from tileseg.device import Device
+from tileseg.network.device import Device
 
 __all__ = ["facts", "in_words"]
 

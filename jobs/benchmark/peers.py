@@ -19,9 +19,9 @@ from benchmark import whole
 from benchmark.scenes import Kind, make_scene, own_model
 from benchmark.setting import Setting
 from benchmark.table import Figures, Row, spread
-from tileseg.card import Card
-from tileseg.model import load_module
-from tileseg.task import Task, prepare
+from tileseg.cards.card import Card
+from tileseg.network.model import load_module
+from tileseg.plans.task import Task, prepare
 
 __all__ = ["Contest", "contest_of", "measure", "own_figures", "peer_figures", "rows_of"]
 

@@ -19,24 +19,24 @@ from benchmark.scenes import Kind, make_scene
 from benchmark.setting import Setting
 from benchmark.simulate import SimulatedRecipe
 from benchmark.table import Figures, Row, as_text
-from tileseg import crew
-from tileseg.cluster import RayEngine
-from tileseg.crew import Failure, Outcome
-from tileseg.device import Device, resolve_device
-from tileseg.engine import LocalEngine, Pulse, Usage
-from tileseg.execution import carry_out
+from tileseg.base.memory import rss_mb
+from tileseg.engines import crew
+from tileseg.engines.cluster import RayEngine
+from tileseg.engines.crew import Failure, Outcome
+from tileseg.engines.engine import LocalEngine, Pulse, Usage
+from tileseg.engines.leases import Leases
+from tileseg.engines.staff import Staff
+from tileseg.engines.worker import Recipe
 from tileseg.grid import Grid, Run, Shard
-from tileseg.lanes import Threads
-from tileseg.leases import Leases
-from tileseg.ledger import Artifact, Ledger, Plan, Receipt
-from tileseg.memory import rss_mb
-from tileseg.objects import open_storage
-from tileseg.record import Record
-from tileseg.seams import Seams
+from tileseg.network.device import Device, resolve_device
+from tileseg.network.lanes import Threads
+from tileseg.plans.ledger import Artifact, Ledger, Plan, Receipt
+from tileseg.plans.seams import Seams
+from tileseg.plans.task import Task, prepare
 from tileseg.settings import Job
-from tileseg.staff import Staff
-from tileseg.task import Task, prepare
-from tileseg.worker import Recipe
+from tileseg.steps.execution import carry_out
+from tileseg.steps.record import Record
+from tileseg.stores.objects import open_storage
 
 __all__ = ["measure"]
 

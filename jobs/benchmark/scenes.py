@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from torch import Tensor
 
-from tileseg.architecture import unet
-from tileseg.builtin import default_model
-from tileseg.card import Card
-from tileseg.classes import LandClass
-from tileseg.item import read_card, to_stac
-from tileseg.model import load_module, round_weights, save
-from tileseg.unet import UNet
+from tileseg.base.builtin import default_model
+from tileseg.base.classes import LandClass
+from tileseg.cards.architecture import unet
+from tileseg.cards.card import Card
+from tileseg.cards.item import read_card, to_stac
+from tileseg.network.model import load_module, round_weights, save
+from tileseg.network.unet import UNet
 
 __all__ = ["Kind", "land_cover", "make_model", "make_scene", "own_model"]
 

@@ -4,8 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tileseg.card import Card
-from tileseg.device import Device, default_batch
+from tileseg.cards.card import Card
+from tileseg.network.device import Device, default_batch
 
 __all__ = ["Setting"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tileseg import worker
-from tileseg.model import Network
-from tileseg.reader import Reader
-from tileseg.worker import Recipe, Worker
+from tileseg.engines import worker
+from tileseg.engines.worker import Recipe, Worker
+from tileseg.network.model import Network
+from tileseg.scenes.reader import Reader
 
 __all__ = ["SimulatedNetwork", "SimulatedRecipe"]
 

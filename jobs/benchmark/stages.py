@@ -19,19 +19,19 @@ from torch import Tensor
 from benchmark.scenes import Kind, land_cover, make_model, make_scene, own_model
 from benchmark.setting import Setting
 from benchmark.table import Row, interleave, seconds_of, spread
-from tileseg.blend import Blend, Fold
-from tileseg.encode import block_side, looks, shard_bytes
-from tileseg.gdal import gdal_env
 from tileseg.grid import Run, Shard, Strip
-from tileseg.ledger import Files
-from tileseg.model import Network, load
-from tileseg.predict import Predictor, Scaling
-from tileseg.reader import Reader
+from tileseg.masks.encode import block_side, looks, shard_bytes
+from tileseg.network.blend import Blend, Fold
+from tileseg.network.model import Network, load
+from tileseg.network.predict import Predictor, Scaling
+from tileseg.outputs.stitch import stitch
+from tileseg.outputs.verify import verify_mask
+from tileseg.plans.ledger import Files
+from tileseg.plans.task import Task, prepare
+from tileseg.polygons.vectorize import polygonise
+from tileseg.scenes.gdal import gdal_env
+from tileseg.scenes.reader import Reader
 from tileseg.settings import LAYERS, Job
-from tileseg.stitch import stitch
-from tileseg.task import Task, prepare
-from tileseg.vectorize import polygonise
-from tileseg.verify import verify_mask
 
 __all__ = ["Ready", "measure", "predictor_of"]
 

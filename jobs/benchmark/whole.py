@@ -15,12 +15,12 @@ from benchmark import alone, engines
 from benchmark.scenes import Kind, make_scene, own_model
 from benchmark.setting import Setting
 from benchmark.table import Figures, Row, spread
+from tileseg.engines.worker import Recipe
 from tileseg.job import run
-from tileseg.model import Network
-from tileseg.precision import ENOUGH, compare
+from tileseg.network.model import Network
+from tileseg.plans.precision import ENOUGH, compare
+from tileseg.plans.task import prepare
 from tileseg.settings import Job
-from tileseg.task import prepare
-from tileseg.worker import Recipe
 
 __all__ = ["done", "guarded", "job_of", "measure", "own_rate", "watched"]
 

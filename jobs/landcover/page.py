@@ -10,9 +10,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from tileseg.card import NODATA
-from tileseg.classes import LandClass
-from tileseg.scores import Calibration, Confusion
+from tileseg.base.classes import LandClass
+from tileseg.cards.card import NODATA
+from tileseg.evaluation.scores import Calibration, Confusion
 
 __all__ = [
     "NETWORK",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tileseg.train_settings import Training
+from tileseg.training.train_settings import Training
 
 __all__ = [
     "BANDS",

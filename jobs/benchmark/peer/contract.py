@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 
-from tileseg.unet import UNet
+from tileseg.network.unet import UNet
 
 __all__ = ["Wish", "place"]
 

@@ -1,0 +1,1 @@
+"""What everything stands on: words, values and small tools; no toolkit."""

@@ -1,0 +1,1 @@
+"""What a model eats and what its numbers mean, as STAC."""

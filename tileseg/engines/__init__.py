@@ -1,0 +1,1 @@
+"""Who does it: workers on devices, in this process or on a Ray cluster."""

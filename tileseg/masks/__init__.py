@@ -1,0 +1,1 @@
+"""Masks as bytes: blocks, overviews, shard files, the frame of a COG."""

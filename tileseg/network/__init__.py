@@ -1,0 +1,1 @@
+"""The network: from strips of pixels to labels, on one device."""

@@ -1,0 +1,1 @@
+"""Many scenes, night after night."""

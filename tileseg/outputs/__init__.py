@@ -1,0 +1,1 @@
+"""What is made of shards: rasters, pictures, pages, STAC Items."""

@@ -1,0 +1,1 @@
+"""What is asked for, of what, with which means: tasks, plans and their ledger."""

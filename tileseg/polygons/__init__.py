@@ -1,0 +1,1 @@
+"""Polygons of masks: traced shard by shard, joined, simplified, written."""

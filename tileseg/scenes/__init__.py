@@ -1,0 +1,1 @@
+"""Scenes: opening files safely, putting them together, reading them in strips."""

@@ -1,0 +1,1 @@
+"""The steps of a whole job, its record and its verdict."""

@@ -1,0 +1,1 @@
+"""Scenes and labels to a model; and models of other libraries."""
