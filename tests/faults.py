@@ -18,6 +18,7 @@ import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import os
 import re
 import signal
@@ -49,11 +50,18 @@ def install(faults):
     """Make the faults happen in this process, whatever of tileseg is imported yet."""
     by_module = defaultdict(list)
     for fault in map(Fault, faults.split()):
-        by_module[f"tileseg.{fault.module}"].append(fault)
+        by_module[_whole_name(fault.module)].append(fault)
     for name in [name for name in by_module if name in sys.modules]:
         _wrap(sys.modules[name], by_module.pop(name))
     if by_module:
         sys.meta_path.insert(0, _Finder(by_module))
+
+
+def _whole_name(module):
+    """Return a module's name with its packages: no two have the same last part."""
+    package = Path(importlib.util.find_spec("tileseg").origin).parent
+    (path,) = package.rglob(f"{module}.py")
+    return ".".join(("tileseg", *path.relative_to(package).with_suffix("").parts))
 
 
 def logged(path):

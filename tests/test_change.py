@@ -547,7 +547,7 @@ def test_a_stopped_comparison_leaves_what_was_there(runs, tmp_path, monkeypatch,
     def stopped(*_):
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(f"tileseg.{place}", stopped)
+    monkeypatch.setattr(f"tileseg.changes.{place}", stopped)
     result = invoke(*runs, output, "--confidence", "0.9", "--overwrite")
 
     assert result.exit_code == ExitCode.PREEMPTED
