@@ -10,13 +10,23 @@ import tileseg
 from tileseg.network.device import Device
 from tileseg.network.model import Network
 from tileseg.network.unet import UNet
-from tileseg.plans.precision import _read, compare, spots
+from tileseg.plans.precision import _places, compare
 from tileseg.plans.task import prepare
 from tileseg.settings import Job
 
 
 def prepared(scene, model):
     return prepare(Job(input=str(scene), model=str(model), output="x", shard=96))
+
+
+def _has_bf16(monkeypatch):
+    """Let a CPU have bf16's instructions, as far as a job is told."""
+    monkeypatch.setattr(
+        "tileseg.engines.engine.resolve_device",
+        lambda _device, precision: Device(
+            "cpu", "any", "bf16" if precision == "auto" else precision
+        ),
+    )
 
 
 def test_fp32_agrees_with_itself_wholly(scene_path, model_path):
@@ -28,19 +38,37 @@ def test_fp32_agrees_with_itself_wholly(scene_path, model_path):
 
 def test_the_corners_and_the_middle_are_looked_at_first(scene_path, model_path):
     task = prepared(scene_path, model_path)
-    grid = replace(task.grid, shard=task.grid.stride)
 
-    found = [(it.shards.row, it.shards.col) for it, _ in _read(task, grid)]
+    usual, finer = (
+        [(it.shards.row, it.shards.col) for it in places]
+        for places in _places(replace(task.grid, shard=task.grid.stride))
+    )
 
-    assert sorted(found) == [(it.shards.row, it.shards.col) for it in spots(grid)]
-    rows, cols = (sorted({at[axis] for at in found}) for axis in (0, 1))
+    rows, cols = (sorted({at[axis] for at in usual}) for axis in (0, 1))
     corners = {(row, col) for row in rows[::2] for col in cols[::2]}
-    assert set(found[:5]) == corners | {(rows[1], cols[1])}
+    assert set(usual[:5]) == corners | {(rows[1], cols[1])}
+    assert len({*usual, *finer}) == len(usual) + len(finer) == 81
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (500, 300), (760, 900)])
+def test_a_scene_with_little_data_is_compared_where_it_has_some(
+    corner, tmp_path, model_path
+):
+    row, col = corner
+    pixels = random_pixels(1030, 1170)
+    pixels[:, :row], pixels[:, row + 240 :] = 0, 0  # nodata
+    pixels[:, :, :col], pixels[:, :, col + 240 :] = 0, 0
+    scene = make_scene(tmp_path / "scene.tif", pixels)
+
+    check = compare(prepared(scene, model_path), Device("cpu", "any", "fp32"))
+
+    assert check.agreement == 1.0
+    assert 4 <= check.tiles <= 9
 
 
 @pytest.mark.parametrize(
     ("side", "hole", "tiles"),
-    [(144, 0, 4), (144, 60, 4), (144, 100, 3), (1600, 0, 9)],
+    [(144, 0, 4), (144, 60, 4), (144, 100, 5), (1600, 0, 9)],
     ids=["small", "half of it", "a third", "larger"],
 )
 def test_how_many_tiles_are_looked_at(side, hole, tiles, tmp_path, model_path):
@@ -59,6 +87,21 @@ def test_a_scene_of_nodata_has_nothing_to_compare(tmp_path, model_path):
     check = compare(prepared(scene, model_path), Device("cpu", "any", "bf16"))
 
     assert (check.tiles, check.agreement) == (0, None)
+
+
+def test_without_a_pixel_to_compare_it_is_fp32(tmp_path, model_path, monkeypatch):
+    """Unless bf16 is asked for: there may be data where nobody looked."""
+    scene = make_scene(tmp_path / "scene.tif", random_pixels(200, 150) * 0)
+    _has_bf16(monkeypatch)
+    for precision in ("auto", "bf16"):
+        record = tileseg.segment(
+            str(scene),
+            model=str(model_path),
+            output=str(tmp_path / precision),
+            precision=precision,
+        )
+        assert record["precision_check"]["agreement"] is None
+        assert record["engine"]["precision"] == {"auto": "fp32"}.get(precision, "bf16")
 
 
 def test_tiles_without_an_answer_in_fp32_are_the_runs_to_name(tmp_path, model_path):
@@ -98,12 +141,7 @@ def test_auto_falls_back_where_labels_differ(
     with torch.no_grad():
         module.final_conv.bias += 3000  # beside it, bf16 loses what differs
     model = make_model(tmp_path / "model", module=module)
-    monkeypatch.setattr(
-        "tileseg.engines.engine.resolve_device",
-        lambda _device, precision: Device(
-            "cpu", "any", "bf16" if precision == "auto" else precision
-        ),
-    )
+    _has_bf16(monkeypatch)
     record = tileseg.segment(
         str(scene_path), model=str(model), output=str(tmp_path / "o"), precision=asked
     )

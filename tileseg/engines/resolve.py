@@ -83,11 +83,16 @@ def _checked(
     """Return the device, with fp32 if its fast numbers are not good enough, and why."""
     from tileseg.plans.precision import ENOUGH
 
-    check = engine.compare(task, device)
-    if check.agreement is not None and check.agreement < ENOUGH:
-        text = "%s: only %.4f of the labels in %s are those of fp32"
-        logger.warning(text, task.job.href, check.agreement, device.precision)
-        if task.job.precision == "auto":
+    check, is_auto = engine.compare(task, device), task.job.precision == "auto"
+    doubt = ""
+    if check.agreement is None and is_auto:
+        doubt = f"no valid pixel was found to compare {device.precision} with fp32 by"
+    elif check.agreement is not None and check.agreement < ENOUGH:
+        share = f"{check.agreement:.4f}"
+        doubt = f"only {share} of the labels in {device.precision} are those of fp32"
+    if doubt:
+        logger.warning("%s: %s", task.job.href, doubt)
+        if is_auto:
             logger.warning("%s: going on in fp32", task.job.href)
             device = engine.settle(task, replace(device, precision="fp32"))
     return device, asdict(check)

@@ -101,12 +101,8 @@ def _free_memory(name: str) -> int | None:
 
 
 def _free_bytes(gpu: int) -> int:
-    """Return what is free; what torch keeps of earlier scenes, too.
-
-    Networks that are at hand, too: they go where others are wanted. So it is about the
-    same wherever in a night a scene comes.
-    """
-    kept: int = torch.cuda.memory_reserved(gpu)
+    """Return what is free; what torch keeps of earlier scenes and does not use, too."""
+    kept: int = torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu)
     free: int = torch.cuda.mem_get_info(gpu)[0]
     return free + kept
 

@@ -1,8 +1,8 @@
 """Is the fast arithmetic good enough? The same tiles again in fp32, label by label."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from math import ceil, inf
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,10 @@ __all__ = ["ENOUGH", "Check", "compare", "settle", "spots", "trim_of"]
 ENOUGH = 0.999
 """Share of labels that must agree for `--precision auto` to keep the fast numbers."""
 
-_SPOTS = 3  # per side of the scene
+_SPOTS, _FINER = 3, 9  # per side of the scene; where these have next to no data
 _SPOT = 2  # tiles per side of a spot, of a large one
 _SMALL, _LARGE = 256, 14_400  # tiles
-_FEW = 4  # tiles whose pixels are enough of a small one
+_FEW = 4  # tiles whose valid pixels are few, but enough where they agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +67,16 @@ def compare(task: Task, device: Device) -> Check:
     """Label a few tiles all over the scene as the device does, and plainly in fp32.
 
     Spots that cannot be read, or for which fp32 gives NaN or Inf too, are left out; the
-    run itself will say so. Of a small scene those first looked at are enough, if there
-    is data: a spot takes as long as some tiles of the job.
+    run itself will say so. Of a small scene those first looked at are enough, if they
+    agree: a spot takes as long as some tiles of the job. Where there is next to no data
+    more spots are looked at.
 
     Raises:
         ModelError: the network, or the device, failed.
     """
     todo = task.grid.tiles.size
     grid = replace(task.grid, shard=(_SPOT if todo >= _LARGE else 1) * task.grid.stride)
-    enough = _FEW * grid.stride**2 if todo < _SMALL else inf
+    enough = _FEW * grid.stride**2
     plain = replace(device, precision="fp32", network="plain")
     blend, models = Blend(grid.stride, grid.halo, "crop"), task.ensemble
     networks = (
@@ -84,27 +85,41 @@ def compare(task: Task, device: Device) -> Check:
     )
     exact, fast = (_predictor(task, grid, blend, it) for it in networks)
     pixels, right = 0, 0
-    for spot, strips in _read(task, grid):
-        try:
-            wanted = _labels(exact, spot, strips)
-        except TileError:
-            continue
-        try:
-            is_right = _labels(fast, spot, strips) == wanted
-        except TileError:  # fp32 has an answer: it is the fast numbers' fault
-            return Check(exact.tiles, 0.0)
-        is_valid = wanted != NODATA
-        pixels += int(is_valid.sum())
-        right += int(is_right[is_valid].sum())
+    usual, finer = _places(grid)
+    for places in (usual, finer):
+        for spot, strips in _read(task, grid, places):
+            try:
+                wanted = _labels(exact, spot, strips)
+            except TileError:
+                continue
+            try:
+                is_right = _labels(fast, spot, strips) == wanted
+            except TileError:  # fp32 has an answer: it is the fast numbers' fault
+                return Check(exact.tiles, 0.0)
+            is_valid = wanted != NODATA
+            pixels += int(is_valid.sum())
+            right += int(is_right[is_valid].sum())
+            may_end = todo < _SMALL or places is finer
+            if may_end and pixels >= enough and right >= ENOUGH * pixels:
+                break
         if pixels >= enough:
             break
     return Check(exact.tiles, right / pixels if pixels else None)
 
 
-def _read(task: Task, grid: Grid) -> Iterator[tuple[Run, list[Strip]]]:
-    """Yield every spot that can be read, first those in the corners and the middle."""
-    reader, places = Reader(task.scene, task.bands, grid), list(spots(grid))
-    for spot in places[::2] + places[1::2]:
+def _places(grid: Grid) -> tuple[list[Run], list[Run]]:
+    """Return spots, first those in the corners and the middle; and more of them."""
+    usual = list(spots(grid))
+    finer = [spot for spot in spots(grid, _FINER) if spot not in usual]
+    return usual[::2] + usual[1::2], finer
+
+
+def _read(
+    task: Task, grid: Grid, places: Iterable[Run]
+) -> Iterator[tuple[Run, list[Strip]]]:
+    """Yield every spot that can be read."""
+    reader = Reader(task.scene, task.bands, grid)
+    for spot in places:
         try:
             strips = list(reader.strips(spot))
         except InputError:
@@ -121,10 +136,10 @@ def _labels(predictor: Predictor, spot: Run, strips: list[Strip]) -> NDArray[np.
     return np.concatenate([rows.labels for rows in predictor.rows(spot, strips)])
 
 
-def spots(grid: Grid) -> Iterator[Run]:
-    """Yield small runs in an even lattice over what is asked for."""
+def spots(grid: Grid, side: int = _SPOTS) -> Iterator[Run]:
+    """Yield small runs in an even lattice over what is asked for, `side` a side."""
     shape = grid.shape
-    steps = range(1, 2 * _SPOTS, 2)
-    for row in sorted({shape.height * step // (2 * _SPOTS) for step in steps}):
-        for col in sorted({shape.width * step // (2 * _SPOTS) for step in steps}):
+    steps = range(1, 2 * side, 2)
+    for row in sorted({shape.height * step // (2 * side) for step in steps}):
+        for col in sorted({shape.width * step // (2 * side) for step in steps}):
             yield Run(Window(shape.row + row, shape.col + col, 1, 1))

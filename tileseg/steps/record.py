@@ -152,6 +152,8 @@ class Record:
         reader = Reader(task.scene, task.bands, grid)
         ring = Blend(grid.stride, grid.halo, task.job.blend).ring
         together = len(workers) if engine == "local" else 1
+        if task.job.dry_run and task.job.precision == "auto":
+            resolved = {**resolved, "precision": "fp32"}  # nobody has compared yet
         budget = budget_of(task, runs, resolved, together=together)
         self.values["estimate"] = {
             "runs": len(runs),
