@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from making import make_model, make_scene, random_pixels
 
+from tileseg import job
 from tileseg.scenes import identity
 
 # A law holds however slow the machine is; a hang is what pytest-timeout is for.
@@ -60,13 +61,20 @@ def scene_path(tmp_path):
 @pytest.fixture
 def hashed(monkeypatch):
     """Each scene that this process hashes, and whether it is its turn."""
-    real, told = identity._sha256, []
+    real, told, hand = identity._sha256, [], []
+    segment = job._segment
+
+    def take_in_hand(it, *more):
+        hand[:] = [Path(name).name for name in it.inputs]
+        segment(it, *more)
 
     def hash_and_tell(path, *more):
-        is_ahead = threading.current_thread().name == "ahead"
+        is_thread = threading.current_thread().name == "ahead"
+        is_ahead = is_thread and Path(path).name not in hand
         told.append(f"{Path(path).name} {'ahead' if is_ahead else 'in turn'}")
         return real(path, *more)
 
+    monkeypatch.setattr(job, "_segment", take_in_hand)
     monkeypatch.setattr(identity, "_sha256", hash_and_tell)
     return told
 

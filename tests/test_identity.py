@@ -11,8 +11,11 @@ from making import files_of
 from tileseg.base.stopping import Stop, StopSignal
 from tileseg.commands.console import deadline
 from tileseg.errors import InputError
+from tileseg.job import run
+from tileseg.plans import task
 from tileseg.scenes import identity as module
 from tileseg.scenes.identity import Ahead, Identities, identify
+from tileseg.settings import Job
 from tileseg.stores.storage import Disk
 
 DATA = b"II*\0" + bytes(range(200))
@@ -271,6 +274,28 @@ def test_a_stop_ends_who_waits_and_who_hashes(huge, work):
     with pytest.raises(StopSignal), deadline(stop, 0.3):
         identify((str(huge),), work, ahead)
     wait_for(lambda: str(huge) not in files_of(os.getpid()))
+
+
+def test_a_file_is_hashed_while_it_is_looked_at(
+    scene_path, model_path, tmp_path, hashed, monkeypatch
+):
+    def look_until_it_is_hashed(_names):
+        wait_for(lambda: hashed)
+
+    monkeypatch.setattr(task, "examine", look_until_it_is_hashed)
+    places = {"model": str(model_path), "output": str(tmp_path / "out")}
+    job = Job(input=str(scene_path), dry_run=True, **places)
+
+    assert run(job).error is None
+    assert hashed == ["scene.tif in turn"]
+
+
+def test_who_begins_twice_with_a_file_goes_on(file, work, ahead, hashed):
+    for _ in range(2):
+        ahead.begin(str(file), str(work))
+
+    assert ahead.recall(str(file))
+    assert hashed == ["scene.tif ahead"]
 
 
 @pytest.mark.parametrize("act", ["begin", "close"])

@@ -168,8 +168,9 @@ def test_a_stopped_night_says_who_waits(night, monkeypatch):
     }
 
 
-def test_the_next_scene_is_hashed_once_while_one_is_done(night, hashed):
+def test_the_next_scene_is_hashed_once_while_one_is_done(night, archive, hashed):
     """Of what is known by then no byte is read."""
+    (archive / "a.tif").unlink()  # cannot be opened, and is hashed as far as it gets
     night()
 
     assert hashed == ["b.tif in turn", "c.TIFF ahead"]
@@ -179,6 +180,7 @@ def test_the_next_scene_is_hashed_once_while_one_is_done(night, hashed):
 
 
 def test_a_scene_that_is_known_is_not_hashed_for_a_new_one(night, archive, hashed):
+    (archive / "a.tif").unlink()
     night()
     make_scene(archive / "aa.tif", random_pixels(64, 80, seed=3))
     hashed.clear()

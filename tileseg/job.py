@@ -82,6 +82,7 @@ def _end_well(job: Job, record: Record, progress: Progress, staff: Staff) -> Non
 
 def _segment(job: Job, record: Record, progress: Progress, staff: Staff) -> None:
     place, work = open_place(job), open_storage(job.workplace)
+    staff.ahead.begin(job.inputs[0], job.workplace)  # hashed while it is looked at
     task = prepare(job, staff.ahead)
     record.add_task(task)
     if _adopt_answer(place, task, record):

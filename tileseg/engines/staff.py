@@ -33,7 +33,7 @@ class Staff:
         self.following: dict[str, Any] | None = None
         """Fields of the job after the one in hand; None where nobody knows of one."""
         self.ahead = Ahead(lambda: self.stop.error is not None)
-        """What of that job's scene is known before its turn."""
+        """What of a scene is known before it is needed."""
         self._engine: Engine | None = None
         self._shares: dict[object, float] = {}
 

@@ -100,7 +100,7 @@ class Identities:
 
 
 class Ahead:
-    """The digest of the file whose turn is next, taken by a thread meanwhile.
+    """The digest of a file, taken by a thread before it is needed.
 
     One file's, in memory only. Nobody waits for the thread but who needs that digest.
     """
@@ -115,12 +115,15 @@ class Ahead:
     def begin(self, source: str, work: str) -> None:
         """Begin with what a job names, if it is a local file that is not known there.
 
-        In the place of the one before.
+        In the place of the one before, if that was another.
         """
+        path = str(Path(source).absolute())
+        if path == self._path:
+            return
         self.close()
         if is_address(source) or is_catalog(source):
             return
-        self._path, self._found = str(Path(source).absolute()), {}
+        self._path, self._found = path, {}
         facts = self._path, work, self._found
         self._thread = Thread(target=self._hash, args=facts, name="ahead", daemon=True)
         self._thread.start()
