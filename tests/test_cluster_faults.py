@@ -351,9 +351,9 @@ def test_other_hardware_takes_part_only_if_allowed(
     add, job, monkeypatch, caplog, is_allowed
 ):
     """Another CPU has other last bits, as another GPU has."""
-    use(monkeypatch, simulate.SimulatedRecipe, rate=80)
-    add()
-    task = job(mixed_devices=is_allowed)
+    use(monkeypatch, simulate.SimulatedRecipe, rate=40)
+    add()  # has room for two at most
+    task = job(workers=3, mixed_devices=is_allowed)
 
     def add_other():
         add(ATEN_CPU_CAPABILITY="default")
@@ -363,7 +363,6 @@ def test_other_hardware_takes_part_only_if_allowed(
     assert values["exit_code"] == ExitCode.OK, values["error"]
     assert values["counts"]["shards_done"] == SHARDS
     assert len(set(values["engine"]["devices"])) == 1 + is_allowed
-    assert values["engine"]["workers"] == 1 + is_allowed
     is_refused = re.search("not used: has DEFAULT( bf16)?, the plan", caplog.text)
     assert bool(is_refused) is not is_allowed
 
